@@ -1,0 +1,86 @@
+"""What gradext._C is made of: sources, flags, and whether CUDA is in. Shared by setup.py and cuda_check.
+
+Owns the decisions; runs no compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0+PTX"
+
+
+def sources(cuda: bool) -> list[str]:
+    """Paths relative to the root, so that nothing built from them can name the folder."""
+    endings = {".cpp", ".cu"} if cuda else {".cpp"}
+    return sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "csrc").rglob("*")
+        if path.suffix in endings
+    )
+
+
+def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
+    # NDEBUG: torch's headers carry debug asserts that a release libtorch does not fulfil.
+    # The prefix maps keep the build's folders out of __FILE__ and so out of the wheel.
+    maps = [f"-ffile-prefix-map={ROOT}=.", f"-ffile-prefix-map={torch_folder}=torch"]
+    defines = ["-DNDEBUG"] + (["-DGRADEXT_WITH_CUDA"] if cuda else [])
+    host = [*maps, "-fvisibility=hidden"]
+    device = ["-Xcompiler", ",".join(host)]
+    return {
+        "cxx": ["-O3", "-g0", *defines, *host, "-Wall", "-Wno-unknown-pragmas"],
+        "nvcc": ["-O3", *defines, *device],
+    }
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """Whether to build the CUDA kernels, and why."""
+
+    build: bool
+    why: str
+
+
+def decide_cuda(torch_cuda: str | None, cuda_home: str | None) -> Cuda:
+    """CUDA is built when torch is a CUDA build and a toolkit of the same major version is found.
+
+    FORCE_CUDA=1 makes anything missing an error, FORCE_ONLY_CPU=1 leaves CUDA out. No GPU is asked
+    for: the machine that builds often has none. Raises SystemExit (one line) where FORCE_CUDA cannot
+    be done.
+    """
+    force = os.environ.get("FORCE_CUDA") == "1"
+    if os.environ.get("FORCE_ONLY_CPU") == "1":
+        if force:
+            raise SystemExit("gradext: FORCE_CUDA=1 and FORCE_ONLY_CPU=1 contradict each other.")
+        return Cuda(False, "FORCE_ONLY_CPU=1")
+    if torch_cuda is None:
+        missing = "this torch is a build without CUDA"
+    elif cuda_home is None or (toolkit := toolkit_version(Path(cuda_home))) is None:
+        missing = "no CUDA toolkit was found (CUDA_HOME, or nvcc on PATH)"
+    elif toolkit.split(".")[0] != torch_cuda.split(".")[0]:
+        missing = f"the CUDA toolkit is {toolkit}, but this torch was built with CUDA {torch_cuda}"
+    else:
+        return Cuda(True, f"torch was built with CUDA {torch_cuda}, toolkit {toolkit}")
+    if force:
+        raise SystemExit(f"gradext: FORCE_CUDA=1, but {missing}.")
+    return Cuda(False, missing)
+
+
+def toolkit_version(cuda_home: Path) -> str | None:
+    """The version that nvcc prints, "13.0"; None where there is no working nvcc."""
+    try:
+        done = subprocess.run(
+            [str(cuda_home / "bin" / "nvcc"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"release (\d+\.\d+)", done.stdout)
+    return found[1] if found else None

@@ -1,0 +1,162 @@
+// The dispatcher's door to state.h. Every op answers for the OUTERMOST object, the one autograd
+// checks, so its kernel must run before any key unwraps the tensor, copies it or hands it to
+// Python.
+#include "state.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/library.h>
+
+namespace gradext {
+namespace {
+
+using c10::DispatchKey;
+
+// What an undefined tensor (None) answers: it has nothing.
+const c10::TensorImpl* impl_or_null(const at::Tensor& t) {
+  return t.defined() ? t.unsafeGetTensorImpl() : nullptr;
+}
+
+std::optional<int64_t> version(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  const int64_t value = impl ? state::version(*impl) : -1;
+  return value < 0 ? std::nullopt : std::optional<int64_t>(value);
+}
+
+std::optional<int64_t> version_counter(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  const void* address = impl ? state::counter_address(*impl) : nullptr;
+  return address ? std::optional<int64_t>(state::opaque_id(address)) : std::nullopt;
+}
+
+bool is_view(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  return impl && state::backward_view_meta(*impl);
+}
+
+bool is_differentiable_view(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  return impl && state::view_meta(*impl);
+}
+
+std::optional<at::Tensor> base(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  const auto* meta = impl ? state::backward_view_meta(*impl) : nullptr;
+  return meta ? std::optional<at::Tensor>(meta->get_backward_view().base_) : std::nullopt;
+}
+
+std::optional<std::string> creation_meta(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  const char* name = impl ? state::creation_meta(*impl) : nullptr;
+  return name ? std::optional<std::string>(name) : std::nullopt;
+}
+
+bool is_inference(const at::Tensor& self) {
+  const auto* impl = impl_or_null(self);
+  return impl && state::is_inference(*impl);
+}
+
+bool shares_version_counter(const at::Tensor& self, const at::Tensor& other) {
+  const auto *a = impl_or_null(self), *b = impl_or_null(other);
+  return a && b && state::counter_address(*a) &&
+         state::counter_address(*a) == state::counter_address(*b);
+}
+
+bool shares_storage(const at::Tensor& self, const at::Tensor& other) {
+  const auto *a = impl_or_null(self), *b = impl_or_null(other);
+  return a && b && state::storage(*a) && state::storage(*a) == state::storage(*b);
+}
+
+c10::List<std::string> to_list(const std::vector<std::string>& names) {
+  return c10::List<std::string>(c10::ArrayRef<std::string>(names));
+}
+
+c10::List<std::string> dispatch_keys(const at::Tensor& self) {
+  return to_list(
+      state::dispatch_key_names(self.defined() ? self.key_set() : c10::DispatchKeySet()));
+}
+
+std::tuple<bool, bool, c10::List<std::string>, c10::List<std::string>> grad_mode_state() {
+  const auto local = c10::impl::tls_local_dispatch_key_set();
+  return {
+      c10::GradMode::is_enabled(),
+      c10::InferenceMode::is_enabled(),
+      to_list(state::functionality_key_names(local.included_)),
+      to_list(state::functionality_key_names(local.excluded_))};
+}
+
+at::Tensor states(at::TensorList tensors) {
+  const auto rows = static_cast<int64_t>(tensors.size());
+  const auto columns = static_cast<int64_t>(state::kColumns.size());
+  using ModeTLS = c10::impl::TorchDispatchModeTLS;
+  if (ModeTLS::get_mode(c10::impl::TorchDispatchModeKey::FAKE).has_value()) {
+    // The fake rule: under FakeTensorMode the result is a fake int64[n, k], as for any other op.
+    return at::empty({rows, columns}, at::TensorOptions().dtype(at::kLong).device(at::kCPU));
+  }
+  // Allocated past the dispatcher, so that no user's TorchDispatchMode sees (or replaces) the
+  // result.
+  at::Tensor out = at::detail::empty_cpu({rows, columns}, at::TensorOptions().dtype(at::kLong));
+  auto* row = out.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows; ++i, row += columns) {
+    if (i + 8 < rows) {
+      state::prefetch_tensor(tensors[i + 8].unsafeGetTensorImpl());
+    }
+    if (i + 4 < rows && tensors[i + 4].defined()) {
+      state::prefetch_facts(*tensors[i + 4].unsafeGetTensorImpl());
+    }
+    state::fill_row(impl_or_null(tensors[i]), row);
+  }
+  return out;
+}
+
+// CompositeImplicitAutograd alone answers at a tensor's Autograd key, which is soon enough in plain
+// grad mode. It is too late under functorch (wrappers are unwrapped above it), and under
+// inference_mode the Autograd keys are skipped, so that a subclass would reach its
+// `__torch_dispatch__` and a conj view its materialising fallback first. Hence the same kernel on
+// every key that transforms.
+template <typename Kernel>
+void implement(torch::Library& m, const char* name, Kernel kernel) {
+  m.impl(name, torch::dispatch(DispatchKey::CompositeImplicitAutograd, kernel));
+  constexpr auto kFirst = static_cast<uint16_t>(DispatchKey::BackendSelect);
+  constexpr auto kLast = static_cast<uint16_t>(DispatchKey::PreDispatch);
+  for (uint16_t k = kFirst; k <= kLast; ++k) {
+    const auto key = static_cast<DispatchKey>(k);
+    switch (key) {
+      case DispatchKey::AutogradOther:
+      case DispatchKey::AutogradFunctionality:
+      case DispatchKey::AutogradNestedTensor:
+        continue;  // covered by CompositeImplicitAutograd
+      case DispatchKey::Tracer:
+      case DispatchKey::DeferredInit:
+        continue;  // not ours: torch falls through these where they are not in use
+      case DispatchKey::TESTING_ONLY_GenericWrapper:
+      case DispatchKey::TESTING_ONLY_GenericMode:
+        continue;
+      default:
+        m.impl(name, torch::dispatch(key, kernel));
+    }
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(gradext, m) {
+  implement(m, "version", &version);
+  implement(m, "version_counter", &version_counter);
+  implement(m, "is_view", &is_view);
+  implement(m, "is_differentiable_view", &is_differentiable_view);
+  implement(m, "base", &base);
+  implement(m, "creation_meta", &creation_meta);
+  implement(m, "is_inference", &is_inference);
+  implement(m, "shares_version_counter", &shares_version_counter);
+  implement(m, "shares_storage", &shares_storage);
+  implement(m, "dispatch_keys", &dispatch_keys);
+  implement(m, "grad_mode_state", &grad_mode_state);
+  implement(m, "states", &states);
+}
+
+}  // namespace gradext

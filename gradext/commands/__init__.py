@@ -1,0 +1,60 @@
+"""The `gradext` program: finds the subcommand, parses, runs it.
+
+One module per subcommand, each with a class whose docstring is its help and which has
+`prepare_parser(parser)` and `run(args, parser) -> exit code`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
+COMMANDS = {
+    "lesson": (
+        "gradext.commands.lesson",
+        "LessonCommand",
+        "learn autograd's mechanics by running them",
+    ),
+    "doctor": ("gradext.commands.doctor", "DoctorCommand", "what is installed, and does it fit"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit code. 2 for a command line that makes no sense."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="gradext",
+        description="Why autograd went wrong: version counters, views and inference tensors, made visible.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    wanted = next((word for word in words if not word.startswith("-")), None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (module, cls, summary) in COMMANDS.items():
+        if name != wanted:
+            commands.add_parser(name, help=summary)
+            continue
+        command: Any = getattr(importlib.import_module(module), cls)()
+        child = commands.add_parser(
+            name,
+            help=summary,
+            description=command.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.prepare_parser(child)
+        child.set_defaults(_command=command, _parser=child)
+    args = parser.parse_args(words)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    code: int = args._command.run(args, args._parser)
+    return code
+
+
+def _version() -> str:
+    from gradext._version import __version__
+
+    return f"gradext {__version__}"

@@ -1,0 +1,134 @@
+"""`gradext doctor`: what is installed, what the compiled part was built for, and whether they fit.
+
+Must work when the compiled part does not load, so it imports nothing of gradext but _install and
+_version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gradext import _install
+from gradext._version import __version__
+
+
+class DoctorCommand:
+    """Print versions, compilers, CUDA and the self-tests of the compiled part.
+
+    Exit code 0 when gradext can be used here, 1 when it cannot (the last line says why).
+    """
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+
+    def run(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+        report = examine()
+        if args.json:
+            print(json.dumps(report, indent=1))
+        else:
+            for line in as_lines(report):
+                print(line)
+        return 0 if report["usable"] else 1
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `gradext doctor` says, as one JSON-able dict."""
+    report: dict[str, Any] = {
+        "gradext": {"version": __version__, "folder": str(_install.PACKAGE)},
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "torch": _torch(),
+        "compilers": {
+            "c++": _first_line(os.environ.get("CXX") or "c++", "--version"),
+            "nvcc": _last_line("nvcc", "--version"),
+            "ninja": _first_line("ninja", "--version"),
+        },
+        "compiled": None,
+        "self_tests": [],
+        "problem": None,
+    }
+    try:
+        module: Any = sys.modules.get("gradext._C") or _install.load()
+    except ImportError as error:
+        report["problem"] = str(error)
+    else:
+        build = _install.read_build(Path(module.__file__))
+        report["compiled"] = {
+            "library": str(build.library),
+            "torch": build.torch,
+            "python": build.python,
+            "cuda": build.cuda,
+        }
+        report["self_tests"] = [[claim, holds] for claim, holds in module.self_test()]
+    report["usable"] = report["problem"] is None and all(ok for _, ok in report["self_tests"])
+    return report
+
+
+def as_lines(report: dict[str, Any]) -> list[str]:
+    """The report as aligned lines."""
+    torch, compiled = report["torch"], report["compiled"]
+    pairs = [
+        ("gradext", f"{report['gradext']['version']}  {report['gradext']['folder']}"),
+        ("python", f"{report['python']['version']}  {report['python']['executable']}"),
+        ("platform", report["platform"]),
+        ("torch", f"{torch['version']}  {torch['folder']}" if torch else "not installed"),
+    ]
+    if torch:
+        pairs.append(("torch CUDA", torch["cuda"] or "a build without CUDA"))
+        pairs.append(("device", ", ".join(torch["devices"]) or "no CUDA device"))
+    for name, text in report["compilers"].items():
+        pairs.append((name, text or "not found"))
+    if compiled:
+        pairs.append(("compiled", compiled["library"]))
+        pairs.append(("built for", f"torch {compiled['torch']}, Python {compiled['python']}"))
+        pairs.append(("CUDA built", f"yes, CUDA {compiled['cuda']}" if compiled["cuda"] else "no"))
+    for claim, holds in report["self_tests"]:
+        pairs.append(("self-test", f"{'ok    ' if holds else 'FAILED'}  {claim}"))
+    pairs.append(
+        ("verdict", "usable" if report["usable"] else report["problem"] or "a self-test failed")
+    )
+    return [f"{label:<11} {text}" for label, text in pairs]
+
+
+def _torch() -> dict[str, Any] | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    devices = []
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "version": torch.__version__,
+        "folder": os.path.dirname(torch.__file__),
+        "cuda": torch.version.cuda,
+        "devices": devices,
+    }
+
+
+def _output(program: str, *arguments: str) -> list[str]:
+    found = shutil.which(program)
+    if found is None:
+        return []
+    try:
+        done = subprocess.run([found, *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.strip().splitlines()
+
+
+def _first_line(program: str, *arguments: str) -> str | None:
+    return next(iter(_output(program, *arguments)), None)
+
+
+def _last_line(program: str, *arguments: str) -> str | None:
+    lines = _output(program, *arguments)
+    return lines[-1] if lines else None

@@ -1,0 +1,234 @@
+"""The only door to `torch.ops.gradext`: each op's Python name, docstring and tracing rule.
+
+Reads state through the dispatcher and changes nothing. The same facts without the dispatcher, for many
+tensors or all at once, are in gradext.state.
+
+All ops here answer for the OUTERMOST object, the one autograd checks: for a tensor subclass or a
+functorch wrapper that is the wrapper, and no `__torch_dispatch__` or `__torch_function__` of a user
+runs. An undefined tensor (None) has no facts: the answers are None and False.
+
+Under `torch.compile` each op is a graph break: a version read while tracing would be a constant of the
+trace, not of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_ops = torch.ops.gradext
+
+
+def graph_break(function: _Function) -> _Function:
+    """Mark a Python function that Dynamo must call, never trace into.
+
+    What `torch.compiler.disable` does, without its import of torch._dynamo (seconds): the attribute is
+    for a caller that Dynamo traces, the strategy for the function's own frame and those below it.
+    """
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    function._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+        "gradext reads live autograd state, which exists only at run time"
+    )
+    try:
+        frames: Any = torch._C._dynamo.eval_frame
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        frames.set_code_exec_strategy(function.__code__, skip)
+    except AttributeError:
+        pass  # a torch that moved it: Dynamo tries the frame, warns, and calls the function all the same
+    return function
+
+
+class GradModeState(NamedTuple):
+    """The calling thread's modes and its thread-local dispatch keys (functionality key names)."""
+
+    grad_mode: bool
+    inference_mode: bool
+    included: tuple[str, ...]
+    excluded: tuple[str, ...]
+
+
+def _call(op: Any, *tensors: torch.Tensor | None) -> Any:
+    for tensor in tensors:
+        if tensor is not None and not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"gradext.ops.{op._schema.name.split('::')[1]}: expected a torch.Tensor, "
+                f"got {type(tensor).__module__}.{type(tensor).__qualname__}"
+            )
+    with torch._C.DisableTorchFunction():
+        return op(*tensors)
+
+
+@graph_break
+def version(t: torch.Tensor | None) -> int | None:
+    """The version counter's value: how many in-place writes autograd has counted. `t._version`.
+
+    None for an inference tensor, which has no counter (`t._version` raises there).
+    Source: VariableVersion in c10/core/TensorImpl.h.
+    """
+    value: int | None = _call(_ops.version.default, t)
+    return value
+
+
+@graph_break
+def version_counter(t: torch.Tensor | None) -> int | None:
+    """An opaque id of the version counter itself; None without one.
+
+    Among living tensors two ids are equal iff the counter is shared, as a tensor shares it with its
+    views and its `detach()`, and not with its `.data`. An id may be used again after its tensor died.
+    """
+    value: int | None = _call(_ops.version_counter.default, t)
+    return value
+
+
+@graph_break
+def is_view(t: torch.Tensor | None) -> bool:
+    """Whether autograd tracks `t` as a view for backward. `t._is_view()`.
+
+    `detach()` and `.data` share memory and are no views in this sense; nor is a view made of an
+    inference tensor under inference_mode.
+    """
+    value: bool = _call(_ops.is_view.default, t)
+    return value
+
+
+@graph_break
+def is_differentiable_view(t: torch.Tensor | None) -> bool:
+    """Whether `t` carries view metadata at all, for backward or for forward-mode differentiation.
+
+    True for every `is_view` tensor, and for one that is a view in forward mode alone (the `detach()`
+    of a dual tensor). Source: DifferentiableViewMeta in torch/csrc/autograd/variable.h.
+    """
+    value: bool = _call(_ops.is_differentiable_view.default, t)
+    return value
+
+
+@graph_break
+def base(t: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor that `t` is a view of, the very object; None when `t` is no view. `t._base`.
+
+    Never itself a view: autograd flattens a chain of views to its root.
+    """
+    value: torch.Tensor | None = _call(_ops.base.default, t)
+    return value
+
+
+@graph_break
+def creation_meta(t: torch.Tensor | None) -> str | None:
+    """How a view was made, which decides whether it may be written in place; None for no view.
+
+    "default" may be written; "no_grad_mode", "inference_mode", "multi_output_node" (split, unbind ...)
+    and "in_custom_function" raise when written with grad mode on.
+    Source: CreationMeta in torch/csrc/autograd/variable.h.
+    """
+    value: str | None = _call(_ops.creation_meta.default, t)
+    return value
+
+
+@graph_break
+def is_inference(t: torch.Tensor | None) -> bool:
+    """Whether `t` is an inference tensor (born under inference_mode). `t.is_inference()`."""
+    value: bool = _call(_ops.is_inference.default, t)
+    return value
+
+
+@graph_break
+def shares_version_counter(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether a counted write to one of `a`, `b` is seen by the backward of the other.
+
+    False when either has no counter (inference tensors).
+    """
+    value: bool = _call(_ops.shares_version_counter.default, a, b)
+    return value
+
+
+@graph_break
+def shares_storage(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether `a` and `b` are made on the same storage object (not: whether their bytes overlap).
+
+    False when either has no storage (sparse tensors, functorch wrappers). Two tensors made from one
+    numpy array share memory through two storages: False.
+    """
+    value: bool = _call(_ops.shares_storage.default, a, b)
+    return value
+
+
+@graph_break
+def dispatch_keys(t: torch.Tensor | None) -> tuple[str, ...]:
+    """The names of the tensor's dispatch keys, lowest priority first."""
+    return tuple(_call(_ops.dispatch_keys.default, t))
+
+
+@graph_break
+def grad_mode_state() -> GradModeState:
+    """Grad mode, inference mode, and the thread's included and excluded dispatch keys.
+
+    Outside inference_mode "ADInplaceOrView" is among the included keys; inside it is not, and the
+    Autograd keys are excluded. Keys are named by functionality ("AutogradFunctionality"), as a
+    thread-local set names no backends. Source: c10/core/InferenceMode.h.
+    """
+    grad_mode, inference_mode, included, excluded = _call(_ops.grad_mode_state.default)
+    return GradModeState(grad_mode, inference_mode, tuple(included), tuple(excluded))
+
+
+@graph_break
+def states(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """All integer facts of `tensors`: int64[n, k] on the CPU, columns `gradext.STATE_COLUMNS`.
+
+    `gradext.states` is the faster door (no dispatcher, a numpy array). Facts that do not exist are -1
+    (version, creation_meta, sizes) or 0 (ids).
+    """
+    for index, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"gradext.ops.states: item {index} is a {type(tensor).__qualname__}, "
+                "expected a torch.Tensor"
+            )
+    with torch._C.DisableTorchFunction():
+        rows: torch.Tensor = _ops.states.default(tensors)
+    return rows
+
+
+@graph_break
+def null_launch(t: torch.Tensor) -> None:
+    """Launch an empty kernel on the device and current stream of `t`; on the CPU do nothing.
+
+    A probe for benchmarks: what a launch costs, which every other kernel's time contains.
+    """
+    _call(_ops.null_launch.default, t)
+
+
+def _refuse_tracing(op: Any) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        from torch._subclasses.fake_tensor import DataDependentOutputException
+
+        # Dynamo turns this error into a graph break; make_fx and AOTAutograd stop with it. Either is
+        # better than the state of the tracer's own stand-in tensors written down as a constant.
+        raise DataDependentOutputException(op)
+
+    return refuse
+
+
+# The Python dispatcher is on exactly while Dynamo, AOTAutograd or make_fx trace; kernels registered so
+# are consulted then and only then. Beside the alias, the keys that a tracer itself puts on top.
+_TRACED = ("CompositeImplicitAutograd", "PythonTLSSnapshot", "Functionalize", "PreDispatch")
+for _name in (
+    "version",
+    "version_counter",
+    "is_view",
+    "is_differentiable_view",
+    "base",
+    "creation_meta",
+    "is_inference",
+    "shares_version_counter",
+    "shares_storage",
+    "dispatch_keys",
+    "grad_mode_state",
+    "states",
+):
+    _op = getattr(_ops, _name).default
+    for _key in _TRACED:
+        _op.py_impl(getattr(torch._C.DispatchKey, _key))(_refuse_tracing(_op))
+del _name, _op, _key

@@ -1,0 +1,92 @@
+"""Builds gradext._C for the torch that build_tools/torch_finder.py finds; pyproject.toml has the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+
+import extension  # noqa: E402
+import torch_finder  # noqa: E402
+
+# These commands compile nothing, and an isolated build runs them before torch is there to import.
+METADATA_ONLY = any(word in {"egg_info", "dist_info", "sdist"} for word in sys.argv[1:])
+# A source distribution is for no torch in particular; whatever builds it names one.
+TORCH = "torch>=2.11" if "sdist" in sys.argv else torch_finder.find().requirement
+
+
+class CleanBuild(build):  # type: ignore[misc]
+    """Starts from an empty build/lib: a module deleted since the last build must not be packed."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+def extension_arguments() -> dict[str, object]:
+    """ext_modules and cmdclass, which need torch imported."""
+    import torch
+    from torch.utils import cpp_extension
+
+    cuda = extension.decide_cuda(torch.version.cuda, cpp_extension.CUDA_HOME)
+    with_cuda = "with" if cuda.build else "without"
+    print(f"gradext: building for torch {torch.__version__} {with_cuda} CUDA: {cuda.why}")
+    if cuda.build:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", extension.CUDA_ARCHITECTURES)
+
+    class BuildC(cpp_extension.BuildExtension):  # type: ignore[misc]
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # Objects of another torch, Python or CUDA choice must not be reused, nor a linked _C.
+            kind = "cuda" if cuda.build else "cpu"
+            self.build_temp = os.path.join(self.build_temp, f"torch-{torch.__version__}-{kind}")
+            self.force = True
+
+        def run(self) -> None:
+            super().run()
+            name = self.get_ext_filename("gradext._C")
+            for folder in {Path(self.build_lib), ROOT} if self.inplace else {Path(self.build_lib)}:
+                library = folder / name
+                if library.is_file():
+                    write_build_record(
+                        library, torch.__version__, cuda.build and torch.version.cuda
+                    )
+
+    kind = cpp_extension.CUDAExtension if cuda.build else cpp_extension.CppExtension
+    torch_folder = Path(torch.__file__).resolve().parent
+    module = kind(
+        name="gradext._C",
+        sources=extension.sources(cuda.build),
+        depends=[str(path) for path in (ROOT / "csrc").rglob("*.h")],
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=extension.compile_flags(torch_folder, cuda.build),
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildC, "build": CleanBuild}}
+
+
+def write_build_record(library: Path, torch_version: str, cuda: str | bool | None) -> None:
+    """What `library` was built for, in a file beside it: readable without loading it."""
+    sys.path.insert(0, str(ROOT / "gradext"))
+    import _install  # the reader of this record also knows how to hash the sources
+
+    record = {
+        "torch": torch_version,
+        "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
+        "cuda": cuda or None,
+        "sources": _install.source_hash(ROOT / "csrc"),
+    }
+    _install.record_path(library).write_text(json.dumps(record, indent=1) + "\n")
+
+
+setup(
+    install_requires=[TORCH, "numpy>=1.26", "rich>=13"],
+    **({} if METADATA_ONLY else extension_arguments()),
+)

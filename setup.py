@@ -1,4 +1,7 @@
-"""Builds gradext._C for the torch that build_tools/torch_finder.py finds; pyproject.toml has the rest."""
+"""Builds gradext._C for the torch that build_tools/torch_finder.py finds.
+
+Owns the compiled part and what depends on torch's version; pyproject.toml has the rest.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,19 @@ class CleanBuild(build):  # type: ignore[misc]
 def extension_arguments() -> dict[str, object]:
     """ext_modules and cmdclass, which need torch imported."""
     import torch
+
+    home = extension.toolkit_home()
+    if home is not None:
+        os.environ["CUDA_HOME"] = str(home)  # torch's cpp_extension reads it when it is imported
     from torch.utils import cpp_extension
 
-    cuda = extension.decide_cuda(torch.version.cuda, cpp_extension.CUDA_HOME)
+    cuda = extension.decide_cuda(torch.version.cuda, home)
     with_cuda = "with" if cuda.build else "without"
     print(f"gradext: building for torch {torch.__version__} {with_cuda} CUDA: {cuda.why}")
     if cuda.build:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", extension.CUDA_ARCHITECTURES)
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", extension.architectures(cuda.toolkit))
+
+    built_cuda = torch.version.cuda if cuda.build else None
 
     class BuildC(cpp_extension.BuildExtension):  # type: ignore[misc]
         def finalize_options(self) -> None:
@@ -56,9 +65,7 @@ def extension_arguments() -> dict[str, object]:
             for folder in {Path(self.build_lib), ROOT} if self.inplace else {Path(self.build_lib)}:
                 library = folder / name
                 if library.is_file():
-                    write_build_record(
-                        library, torch.__version__, cuda.build and torch.version.cuda
-                    )
+                    write_build_record(library, torch.__version__, built_cuda)
 
     kind = cpp_extension.CUDAExtension if cuda.build else cpp_extension.CppExtension
     torch_folder = Path(torch.__file__).resolve().parent
@@ -72,7 +79,7 @@ def extension_arguments() -> dict[str, object]:
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildC, "build": CleanBuild}}
 
 
-def write_build_record(library: Path, torch_version: str, cuda: str | bool | None) -> None:
+def write_build_record(library: Path, torch_version: str, cuda: str | None) -> None:
     """What `library` was built for, in a file beside it: readable without loading it."""
     sys.path.insert(0, str(ROOT / "gradext"))
     import _install  # the reader of this record also knows how to hash the sources
@@ -80,7 +87,7 @@ def write_build_record(library: Path, torch_version: str, cuda: str | bool | Non
     record = {
         "torch": torch_version,
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        "cuda": cuda or None,
+        "cuda": cuda,
         "sources": _install.source_hash(ROOT / "csrc"),
     }
     _install.record_path(library).write_text(json.dumps(record, indent=1) + "\n")

@@ -1,18 +1,18 @@
-"""What gradext._C is made of: sources, flags, and whether CUDA is in. Shared by setup.py and cuda_check.
+"""What gradext._C is made of: sources, flags, and whether CUDA is in.
 
-Owns the decisions; runs no compiler.
+Shared by setup.py and cuda_check. Owns the decisions; runs no compiler.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CUDA_ARCHITECTURES = "7.5;8.0;8.6;9.0;10.0+PTX"
 
 
 def sources(cuda: bool) -> list[str]:
@@ -44,14 +44,15 @@ class Cuda:
 
     build: bool
     why: str
+    toolkit: str = ""
 
 
-def decide_cuda(torch_cuda: str | None, cuda_home: str | None) -> Cuda:
+def decide_cuda(torch_cuda: str | None, home: Path | None) -> Cuda:
     """CUDA is built when torch is a CUDA build and a toolkit of the same major version is found.
 
     FORCE_CUDA=1 makes anything missing an error, FORCE_ONLY_CPU=1 leaves CUDA out. No GPU is asked
-    for: the machine that builds often has none. Raises SystemExit (one line) where FORCE_CUDA cannot
-    be done.
+    for: the machine that builds often has none. Raises SystemExit (one line) where FORCE_CUDA
+    cannot be done.
     """
     force = os.environ.get("FORCE_CUDA") == "1"
     if os.environ.get("FORCE_ONLY_CPU") == "1":
@@ -60,27 +61,48 @@ def decide_cuda(torch_cuda: str | None, cuda_home: str | None) -> Cuda:
         return Cuda(False, "FORCE_ONLY_CPU=1")
     if torch_cuda is None:
         missing = "this torch is a build without CUDA"
-    elif cuda_home is None or (toolkit := toolkit_version(Path(cuda_home))) is None:
+    elif home is None or (toolkit := toolkit_version(home)) is None:
         missing = "no CUDA toolkit was found (CUDA_HOME, or nvcc on PATH)"
     elif toolkit.split(".")[0] != torch_cuda.split(".")[0]:
         missing = f"the CUDA toolkit is {toolkit}, but this torch was built with CUDA {torch_cuda}"
     else:
-        return Cuda(True, f"torch was built with CUDA {torch_cuda}, toolkit {toolkit}")
+        return Cuda(True, f"torch was built with CUDA {torch_cuda}, toolkit {toolkit}", toolkit)
     if force:
         raise SystemExit(f"gradext: FORCE_CUDA=1, but {missing}.")
     return Cuda(False, missing)
 
 
-def toolkit_version(cuda_home: Path) -> str | None:
-    """The version that nvcc prints, "13.0"; None where there is no working nvcc."""
-    try:
-        done = subprocess.run(
-            [str(cuda_home / "bin" / "nvcc"), "--version"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    found = re.search(r"release (\d+\.\d+)", done.stdout)
+def architectures(toolkit: str) -> str:
+    """The TORCH_CUDA_ARCH_LIST for a toolkit: sm_75 to the newest it knows, and PTX beyond."""
+    major, minor = (int(number) for number in toolkit.split("."))
+    return "7.5;8.0;8.6;9.0" + (";10.0+PTX" if (major, minor) >= (12, 8) else "+PTX")
+
+
+def toolkit_home() -> Path | None:
+    """The CUDA toolkit's folder: CUDA_HOME or CUDA_PATH, else what the nvcc on PATH says of itself.
+
+    nvcc may be a wrapper or a link far from its toolkit, so its own location proves nothing.
+    """
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        return Path(named)
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        fixed = Path("/usr/local/cuda")
+        return fixed if (fixed / "bin" / "nvcc").exists() else None
+    top = re.search(r"^#\$ TOP=(.+)$", _output(nvcc, "--dryrun", "-c", "-x", "cu", "none.cu"), re.M)
+    return Path(top[1]).resolve() if top else Path(nvcc).resolve().parent.parent
+
+
+def toolkit_version(home: Path) -> str | None:
+    """The version that the toolkit's nvcc prints, "13.0"; None where there is no working nvcc."""
+    found = re.search(r"release (\d+\.\d+)", _output(str(home / "bin" / "nvcc"), "--version"))
     return found[1] if found else None
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout + done.stderr

@@ -1,7 +1,7 @@
 """The build backend: setuptools', with the right torch within reach.
 
-Owns only what torch_finder's answer changes: which torch is asked for, and whose folder joins sys.path
-while setuptools works. Everything else is setuptools.build_meta.
+Owns only what torch_finder's answer changes: which torch is asked for, and whose folder joins
+sys.path while setuptools works. Everything else is setuptools.build_meta.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which torch is this build for? Owns the search; imports neither torch nor setuptools.
 
 An isolated build (pip's default) runs in an environment of its own, so the torch it would import is
-not the one that gradext will run with. pip keeps the interpreter's prefix, though, so the folders of
-the environment that asked for the install can still be listed, and their torch be found.
+not the one that gradext will run with. pip keeps the interpreter's prefix, though, so the folders
+of the environment that asked for the install can still be listed, and their torch be found.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CannotTell(SystemExit):
 
 @dataclass(frozen=True)
 class Target:
-    """The torch to build for: its version, and the folder that holds it (None: not installed yet)."""
+    """The torch to build for: its version, and the folder that holds it (None: not yet there)."""
 
     version: str
     folder: Path | None
@@ -47,11 +47,11 @@ class Target:
 def find() -> Target:
     """The torch this build is for.
 
-    In order: the environment variable GRADEXT_TORCH (a folder that holds ``torch/``, or a version to
-    fetch), the torch that this process can import, the torch of the environment that pip installs
-    into. Without any, torch TESTED, which pip then fetches. Raises CannotTell where the target
-    environment cannot be seen (front ends that build in an environment with a prefix of its own) and
-    for a torch outside the supported range.
+    In order: the environment variable GRADEXT_TORCH (a folder that holds ``torch/``, or a version
+    to fetch), the torch that this process can import, the torch of the environment that pip
+    installs into. Without any, torch TESTED, which pip then fetches. Raises CannotTell where the
+    target environment cannot be seen (front ends that build in an environment with a prefix of its
+    own) and for a torch outside the supported range.
     """
     wanted = os.environ.get(VARIABLE, "").strip()
     if wanted:
@@ -71,7 +71,7 @@ def find() -> Target:
 
 
 def target_folders() -> list[str]:
-    """Where the installing environment keeps packages, in the order its sys.path would list them."""
+    """Where the installing environment keeps packages, in the order of its sys.path."""
     in_venv = sys.prefix != sys.base_prefix
     folders = list(site.getsitepackages([sys.prefix]))
     # With --system-site-packages the base's folders come after; site lists them only when it was so
@@ -85,8 +85,9 @@ def target_folders() -> list[str]:
 
 
 def _isolated_by_pip() -> bool:
-    # pip's isolated environment is an overlay: same prefix, build requirements from elsewhere. Other
-    # front ends make a whole environment with its own prefix, and setuptools then lies inside it.
+    # pip's isolated environment is an overlay: same prefix, build requirements from elsewhere.
+    # Other front ends make a whole environment with its own prefix, and setuptools then lies inside
+    # it.
     try:
         location = Path(str(metadata.distribution("setuptools").locate_file(""))).resolve()
     except metadata.PackageNotFoundError:
@@ -125,7 +126,7 @@ def _checked(target: Target) -> Target:
         where = f" in {target.folder}" if target.folder else ""
         raise CannotTell(
             f"torch {target.version}{where} is too old; gradext builds against torch "
-            f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}. Run: pip install 'torch=={TESTED}'"
+            f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}; run: pip install torch=={TESTED}"
         )
     if minor > NEWEST:
         print(

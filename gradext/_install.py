@@ -82,7 +82,7 @@ def problem(build: Build, torch: ModuleType) -> str | None:
     again = REINSTALL if checkout() else f"{REINSTALL} in gradext's source folder"
     where = f"the compiled part {build.library}"
     if build.torch is None:
-        return f"{where} has no readable build record ({record_path(build.library).name}); run: {again}"
+        return f"{where} has no build record ({record_path(build.library).name}); run: {again}"
     if _minor(build.torch) != _minor(found):
         return f"{where} was built for torch {build.torch}, found torch {found}; run: {again}"
     if build.cuda and _major(build.cuda) != _major(found_cuda or ""):
@@ -155,7 +155,7 @@ def load() -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except ImportError as error:
-        # The versions agree and it still does not load: say what is known, with the loader's reason.
+        # The versions agree and it does not load: say what is known, with the loader's reason.
         text = str(error).replace("\n", " ")
         raise ImportError(
             f"gradext: cannot load {build.library}, built for torch {build.torch}, found torch "
@@ -172,7 +172,7 @@ def load() -> ModuleType:
 
 
 def program_arguments() -> list[str] | None:
-    """The arguments after `gradext` / `python -m gradext` if this process was started so, else None."""
+    """The arguments after `gradext` or `python -m gradext`; None in any other process."""
     words = list(sys.orig_argv)
     takes_value = False  # the word before is an interpreter option with its value in this word
     for index, word in enumerate(words[1:], 1):

@@ -1,14 +1,14 @@
 """The only door to `torch.ops.gradext`: each op's Python name, docstring and tracing rule.
 
-Reads state through the dispatcher and changes nothing. The same facts without the dispatcher, for many
-tensors or all at once, are in gradext.state.
+Reads state through the dispatcher and changes nothing. The same facts without the dispatcher, for
+many tensors or all at once, are in gradext.state.
 
 All ops here answer for the OUTERMOST object, the one autograd checks: for a tensor subclass or a
 functorch wrapper that is the wrapper, and no `__torch_dispatch__` or `__torch_function__` of a user
 runs. An undefined tensor (None) has no facts: the answers are None and False.
 
-Under `torch.compile` each op is a graph break: a version read while tracing would be a constant of the
-trace, not of the run.
+Under `torch.compile` each op is a graph break: a version read while tracing would be a constant of
+the trace, not of the run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _ops = torch.ops.gradext
 def graph_break(function: _Function) -> _Function:
     """Mark a Python function that Dynamo must call, never trace into.
 
-    What `torch.compiler.disable` does, without its import of torch._dynamo (seconds): the attribute is
-    for a caller that Dynamo traces, the strategy for the function's own frame and those below it.
+    What `torch.compiler.disable` does, without its import of torch._dynamo (seconds): the attribute
+    is for a caller that Dynamo traces, the strategy for the function's own frame and those below
+    it.
     """
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     function._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
@@ -37,7 +38,7 @@ def graph_break(function: _Function) -> _Function:
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         frames.set_code_exec_strategy(function.__code__, skip)
     except AttributeError:
-        pass  # a torch that moved it: Dynamo tries the frame, warns, and calls the function all the same
+        pass  # a torch that moved it: Dynamo tries the frame, warns, and calls the function
     return function
 
 
@@ -77,7 +78,8 @@ def version_counter(t: torch.Tensor | None) -> int | None:
     """An opaque id of the version counter itself; None without one.
 
     Among living tensors two ids are equal iff the counter is shared, as a tensor shares it with its
-    views and its `detach()`, and not with its `.data`. An id may be used again after its tensor died.
+    views and its `detach()`, and not with its `.data`. An id may be used again after its tensor
+    died.
     """
     value: int | None = _call(_ops.version_counter.default, t)
     return value
@@ -98,8 +100,8 @@ def is_view(t: torch.Tensor | None) -> bool:
 def is_differentiable_view(t: torch.Tensor | None) -> bool:
     """Whether `t` carries view metadata at all, for backward or for forward-mode differentiation.
 
-    True for every `is_view` tensor, and for one that is a view in forward mode alone (the `detach()`
-    of a dual tensor). Source: DifferentiableViewMeta in torch/csrc/autograd/variable.h.
+    True for every `is_view` tensor, and for one that is a view in forward mode alone (the
+    `detach()` of a dual tensor). Source: DifferentiableViewMeta in torch/csrc/autograd/variable.h.
     """
     value: bool = _call(_ops.is_differentiable_view.default, t)
     return value
@@ -119,7 +121,7 @@ def base(t: torch.Tensor | None) -> torch.Tensor | None:
 def creation_meta(t: torch.Tensor | None) -> str | None:
     """How a view was made, which decides whether it may be written in place; None for no view.
 
-    "default" may be written; "no_grad_mode", "inference_mode", "multi_output_node" (split, unbind ...)
+    "default" may be written; "no_grad_mode", "inference_mode", "multi_output_node" (split, unbind)
     and "in_custom_function" raise when written with grad mode on.
     Source: CreationMeta in torch/csrc/autograd/variable.h.
     """
@@ -177,8 +179,8 @@ def grad_mode_state() -> GradModeState:
 def states(tensors: list[torch.Tensor]) -> torch.Tensor:
     """All integer facts of `tensors`: int64[n, k] on the CPU, columns `gradext.STATE_COLUMNS`.
 
-    `gradext.states` is the faster door (no dispatcher, a numpy array). Facts that do not exist are -1
-    (version, creation_meta, sizes) or 0 (ids).
+    `gradext.states` is the faster door (no dispatcher, a numpy array). Facts that do not exist are
+    -1 (version, creation_meta, sizes) or 0 (ids).
     """
     for index, tensor in enumerate(tensors):
         if not isinstance(tensor, torch.Tensor):
@@ -204,15 +206,15 @@ def _refuse_tracing(op: Any) -> Callable[..., Any]:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         from torch._subclasses.fake_tensor import DataDependentOutputException
 
-        # Dynamo turns this error into a graph break; make_fx and AOTAutograd stop with it. Either is
-        # better than the state of the tracer's own stand-in tensors written down as a constant.
+        # Dynamo turns this error into a graph break; make_fx and AOTAutograd stop with it. Either
+        # is better than the state of the tracer's own stand-in tensors written down as a constant.
         raise DataDependentOutputException(op)
 
     return refuse
 
 
-# The Python dispatcher is on exactly while Dynamo, AOTAutograd or make_fx trace; kernels registered so
-# are consulted then and only then. Beside the alias, the keys that a tracer itself puts on top.
+# The Python dispatcher is on exactly while Dynamo, AOTAutograd or make_fx trace; kernels registered
+# so are consulted then and only then. Beside the alias, the keys that a tracer itself puts on top.
 _TRACED = ("CompositeImplicitAutograd", "PythonTLSSnapshot", "Functionalize", "PreDispatch")
 for _name in (
     "version",

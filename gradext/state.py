@@ -41,7 +41,8 @@ class TensorState:
         nbytes: bytes of the elements; None where they are kept elsewhere (sparse layouts).
         dispatch_keys: names, lowest priority first.
         id: id of the tensor itself.
-        grad_fn_is_stale: the base was written since `grad_fn` was made; torch rebuilds the node when it
+        grad_fn_is_stale: the base was written since `grad_fn` was made; torch rebuilds the node
+        when it
             is next asked for (which reading a TensorState never does).
         storage_is_freed: the storage was resized to nothing; only inspect_tree shows such tensors.
     """
@@ -126,8 +127,8 @@ def inspect(t: torch.Tensor) -> TensorState:
 
 def _state(t: torch.Tensor) -> TensorState:
     state = TensorState(*_C.inspect(t))
-    # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and reading
-    # that runs none of its code. Only torch's own class is trusted so.
+    # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and
+    # reading that runs none of its code. Only torch's own class is trusted so.
     fakes = sys.modules.get("torch._subclasses.fake_tensor")
     if fakes is not None and isinstance(t, fakes.FakeTensor):
         state = dataclasses.replace(state, device=t.fake_device)
@@ -168,10 +169,10 @@ def states(tensors: Sequence[torch.Tensor]) -> States:
 def inspect_tree(obj: object) -> StateTree:
     """The state of every tensor reachable in `obj`, with its path, in order of first sight.
 
-    Walks modules (parameters, buffers, submodules and plain attributes), dicts, lists, tuples, sets,
-    dataclasses and lone tensors. Paths read as one would write them: ``encoder.weight``,
-    ``["mask"]``, ``cache[16]``. A tensor found at several paths is listed at each; a container found
-    again is not entered again, so cycles end.
+    Walks modules (parameters, buffers, submodules and plain attributes), dicts, lists, tuples,
+    sets, dataclasses and lone tensors. Paths read as one would write them: ``encoder.weight``,
+    ``["mask"]``, ``cache[16]``. A tensor found at several paths is listed at each; a container
+    found again is not entered again, so cycles end.
 
     Raises:
         TypeError: `obj` is nothing that can hold tensors (the line says what it is).
@@ -194,7 +195,7 @@ def _is_container(obj: object) -> bool:
 def _walk(obj: object, path: str, entered: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
     # An explicit stack: a linked list of a few thousand dataclasses must not end in RecursionError.
     pending: list[tuple[object, str]] = [(obj, path)]
-    alive = []  # keeps what properties and views made on the fly from dying and lending out their id
+    alive = []  # keeps what properties make on the fly from dying and lending out its id
     while pending:
         value, where = pending.pop()
         if isinstance(value, torch.Tensor):

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="gradext",
-        description="Why autograd went wrong: version counters, views and inference tensors, made visible.",
+        description="Why autograd went wrong: versions, views and inference tensors, made visible.",
     )
     parser.add_argument("--version", action="version", version=_version())
     wanted = next((word for word in words if not word.startswith("-")), None)

@@ -1,1 +1,1 @@
-"""How results look: one module per thing that is shown. Reads finished records, never live tensors."""
+"""How results look, one module per thing shown. Reads finished records, never live tensors."""

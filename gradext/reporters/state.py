@@ -27,7 +27,7 @@ def describe(state: TensorState) -> str:
 
 
 def card_rows(state: TensorState) -> list[Row]:
-    """The card's lines, grouped as a person would ask: gradient, version, view, memory, dispatch."""
+    """The card's lines, in the order of a person's questions."""
     grad = "requires_grad" if state.requires_grad else "no requires_grad"
     history = (
         f"grad_fn {state.grad_fn}, output {state.output_nr}" if state.grad_fn else "no grad_fn"

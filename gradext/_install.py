@@ -79,7 +79,11 @@ def problem(build: Build, torch: ModuleType) -> str | None:
     """One line that says why `build` cannot serve here and what to run; None if it can."""
     found = str(torch.__version__)
     found_cuda = getattr(getattr(torch, "version", None), "cuda", None)
-    again = REINSTALL if checkout() else f"{REINSTALL} in gradext's source folder"
+    again = REINSTALL
+    if checkout() is None:
+        again += " in gradext's source folder"
+    elif build.library.parent == PACKAGE:
+        again = "pip install -e . (or delete that file and run: pip install .)"
     where = f"the compiled part {build.library}"
     if build.torch is None:
         return f"{where} has no build record ({record_path(build.library).name}); run: {again}"
@@ -107,7 +111,7 @@ def nothing_built() -> str:
     if others:
         return (
             f"the compiled part {PACKAGE / others[0]} was built for another Python, "
-            f"found {here}; run: {REINSTALL}"
+            f"found {here}; run: pip install ."
         )
     where = f"{PACKAGE} nor in any other gradext folder on sys.path"
     return f"no compiled part (_C{ABI_SUFFIX}) in {where}; run: pip install ."

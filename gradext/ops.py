@@ -182,14 +182,17 @@ def states(tensors: list[torch.Tensor]) -> torch.Tensor:
     `gradext.states` is the faster door (no dispatcher, a numpy array). Facts that do not exist are
     -1 (version, creation_meta, sizes) or 0 (ids).
     """
-    for index, tensor in enumerate(tensors):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"gradext.ops.states: item {index} is a {type(tensor).__qualname__}, "
-                "expected a torch.Tensor"
-            )
-    with torch._C.DisableTorchFunction():
-        rows: torch.Tensor = _ops.states.default(tensors)
+    try:
+        with torch._C.DisableTorchFunction():
+            rows: torch.Tensor = _ops.states.default(tensors)
+    except RuntimeError:  # torch's own complaint about an argument takes ten lines
+        for index, tensor in enumerate(tensors):
+            if not isinstance(tensor, torch.Tensor):
+                raise TypeError(
+                    f"gradext.ops.states: item {index} is a {type(tensor).__qualname__}, "
+                    "expected a torch.Tensor"
+                ) from None
+        raise
     return rows
 
 

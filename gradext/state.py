@@ -68,6 +68,14 @@ class TensorState:
     grad_fn_is_stale: bool
     storage_is_freed: bool
 
+    @classmethod
+    def _of(cls, t: torch.Tensor) -> TensorState:
+        # A frozen dataclass's own __init__ sets its fields one by one, which takes longer than
+        # reading all the facts.
+        state = cls.__new__(cls)
+        state.__dict__.update(zip(_FIELDS, _C.inspect(t), strict=True))
+        return state
+
     def __str__(self) -> str:
         from gradext.reporters import state
 
@@ -80,6 +88,9 @@ class TensorState:
         from gradext.reporters import state
 
         return state.card_html(self)
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(TensorState))
 
 
 class States(NamedTuple):
@@ -113,9 +124,12 @@ def inspect(t: torch.Tensor) -> TensorState:
         TypeError: `t` is no torch.Tensor.
         ValueError: the storage under `t` was freed (`untyped_storage().resize_(0)`).
     """
-    if not isinstance(t, torch.Tensor):
-        raise TypeError(_not_a_tensor(t))
-    state = _state(t)
+    try:
+        state = _state(t)
+    except TypeError:
+        if isinstance(t, torch.Tensor):
+            raise
+        raise TypeError(_not_a_tensor(t)) from None
     if state.storage_is_freed:
         raise ValueError(
             f"gradext.inspect: the storage of this {list(state.shape)} tensor was freed (it holds "
@@ -126,12 +140,13 @@ def inspect(t: torch.Tensor) -> TensorState:
 
 
 def _state(t: torch.Tensor) -> TensorState:
-    state = TensorState(*_C.inspect(t))
-    # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and
-    # reading that runs none of its code. Only torch's own class is trusted so.
-    fakes = sys.modules.get("torch._subclasses.fake_tensor")
-    if fakes is not None and isinstance(t, fakes.FakeTensor):
-        state = dataclasses.replace(state, device=t.fake_device)
+    state = TensorState._of(t)
+    if "Python" in state.dispatch_keys:
+        # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and
+        # reading that runs none of its code. Only torch's own class is trusted so.
+        fakes = sys.modules.get("torch._subclasses.fake_tensor")
+        if fakes is not None and isinstance(t, fakes.FakeTensor):
+            state = dataclasses.replace(state, device=t.fake_device)
     return state
 
 

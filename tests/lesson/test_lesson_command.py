@@ -1,0 +1,193 @@
+"""``gradext lesson`` as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradext.lesson import core
+
+ENVIRONMENT = {
+    key: value
+    for key, value in os.environ.items()
+    if key not in ("COLUMNS", "FORCE_COLOR", "PYTHONIOENCODING", "TTY_COMPATIBLE")
+}
+
+# A lesson of one chapter whose only claim is stated as argv[1] and comes out true.
+ONE_CLAIM = """
+import sys
+
+from gradext.lesson import core
+
+CHAPTER = core.Chapter(1, "for a test", "One claim.")
+
+
+@CHAPTER.claim("One is one.", verdict=sys.argv.pop(1))
+def one_is_one(lesson):
+    lesson.show("one", 1)
+    return True
+
+
+core.chapters = lambda: [CHAPTER]
+
+from gradext.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def lesson(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gradext", "lesson", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**ENVIRONMENT, **environment},
+        timeout=120,
+    )
+
+
+def test_a_chapter_runs_and_every_claim_is_as_stated() -> None:
+    done = lesson("1")
+    claims = core.select(1)[0].claims
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+    assert f"{len(claims)} claims, {len(claims)} as stated" in done.stdout
+    assert done.stdout.endswith("Next: gradext lesson 2\n")
+    for claim in claims:
+        assert f"\n{claim.number}  " in done.stdout
+    assert "   | x = torch.ones(3, device=lesson.device)\n" in done.stdout
+    assert "     requires_grad  False\n" in done.stdout
+
+
+def test_a_narrow_terminal() -> None:
+    done = lesson("3", COLUMNS="60")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 60
+
+
+def test_an_ascii_stream_on_a_terminal() -> None:
+    done = lesson("2", PYTHONIOENCODING="ascii", FORCE_COLOR="1")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert "\x1b[" in done.stdout
+
+
+def test_list_names_every_claim() -> None:
+    done = lesson("--list")
+    assert done.returncode == 0
+    listed = " ".join(done.stdout.split())
+    for chapter in core.chapters():
+        assert f"{chapter.number}  {chapter.title}\n" in done.stdout
+        for claim in chapter.claims:
+            assert f"{claim.number} {claim.text}" in listed
+
+    listing = json.loads(lesson("--list", "--json").stdout)
+    assert [chapter["number"] for chapter in listing["chapters"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_json_is_all_there_is_on_stdout() -> None:
+    done = lesson("--json", "1", "3")
+    assert done.returncode == 0
+    report = json.loads(done.stdout)
+    assert set(report) == {"gradext", "torch", "device", "claims", "total", "as_stated"}
+    assert report["torch"] == torch.__version__
+    assert report["device"] == "cpu"
+    assert report["total"] == report["as_stated"] == len(report["claims"])
+    assert {claim["chapter"] for claim in report["claims"]} == {1, 3}
+    for claim in report["claims"]:
+        assert set(claim) == {
+            "number", "chapter", "claim", "code", "stated", "verdict", "depends_on", "error",
+            "evidence", "seconds", "as_stated",
+        }  # fmt: skip
+        assert claim["verdict"] == claim["stated"]
+        assert claim["as_stated"] is True
+        assert claim["evidence"]
+        assert all(row["kind"] == "row" for row in claim["evidence"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["9"], "there is no chapter 9: the lesson has chapters 1 to 6"),
+        (["two"], "a chapter is a number, not 'two'"),
+        (["--device", "tpu"], "the lesson runs on 'cpu' or 'cuda', not on 'tpu'"),
+        (["--notebook", "no/such/folder/x.ipynb"], "cannot write no/such/folder/x.ipynb"),
+        (["--notebook", "x.ipynb", "--json"], "--notebook goes with neither --list nor --json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], says: str, tmp_path: Path
+) -> None:
+    done = lesson(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"gradext lesson: {says}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_one_line() -> None:
+    done = lesson("--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradext lesson: device 'cuda' asked for, but ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("stated", "code"), [("true", 0), ("false", 1), ("depends", 1)])
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_the_exit_code_is_0_only_if_all_came_out_as_stated(
+    stated: str, code: int, arguments: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "one_claim.py"
+    script.write_text(ONE_CLAIM)
+    done = subprocess.run(
+        [sys.executable, str(script), stated, "lesson", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        timeout=120,
+    )
+    assert done.stderr == ""
+    assert done.returncode == code
+    if arguments:
+        assert json.loads(done.stdout)["as_stated"] == (1 if code == 0 else 0)
+    elif code:
+        assert f"TRUE  NOT AS STATED: the lesson states {stated}" in done.stdout
+        assert "1 claim, 0 as stated" in done.stdout
+        assert done.stdout.endswith("Next: gradext doctor\n")
+
+
+@pytest.mark.parametrize("arguments", [["2"], ["--list"], ["--json", "1"]])
+def test_a_reader_that_leaves_gets_no_traceback(arguments: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "gradext", "lesson", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    # Closed before the first line is written: every write to the pipe fails.
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=120) not in (0, 2)
+    assert errors == ""
+
+
+def test_notebook_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "lesson.ipynb"
+    done = lesson("--notebook", str(file), "1")
+    assert done.returncode == 0
+    claims = len(core.select(1)[0].claims)
+    assert done.stdout == f"Wrote {file}: {claims} claims. Next: jupyter lab {file}\n"
+    assert json.loads(file.read_text())["nbformat"] == 4

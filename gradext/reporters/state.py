@@ -28,16 +28,13 @@ def describe(state: TensorState) -> str:
 
 def card_rows(state: TensorState) -> list[Row]:
     """The card's lines, in the order of a person's questions."""
-    grad = "requires_grad" if state.requires_grad else "no requires_grad"
-    history = (
-        f"grad_fn {state.grad_fn}, output {state.output_nr}" if state.grad_fn else "no grad_fn"
-    )
-    stale = (
-        "out of date: its base was written since; torch rebuilds it when asked"
-        if state.grad_fn_is_stale
-        else ""
-    )
-    rows = [("gradient", f"{grad}, {'leaf' if state.is_leaf else 'not a leaf'}, {history}", stale)]
+    words = ["requires_grad" if state.requires_grad else "no requires_grad"]
+    words.append("leaf" if state.is_leaf else "not a leaf")
+    words.append(f"grad_fn {state.grad_fn}" if state.grad_fn else "no grad_fn")
+    if state.output_nr:
+        words.append(f"its output {state.output_nr}")
+    stale = "out of date: its base was written since" if state.grad_fn_is_stale else ""
+    rows = [("gradient", ", ".join(words), stale)]
     if state.is_inference:
         rows.append(
             (

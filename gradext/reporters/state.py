@@ -133,7 +133,9 @@ def legend(items: Sequence[tuple[str, TensorState]]) -> list[str]:
     """The closing lines: totals, then what each mark that occurs in the table means."""
     tensors = {state.id: state for _, state in items}
     storages = {state.storage for state in tensors.values() if state.storage is not None}
-    total = sum(state.nbytes or 0 for state in tensors.values() if not state.is_view)
+    # Only plain numbers: adding up symbolic sizes would make torch guard on them.
+    sizes = [state.nbytes for state in tensors.values() if not state.is_view]
+    total = sum(size for size in sizes if isinstance(size, int))
     text = [
         f"{_many(len(items), 'path')}, {_many(len(tensors), 'tensor')}, "
         f"{_many(len(storages), 'storage')}, {_count(total)} bytes outside views"

@@ -14,8 +14,11 @@ from typing import Any
 import torch_finder
 from setuptools import build_meta
 
-get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
 build_sdist = build_meta.build_sdist
+
+
+def get_requires_for_build_sdist(config_settings: Any = None) -> list[str]:
+    return []  # sources are packed for any torch, so none is looked for
 
 
 def _requires() -> list[str]:

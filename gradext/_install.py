@@ -64,11 +64,13 @@ def checkout() -> Path | None:
 def candidates() -> Iterator[Path]:
     """The compiled parts in reach, nearest first: beside this package, then along sys.path.
 
-    From a checkout after `pip install .`, the package is the checkout's and `_C` lies in
-    site-packages.
+    The second is for a checkout: after `pip install .` the package that Python imports there is
+    the checkout's, while `_C` lies in site-packages.
     """
     seen = set()
-    for folder in (PACKAGE, *(Path(entry or ".") / "gradext" for entry in sys.path)):
+    # Outside a checkout another copy's compiled part would belong to another copy's Python code.
+    elsewhere = sys.path if checkout() else []
+    for folder in (PACKAGE, *(Path(entry or ".") / "gradext" for entry in elsewhere)):
         library = folder / f"_C{ABI_SUFFIX}"
         if library.is_file() and (resolved := library.resolve()) not in seen:
             seen.add(resolved)
@@ -113,8 +115,7 @@ def nothing_built() -> str:
             f"the compiled part {PACKAGE / others[0]} was built for another Python, "
             f"found {here}; run: pip install ."
         )
-    where = f"{PACKAGE} nor in any other gradext folder on sys.path"
-    return f"no compiled part (_C{ABI_SUFFIX}) in {where}; run: pip install ."
+    return f"no compiled part (_C{ABI_SUFFIX}) in {PACKAGE} or on sys.path; run: pip install ."
 
 
 def choose(torch: ModuleType) -> tuple[Build | None, list[str]]:

@@ -132,7 +132,7 @@ py::tuple inspect(py::handle object) {
       py::cast(c10::typeMetaToScalarType(impl.dtype())),
       py::cast(DeviceDefault::of(impl)),
       state::requires_grad(impl),
-      meta == nullptr || meta->grad_fn_ == nullptr,
+      state::is_leaf(impl),
       grad_fn_name(impl),
       meta ? static_cast<int64_t>(meta->output_nr_) : int64_t{0},
       version < 0 ? py::object(py::none()) : py::object(py::int_(version)),
@@ -151,6 +151,10 @@ py::tuple inspect(py::handle object) {
 }
 
 py::array_t<int64_t> states(py::object tensors) {
+  if (THPVariable_Check(tensors.ptr())) {
+    // A tensor can be iterated, but the state of its rows is hardly what was asked for.
+    throw py::type_error("gradext.states: expected a sequence of tensors, got a torch.Tensor");
+  }
   // A list or tuple is used as it is; anything else that can be iterated becomes a list first.
   py::object held = py::reinterpret_steal<py::object>(
       PySequence_Fast(tensors.ptr(), "gradext.states: expected a sequence of tensors"));

@@ -13,7 +13,7 @@ the trace, not of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -176,17 +176,23 @@ def grad_mode_state() -> GradModeState:
 
 
 @graph_break
-def states(tensors: list[torch.Tensor]) -> torch.Tensor:
+def states(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """All integer facts of `tensors`: int64[n, k] on the CPU, columns `gradext.STATE_COLUMNS`.
 
     `gradext.states` is the faster door (no dispatcher, a numpy array). Facts that do not exist are
     -1 (version, creation_meta, sizes) or 0 (ids).
     """
+    if isinstance(tensors, torch.Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(
+            "gradext.ops.states: expected a sequence of tensors, got "
+            f"{type(tensors).__module__}.{type(tensors).__qualname__}"
+        )
+    items = tensors if isinstance(tensors, (list, tuple)) else list(tensors)
     try:
         with torch._C.DisableTorchFunction():
-            rows: torch.Tensor = _ops.states.default(tensors)
+            rows: torch.Tensor = _ops.states.default(items)
     except RuntimeError:  # torch's own complaint about an argument takes ten lines
-        for index, tensor in enumerate(tensors):
+        for index, tensor in enumerate(items):
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(
                     f"gradext.ops.states: item {index} is a {type(tensor).__qualname__}, "

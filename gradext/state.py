@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy
@@ -168,7 +168,7 @@ def _not_a_tensor(value: object) -> str:
 
 
 @graph_break
-def states(tensors: Sequence[torch.Tensor]) -> States:
+def states(tensors: Iterable[torch.Tensor]) -> States:
     """The integer facts of many tensors in one call: `(array, columns)`, array int64[n, k].
 
     Booleans are 0 and 1; `creation_meta` is torch's enum value (0 is default). A fact that does not

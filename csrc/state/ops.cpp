@@ -19,57 +19,80 @@ namespace {
 
 using c10::DispatchKey;
 
+using ModeTLS = c10::impl::TorchDispatchModeTLS;
+using Infra = c10::impl::TorchDispatchModeKey;
+
+// make_fx and AOTAutograd trace under a proxy mode. What is read there is the state of the tracer's
+// tensors, and the trace would keep it as a constant. (Dynamo is told sooner: gradext/ops.py.)
+void refuse_tracing(const char* op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !ModeTLS::get_mode(Infra::PROXY).has_value(),
+      "gradext::",
+      op,
+      " reads live autograd state, which a trace (make_fx, export) cannot hold; call it outside "
+      "the traced function");
+}
+
 // What an undefined tensor (None) answers: it has nothing.
 const c10::TensorImpl* impl_or_null(const at::Tensor& t) {
   return t.defined() ? t.unsafeGetTensorImpl() : nullptr;
 }
 
 std::optional<int64_t> version(const at::Tensor& self) {
+  refuse_tracing("version");
   const auto* impl = impl_or_null(self);
   const int64_t value = impl ? state::version(*impl) : -1;
   return value < 0 ? std::nullopt : std::optional<int64_t>(value);
 }
 
 std::optional<int64_t> version_counter(const at::Tensor& self) {
+  refuse_tracing("version_counter");
   const auto* impl = impl_or_null(self);
   const void* address = impl ? state::counter_address(*impl) : nullptr;
   return address ? std::optional<int64_t>(state::opaque_id(address)) : std::nullopt;
 }
 
 bool is_view(const at::Tensor& self) {
+  refuse_tracing("is_view");
   const auto* impl = impl_or_null(self);
   return impl && state::backward_view_meta(*impl);
 }
 
 bool is_differentiable_view(const at::Tensor& self) {
+  refuse_tracing("is_differentiable_view");
   const auto* impl = impl_or_null(self);
   return impl && state::view_meta(*impl);
 }
 
 std::optional<at::Tensor> base(const at::Tensor& self) {
+  refuse_tracing("base");
   const auto* impl = impl_or_null(self);
   const auto* meta = impl ? state::backward_view_meta(*impl) : nullptr;
   return meta ? std::optional<at::Tensor>(meta->get_backward_view().base_) : std::nullopt;
 }
 
 std::optional<std::string> creation_meta(const at::Tensor& self) {
+  refuse_tracing("creation_meta");
   const auto* impl = impl_or_null(self);
   const char* name = impl ? state::creation_meta(*impl) : nullptr;
   return name ? std::optional<std::string>(name) : std::nullopt;
 }
 
 bool is_inference(const at::Tensor& self) {
+  refuse_tracing("is_inference");
   const auto* impl = impl_or_null(self);
   return impl && state::is_inference(*impl);
 }
 
 bool shares_version_counter(const at::Tensor& self, const at::Tensor& other) {
+  refuse_tracing("shares_version_counter");
   const auto *a = impl_or_null(self), *b = impl_or_null(other);
   return a && b && state::counter_address(*a) &&
          state::counter_address(*a) == state::counter_address(*b);
 }
 
 bool shares_storage(const at::Tensor& self, const at::Tensor& other) {
+  refuse_tracing("shares_storage");
   const auto *a = impl_or_null(self), *b = impl_or_null(other);
   return a && b && state::storage(*a) && state::storage(*a) == state::storage(*b);
 }
@@ -79,11 +102,13 @@ c10::List<std::string> to_list(const std::vector<std::string>& names) {
 }
 
 c10::List<std::string> dispatch_keys(const at::Tensor& self) {
+  refuse_tracing("dispatch_keys");
   return to_list(
       state::dispatch_key_names(self.defined() ? self.key_set() : c10::DispatchKeySet()));
 }
 
 std::tuple<bool, bool, c10::List<std::string>, c10::List<std::string>> grad_mode_state() {
+  refuse_tracing("grad_mode_state");
   const auto local = c10::impl::tls_local_dispatch_key_set();
   return {
       c10::GradMode::is_enabled(),
@@ -95,8 +120,7 @@ std::tuple<bool, bool, c10::List<std::string>, c10::List<std::string>> grad_mode
 at::Tensor state_rows(const at::ITensorListRef& tensors) {
   const auto rows = static_cast<int64_t>(tensors.size());
   const auto columns = static_cast<int64_t>(state::kColumns.size());
-  using ModeTLS = c10::impl::TorchDispatchModeTLS;
-  if (ModeTLS::get_mode(c10::impl::TorchDispatchModeKey::FAKE).has_value()) {
+  if (ModeTLS::get_mode(Infra::FAKE).has_value()) {
     // The fake rule: under FakeTensorMode the result is a fake int64[n, k], as for any other op.
     return at::empty({rows, columns}, at::TensorOptions().dtype(at::kLong).device(at::kCPU));
   }
@@ -123,6 +147,7 @@ at::Tensor state_rows(const at::ITensorListRef& tensors) {
 // C++ reference to a tensor that Python holds takes it: 100,000 times, a third of the call. Here it
 // is taken once. (It also saves the copy of the list that an unboxed signature would get.)
 void states(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
+  refuse_tracing("states");
   c10::IValue held = torch::jit::pop(*stack);
   at::Tensor rows = state_rows(at::ITensorListRef(held.toTensorList()));
   const PyGILState_STATE gil = PyGILState_Ensure();

@@ -75,12 +75,20 @@ inline bool requires_grad(const c10::TensorImpl& impl) {
   return meta && meta->requires_grad();
 }
 
-// True when `grad_fn` of this view is out of date: its base was written through another view since,
-// and torch will rebuild the node the next time somebody asks.
+// True when `grad_fn` of this view is out of date: its base was written since, and torch will
+// rebuild the node the next time somebody asks (VariableHooks::grad_fn has the same condition).
 inline bool grad_fn_is_stale(const c10::TensorImpl& impl) {
   DifferentiableViewMeta* meta = backward_view_meta(impl);
   const c10::VariableVersion& counter = impl.version_counter();
-  return meta && counter.enabled() && meta->get_attr_version() != counter.current_version();
+  return meta && counter.enabled() && meta->get_attr_version() != counter.current_version() &&
+         (meta->grad_fn_ || meta->get_backward_view().base_.requires_grad());
+}
+
+// What `Tensor.is_leaf` says, which asks for the node: a view without one that would get one is
+// none.
+inline bool is_leaf(const c10::TensorImpl& impl) {
+  AutogradMeta* meta = autograd_meta(impl);
+  return meta == nullptr || (meta->grad_fn_ == nullptr && !grad_fn_is_stale(impl));
 }
 
 inline const c10::StorageImpl* storage(const c10::TensorImpl& impl) {

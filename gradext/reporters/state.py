@@ -254,7 +254,14 @@ def _render(renderable: RenderableType) -> str:
     # Colour only where a terminal will show it; a string that is logged or piped stays plain.
     terminal = bool(getattr(sys.stdout, "isatty", lambda: False)())
     width = None if terminal else 120
-    console = Console(file=StringIO(), force_terminal=terminal, width=width, legacy_windows=False)
+    console = Console(
+        file=StringIO(),
+        force_terminal=terminal,
+        # In a notebook rich would display the text instead of returning it.
+        force_jupyter=False,
+        width=width,
+        legacy_windows=False,
+    )
     with console.capture() as capture:
         console.print(renderable)
     return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))

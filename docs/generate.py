@@ -1,7 +1,7 @@
-"""Fill README.md's generated blocks with what the programs really print.
+"""Fill the READMEs' generated blocks with what the programs really print.
 
     python docs/generate.py            run everything again and rewrite the blocks
-    python docs/generate.py --check    exit 1 if the block made from committed JSON is out of date
+    python docs/generate.py --check    exit 1 if a block made from committed JSON is out of date
 
 Needs the `test` extra (transformers builds the model, with random weights).
 """
@@ -12,10 +12,12 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 LESSON_LINES = 46
 
 INSPECT = """\
@@ -49,38 +51,64 @@ def lesson() -> str:
     return "```\n" + "\n".join(lines).rstrip() + "\n…\n```"
 
 
+def result(name: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return read
+
+
+def where(name: str) -> str:
+    m = result(name)["machine"]
+    device = f", {m['gpu']}" if m["gpu"] else ""
+    threads = f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}"
+    return (
+        f"{m['processor']}{device}, {threads}, torch {m['torch']}, Python {m['python']}, "
+        f"{m['date']}, commit {m['commit']}"
+    )
+
+
 def cost() -> str:
-    result = json.loads((ROOT / "benchmarks" / "results" / "state.json").read_text())
     rows = [
         f"| {row['what']} | `{row['through']}` | {row['times as fast as the attributes']:.2f} |"
-        for row in result["rows"]
-        if row["low"] != row["high"]
+        for row in result("state")["rows"]
+        if not row["through"].startswith(("t._", "6 ", "14 "))  # the peers themselves
     ]
     head = ["| what | through | times as fast as torch's attributes |", "| --- | --- | --- |"]
-    m = result["machine"]
-    where = f"{m['processor']}, {m['threads']} thread(s), torch {m['torch']}, {m['date']}"
-    return "\n".join([*head, *rows, "", f"({where}; commit {m['commit']})"])
+    return "\n".join([*head, *rows, "", f"({where('state')})"])
 
 
-BLOCKS = {
-    "lesson": lesson,
-    "inspect": lambda: session(INSPECT),
-    "tree": lambda: session(TREE, before="import gradext"),
-    "cost": cost,
-}
+def whole(name: str) -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import common
+
+    return f"{common.table(result(name)['rows'])}\n\n({where(name)})"
+
+
+# (file, block, what fills it, whether from committed JSON alone)
+BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
+    ("README.md", "lesson", lesson, False),
+    ("README.md", "inspect", lambda: session(INSPECT), False),
+    ("README.md", "tree", lambda: session(TREE, before="import gradext"), False),
+    ("README.md", "cost", cost, True),
+    ("benchmarks/README.md", "state", lambda: whole("state"), True),
+    ("benchmarks/README.md", "import_time", lambda: whole("import_time"), True),
+]
 
 
 def main() -> int:
     check = sys.argv[1:] == ["--check"]
-    text = new = README.read_text()
-    for name in ["cost"] if check else list(BLOCKS):
-        block = f"<!-- generated: {name} -->\n{BLOCKS[name]()}\n<!-- /generated -->"
-        pattern = rf"<!-- generated: {name} -->\n.*?<!-- /generated -->"
-        new = re.sub(pattern, lambda _, block=block: block, new, flags=re.S)
-    if check:
-        return 0 if new == text else 1
-    README.write_text(new)
-    return 0
+    stale = False
+    for name, block, fill, committed in BLOCKS:
+        if check and not committed:
+            continue
+        path = ROOT / name
+        text = path.read_text()
+        filled = f"<!-- generated: {block} -->\n{fill()}\n<!-- /generated -->"
+        pattern = rf"<!-- generated: {block} -->\n.*?<!-- /generated -->"
+        new = re.sub(pattern, lambda _, filled=filled: filled, text, flags=re.S)
+        stale |= new != text
+        if not check:
+            path.write_text(new)
+    return int(check and stale)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def test_the_llm_carries_a_counter_for_each_result_unless_in_inference_mode() ->
     )
     assert grad["results"] == no_grad["results"] == inference["results"] > 50
     assert no_grad["have a version counter"] == no_grad["results"]
-    assert no_grad["are tracked as views"] > 25
+    assert no_grad["are tracked as views"] > 10
     assert inference["have a version counter"] == inference["are tracked as views"] == 0
 
 

@@ -60,7 +60,7 @@ def test_the_copy_works_when_nothing_is_changed(package, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"torch": "2.11.0"}, f"was built for torch 2.11.0, found torch {torch.__version__}"),
+        ({"torch": "2.9.1"}, f"was built for torch 2.9.1, found torch {torch.__version__}"),
         ({"cuda": "99.0"}, "with CUDA 99.0, found torch"),
         ({"python": "3.9"}, "was built for Python 3.9, found 3."),
         ({"torch": None}, "has no build record"),
@@ -78,15 +78,15 @@ def test_a_compiled_part_that_does_not_fit_is_one_line(package, tmp_path, change
 
 
 def test_the_program_ends_in_one_line_without_a_traceback(package, tmp_path):
-    done = python("-m", "gradext", "lesson", cwd=tmp_path, path=package(torch="2.11.0"))
+    done = python("-m", "gradext", "lesson", cwd=tmp_path, path=package(torch="2.9.1"))
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "was built for torch 2.11.0" in done.stderr
+    assert "was built for torch 2.9.1" in done.stderr
 
 
 def test_doctor_runs_when_the_import_does_not(package, tmp_path):
-    site = package(torch="2.11.0")
+    site = package(torch="2.9.1")
     done = python("-W", "ignore", "-m", "gradext", "doctor", cwd=tmp_path, path=site)
     assert done.returncode == 1
     assert done.stderr == ""
@@ -147,19 +147,19 @@ def test_import_from_a_checkout_finds_the_installed_part(package, checkout):
 
 def test_a_leftover_in_the_checkout_is_passed_over_with_a_word(package, checkout):
     site = package()
-    package(checkout / "gradext", torch="2.11.0")
+    package(checkout / "gradext", torch="2.9.1")
     done = python("-c", "import gradext; print(gradext._C.__file__)", cwd=checkout, path=site)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(site)
     assert "passed over a leftover" in done.stderr
-    assert "was built for torch 2.11.0" in done.stderr
+    assert "was built for torch 2.9.1" in done.stderr
 
 
 def test_a_leftover_alone_is_one_line(checkout, package):
-    package(checkout / "gradext", torch="2.11.0")
+    package(checkout / "gradext", torch="2.9.1")
     # -S -I would lose torch too: hide the real gradext by an empty folder that comes first instead.
     done = python("-c", HIDE_INSTALLED + "import gradext", cwd=checkout)
-    assert "was built for torch 2.11.0" in last_line(done)
+    assert "was built for torch 2.9.1" in last_line(done)
     assert "pip install -e . (or delete that file" in last_line(done)
 
 

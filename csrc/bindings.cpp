@@ -100,7 +100,10 @@ py::object nbytes_of(const c10::TensorImpl& impl) {
   if (bytes >= 0) {
     return py::int_(bytes);
   }
-  if (impl.has_symbolic_sizes_strides()) {
+  // A jagged nested tensor's ragged size stands for lengths that differ: no product of it is a
+  // size.
+  const bool ragged = impl.key_set().has(c10::DispatchKey::NestedTensor);
+  if (impl.has_symbolic_sizes_strides() && !ragged) {
     return py::cast(impl.sym_numel_default() * c10::SymInt(static_cast<int64_t>(impl.itemsize())));
   }
   return py::none();

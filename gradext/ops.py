@@ -100,8 +100,9 @@ def is_view(t: torch.Tensor | None) -> bool:
 def is_differentiable_view(t: torch.Tensor | None) -> bool:
     """Whether `t` carries view metadata at all, for backward or for forward-mode differentiation.
 
-    True for every `is_view` tensor, and for one that is a view in forward mode alone (the
-    `detach()` of a dual tensor). Source: DifferentiableViewMeta in torch/csrc/autograd/variable.h.
+    True for every `is_view` tensor, and for one that were a view in forward mode alone; no tensor
+    made from Python is, up to torch 2.15. Source: DifferentiableViewMeta in
+    torch/csrc/autograd/variable.h.
     """
     value: bool = _call(_ops.is_differentiable_view.default, t)
     return value

@@ -38,7 +38,8 @@ class TensorState:
         is_inference: born under inference_mode.
         storage: id of the storage object; None for layouts and wrappers without one.
         storage_offset: in elements.
-        nbytes: bytes of the elements; None where they are kept elsewhere (sparse layouts).
+        nbytes: bytes of the elements; None where they are kept elsewhere (sparse layouts) or ragged
+            (jagged nested tensors).
         dispatch_keys: names, lowest priority first.
         id: id of the tensor itself.
         grad_fn_is_stale: the base was written since `grad_fn` was made; torch rebuilds the node

@@ -135,10 +135,13 @@ def legend(items: Sequence[tuple[str, TensorState]]) -> list[str]:
     storages = {state.storage for state in tensors.values() if state.storage is not None}
     # Only plain numbers: adding up symbolic sizes would make torch guard on them.
     sizes = [state.nbytes for state in tensors.values() if not state.is_view]
-    total = sum(size for size in sizes if isinstance(size, int))
+    known = [size for size in sizes if isinstance(size, int)]
+    amount = f"{_count(sum(known))} bytes" if known or not sizes else "an unknown number of bytes"
+    if known and len(known) < len(sizes):
+        amount = f"at least {amount}"
     text = [
         f"{_many(len(items), 'path')}, {_many(len(tensors), 'tensor')}, "
-        f"{_many(len(storages), 'storage')}, {_count(total)} bytes outside views"
+        f"{_many(len(storages), 'storage')}, {amount} outside views"
     ]
     rows = tree_rows(items)
     if any(row[4] for row in rows):

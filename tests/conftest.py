@@ -1,0 +1,49 @@
+"""What every test may rely on: global torch state is put back, and CUDA tests cannot skip unseen.
+
+Owns the `device` fixture and the `cuda` marker's rule. Imports nothing of gradext, so that the
+tests of a broken installation can run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn; the "cuda" turn carries the `cuda` marker."""
+    name: str = request.param
+    return name
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
+        return
+    # A GPU run that silently tests nothing is worse than none: there the skip is a failure.
+    if os.environ.get("GRADEXT_REQUIRE_CUDA") == "1":
+        pytest.fail("no CUDA device, and GRADEXT_REQUIRE_CUDA=1 forbids skipping", pytrace=False)
+    pytest.skip("no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _restore_global_state() -> Iterator[None]:
+    """A test may seed, switch grad mode or the default dtype; the next one must not see it."""
+    rng = torch.get_rng_state()
+    python_rng = random.getstate()
+    numpy_rng = numpy.random.get_state()
+    grad_mode = torch.is_grad_enabled()
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_rng_state(rng)
+    random.setstate(python_rng)
+    numpy.random.set_state(numpy_rng)
+    torch.set_grad_enabled(grad_mode)
+    torch.set_default_dtype(dtype)

@@ -59,8 +59,8 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row) {
     std::memcpy(row, kAbsent.data(), sizeof(kAbsent));
     return;
   }
-  const AutogradMeta* meta = autograd_meta(*impl);
-  const DifferentiableViewMeta* view = backward_view_meta(*impl);
+  AutogradMeta* meta = autograd_meta(*impl);
+  const DifferentiableViewMeta* view = backward_view_meta(meta);
   row[0] = version(*impl);
   row[1] = opaque_id(counter_address(*impl));
   row[2] = view != nullptr;
@@ -69,7 +69,7 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row) {
   row[5] = view ? static_cast<int64_t>(view->get_creation_meta()) : -1;
   row[6] = is_inference(*impl);
   row[7] = meta != nullptr && meta->requires_grad();
-  row[8] = is_leaf(*impl);
+  row[8] = meta == nullptr || (meta->grad_fn_ == nullptr && !grad_fn_is_stale(view, *impl));
   row[9] = meta ? static_cast<int64_t>(meta->output_nr_) : 0;
   row[10] = opaque_id(storage(*impl));
   row[11] = storage_offset(*impl);

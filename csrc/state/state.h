@@ -48,16 +48,26 @@ inline AutogradMeta* autograd_meta(const c10::TensorImpl& impl) {
   return static_cast<AutogradMeta*>(impl.autograd_meta());
 }
 
+// Below, what takes the metadata itself serves fill_row, which fetches it once (libc10 has it out
+// of line); what takes the tensor serves everybody else.
+
 // The view metadata of a tensor that autograd tracks as a view, for backward or forward mode.
-inline DifferentiableViewMeta* view_meta(const c10::TensorImpl& impl) {
-  AutogradMeta* meta = autograd_meta(impl);
+inline DifferentiableViewMeta* view_meta(AutogradMeta* meta) {
   return meta && meta->is_view_ ? static_cast<DifferentiableViewMeta*>(meta) : nullptr;
 }
 
+inline DifferentiableViewMeta* view_meta(const c10::TensorImpl& impl) {
+  return view_meta(autograd_meta(impl));
+}
+
 // What torch calls a view (`Tensor._is_view()`): tracked for backward.
-inline DifferentiableViewMeta* backward_view_meta(const c10::TensorImpl& impl) {
-  DifferentiableViewMeta* meta = view_meta(impl);
+inline DifferentiableViewMeta* backward_view_meta(AutogradMeta* any) {
+  DifferentiableViewMeta* meta = view_meta(any);
   return meta && meta->has_bw_view() ? meta : nullptr;
+}
+
+inline DifferentiableViewMeta* backward_view_meta(const c10::TensorImpl& impl) {
+  return backward_view_meta(autograd_meta(impl));
 }
 
 inline const c10::TensorImpl* base(const c10::TensorImpl& impl) {
@@ -77,18 +87,22 @@ inline bool requires_grad(const c10::TensorImpl& impl) {
 
 // True when `grad_fn` of this view is out of date: its base was written since, and torch will
 // rebuild the node the next time somebody asks (VariableHooks::grad_fn has the same condition).
-inline bool grad_fn_is_stale(const c10::TensorImpl& impl) {
-  DifferentiableViewMeta* meta = backward_view_meta(impl);
+inline bool grad_fn_is_stale(const DifferentiableViewMeta* view, const c10::TensorImpl& impl) {
   const c10::VariableVersion& counter = impl.version_counter();
-  return meta && counter.enabled() && meta->get_attr_version() != counter.current_version() &&
-         (meta->grad_fn_ || meta->get_backward_view().base_.requires_grad());
+  return view && counter.enabled() && view->get_attr_version() != counter.current_version() &&
+         (view->grad_fn_ || view->get_backward_view().base_.requires_grad());
+}
+
+inline bool grad_fn_is_stale(const c10::TensorImpl& impl) {
+  return grad_fn_is_stale(backward_view_meta(impl), impl);
 }
 
 // What `Tensor.is_leaf` says, which asks for the node: a view without one that would get one is
 // none.
 inline bool is_leaf(const c10::TensorImpl& impl) {
   AutogradMeta* meta = autograd_meta(impl);
-  return meta == nullptr || (meta->grad_fn_ == nullptr && !grad_fn_is_stale(impl));
+  return meta == nullptr ||
+         (meta->grad_fn_ == nullptr && !grad_fn_is_stale(backward_view_meta(meta), impl));
 }
 
 inline const c10::StorageImpl* storage(const c10::TensorImpl& impl) {

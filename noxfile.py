@@ -1,6 +1,6 @@
 """Sessions that CI does not run every time: other versions of torch, other ways to install.
 
-nox -s tests-2.11        the tests against torch 2.11 (also 2.13, 2.15)
+nox -s 'tests(2.11)'     the tests against torch 2.11 (also 2.13, 2.15)
 nox -s install           pip install ., -e ., pip wheel ., with and without isolation
 """
 

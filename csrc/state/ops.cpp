@@ -144,8 +144,8 @@ at::Tensor state_rows(const at::ITensorListRef& tensors) {
 }
 
 // Boxed by hand for the end of the call. torch calls kernels without the GIL, and dropping the last
-// C++ reference to a tensor that Python holds takes it: 100,000 times, a third of the call. Here it
-// is taken once. (It also saves the copy of the list that an unboxed signature would get.)
+// C++ reference to a tensor that Python holds takes it, once a tensor. Here it is taken once a
+// call. (It also saves the copy of the list that an unboxed signature would get.)
 void states(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
   refuse_tracing("states");
   c10::IValue held = torch::jit::pop(*stack);

@@ -223,9 +223,9 @@ def _refuse_tracing(op: Any) -> Callable[..., Any]:
     return refuse
 
 
-# Kernels registered so are consulted only while the Python dispatcher is on, as it is when Dynamo and
-# AOTAutograd trace (make_fx without symbols leaves it off; csrc/state/ops.cpp refuses there). Beside
-# the alias, the keys that a tracer itself puts on top.
+# Kernels registered so are consulted only while the Python dispatcher is on, as it is when Dynamo
+# and AOTAutograd trace (make_fx without symbols leaves it off; csrc/state/ops.cpp refuses there).
+# Beside the alias, the keys that a tracer itself puts on top.
 _TRACED = ("CompositeImplicitAutograd", "PythonTLSSnapshot", "Functionalize", "PreDispatch")
 for _name in (
     "version",

@@ -1,5 +1,6 @@
 // The pybind11 door: what carries Python objects or must not pay the dispatcher. The facts come
 // from state/state.h, the same code that answers the ops.
+#include "recorder/python.h"
 #include "state/state.h"
 
 #include <pybind11/numpy.h>
@@ -218,6 +219,7 @@ PYBIND11_MODULE(_C, m) {
     const int64_t value = gradext::state::version(gradext::unpack(t, "gradext.version"));
     return value < 0 ? py::object(py::none()) : py::object(py::int_(value));
   });
+  gradext::recorder::bind(m);
   py::list columns;
   for (const char* name : gradext::state::kColumns) {
     columns.append(name);

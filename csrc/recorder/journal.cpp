@@ -1,0 +1,116 @@
+#include "journal.h"
+
+#include "state/state.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace gradext::recorder {
+namespace {
+
+constexpr size_t kMaxGeometries = 1 << 16;
+constexpr size_t kMaxRefused = 64;
+constexpr size_t kMaxBackwards = 256;
+constexpr size_t kMaxDeadLogs = 64;
+
+}  // namespace
+
+Journal& Journal::get() {
+  static Journal* journal = new Journal;  // never destroyed: threads may outlive main()
+  return *journal;
+}
+
+// Three quarters for writes, an eighth each for views and for the saves of a thread: a save takes
+// 16 bytes, so that is four times as many saves as writes.
+void Journal::set_memory(size_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex);
+  memory_ = bytes;
+  writes.set_capacity(bytes / 4 * 3 / kWriteBytes);
+  views.set_capacity(bytes / 8 / kViewBytes);
+  for (const auto& log : save_logs) {
+    std::lock_guard<std::mutex> log_lock(log->mutex);
+    log->saves.set_capacity(bytes / 8 / kSaveBytes);
+  }
+}
+
+void Journal::clear() {
+  std::lock_guard<std::mutex> lock(mutex);
+  writes.clear();
+  views.clear();
+  backwards.clear();
+  refused.clear();
+  backward_nodes = backwards_dropped = refused_dropped = 0;
+  geometries.clear();
+  geometry_index_.clear();
+  for (const auto& log : save_logs) {
+    std::lock_guard<std::mutex> log_lock(log->mutex);
+    log->clear();
+  }
+  save_logs.erase(
+      std::remove_if(
+          save_logs.begin(), save_logs.end(), [](const auto& log) { return !log->alive; }),
+      save_logs.end());
+}
+
+std::shared_ptr<SaveLog> Journal::new_save_log(uint64_t thread) {
+  auto log = std::make_shared<SaveLog>();
+  log->thread = thread;
+  log->saves.set_capacity(memory_ / 8 / kSaveBytes);
+  std::lock_guard<std::mutex> lock(mutex);
+  // A program that starts a thread per request must not collect their logs for ever.
+  size_t dead = 0;
+  for (const auto& known : save_logs) {
+    dead += !known->alive;
+  }
+  if (dead > kMaxDeadLogs) {
+    auto oldest = std::find_if(
+        save_logs.begin(), save_logs.end(), [](const auto& known) { return !known->alive; });
+    save_logs.erase(oldest);
+  }
+  save_logs.push_back(log);
+  return log;
+}
+
+uint32_t Journal::intern_geometry(const c10::TensorImpl& impl) {
+  const auto sizes = impl.sizes();
+  const auto strides = impl.strides();
+  std::vector<int64_t> facts{static_cast<int64_t>(impl.itemsize())};
+  facts.insert(facts.end(), sizes.begin(), sizes.end());
+  facts.insert(facts.end(), strides.begin(), strides.end());
+  const std::string key(
+      reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof(int64_t));
+  auto found = geometry_index_.find(key);
+  if (found != geometry_index_.end()) {
+    return found->second;
+  }
+  if (geometries.size() >= kMaxGeometries) {
+    return 0;
+  }
+  geometries.push_back(std::move(facts));
+  const auto number = static_cast<uint32_t>(geometries.size());
+  geometry_index_.emplace(key, number);
+  return number;
+}
+
+void Journal::push_backward(Backward&& backward) {
+  std::lock_guard<std::mutex> lock(mutex);
+  backward_nodes += backward.nodes.size();
+  backwards.push_back(std::move(backward));
+  while (backwards.size() > kMaxBackwards ||
+         (backward_nodes * sizeof(NodeId) > memory_ / 16 && backwards.size() > 1)) {
+    backward_nodes -= backwards.front().nodes.size();
+    backwards.pop_front();
+    ++backwards_dropped;
+  }
+}
+
+void Journal::push_refused(Refused&& event) {
+  std::lock_guard<std::mutex> lock(mutex);
+  refused.push_back(std::move(event));
+  if (refused.size() > kMaxRefused) {
+    refused.pop_front();
+    ++refused_dropped;
+  }
+}
+
+}  // namespace gradext::recorder

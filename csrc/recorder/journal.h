@@ -1,0 +1,267 @@
+// The bounded store of events. Knows nothing of dispatch or Python: the observer appends, readers
+// copy out. Storages and counters of an event are held weakly, which keeps their addresses from
+// being given to something else while the event lives, and nothing of the user's alive.
+#pragma once
+
+#include "stacks.h"
+
+#include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace gradext::recorder {
+
+// The address of an intrusive_ptr_target, kept from being used again.
+class Identity {
+ public:
+  Identity() = default;
+  explicit Identity(const void* target)
+      : target_(static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(target))) {
+    if (target_) {
+      c10::raw::weak_intrusive_ptr::incref(target_);
+    }
+  }
+  Identity(Identity&& other) noexcept : target_(other.target_) {
+    other.target_ = nullptr;
+  }
+  Identity& operator=(Identity&& other) noexcept {
+    std::swap(target_, other.target_);
+    return *this;
+  }
+  Identity(const Identity&) = delete;
+  Identity& operator=(const Identity&) = delete;
+  ~Identity() {
+    if (target_) {
+      c10::raw::weak_intrusive_ptr::decref(target_);
+    }
+  }
+  int64_t number() const {
+    return static_cast<int64_t>(reinterpret_cast<intptr_t>(target_));
+  }
+
+ private:
+  c10::intrusive_ptr_target* target_ = nullptr;
+};
+
+// The bytes of a tensor within its storage: from the first to one past the last.
+struct Extent {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+enum WriteFlags : uint32_t {
+  kDeclaredOnly = 1,     // the schema says that it writes, and no counter moved
+  kSharedStorage = 2,    // the storage belongs to tensors that this counter does not cover
+  kInferenceTensor = 4,  // no counter
+  kGradMode = 8,
+  kNote = 16,  // no write: a Python call that moves a counter (mark_dirty, increment_version ...)
+};
+
+struct Write {
+  uint64_t order = 0;
+  Identity storage;
+  Identity counter;
+  Extent extent;
+  uint64_t sequence = 0;  // autograd's sequence number on this thread at the time
+  uint32_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  uint32_t inner_op = 0;  // the op that `op` called to do the writing, 0 if none
+  uint32_t version_before = 0;
+  uint32_t version_after = 0;
+  uint32_t geometry = 0;  // sizes and strides where they are not one dense block, else 0
+  uint16_t argument = 0;
+  uint16_t flags = 0;
+};
+
+// A view that no graph node remembers: made without grad mode, or one of many of its op.
+struct View {
+  uint64_t order = 0;
+  Identity storage;
+  Extent extent;
+  uint64_t sequence = 0;
+  int64_t tensor = 0;  // its address: a hint, it may have come to mean another tensor
+  uint32_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  uint32_t flags = 0;  // creation_meta
+};
+
+// From this sequence number on (of one thread), nodes were made at `stack`.
+struct Save {
+  uint64_t sequence;
+  StackId stack;
+  uint32_t origin;  // index into the origins: the forward node that was being differentiated
+};
+
+struct NodeId {
+  uint64_t thread;
+  uint64_t sequence;
+};
+
+// One call of the backward engine.
+struct Backward {
+  uint64_t order = 0;
+  uint64_t thread = 0;
+  StackId stack = 0;
+  bool keeps_graph = false;
+  bool creates_graph = false;
+  bool whole = true;          // false when the graph was too large to list
+  std::vector<NodeId> nodes;  // sorted
+};
+
+// A write that torch refused.
+struct Refused {
+  uint64_t order = 0;
+  Identity storage;
+  Extent extent;
+  int64_t tensor = 0;
+  int64_t base = 0;
+  uint64_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  int32_t creation_meta = -1;
+  bool is_view = false;
+  bool is_leaf = false;
+  bool requires_grad = false;
+  bool base_is_leaf = false;
+  bool is_inference = false;
+  bool grad_mode = false;
+  std::string what;
+  // The nodes from the refused tensor towards its base, nearest first.
+  std::vector<std::pair<std::string, NodeId>> chain;
+};
+
+// A fixed number of the latest events, allocated block by block as they come.
+template <class Event>
+class Ring {
+ public:
+  static constexpr size_t kBlock = 1024;
+
+  void set_capacity(size_t events) {
+    blocks_limit_ = std::max<size_t>(1, events / kBlock);
+  }
+  Event& push() {
+    if (blocks_.empty() || used_ == kBlock) {
+      if (blocks_.size() >= blocks_limit_) {
+        dropped_ += blocks_.size() == 1 ? used_ : kBlock;
+        std::unique_ptr<Block> oldest = std::move(blocks_.front());
+        blocks_.pop_front();
+        // Events are released where they are overwritten, not all at once.
+        blocks_.push_back(std::move(oldest));
+      } else {
+        blocks_.push_back(std::make_unique<Block>());
+      }
+      used_ = 0;
+    }
+    Event& event = (*blocks_.back())[used_++];
+    event = Event{};
+    return event;
+  }
+  void clear() {
+    blocks_.clear();
+    used_ = 0;
+    dropped_ = 0;
+  }
+  size_t size() const {
+    return blocks_.empty() ? 0 : (blocks_.size() - 1) * kBlock + used_;
+  }
+  size_t capacity_bytes() const {
+    return blocks_.size() * sizeof(Block);
+  }
+  size_t dropped() const {
+    return dropped_;
+  }
+  template <class Visit>
+  void each(Visit&& visit) const {
+    for (size_t b = 0; b < blocks_.size(); ++b) {
+      const size_t count = b + 1 == blocks_.size() ? used_ : kBlock;
+      for (size_t k = 0; k < count; ++k) {
+        visit((*blocks_[b])[k]);
+      }
+    }
+  }
+
+ private:
+  using Block = std::array<Event, kBlock>;
+  std::deque<std::unique_ptr<Block>> blocks_;
+  size_t blocks_limit_ = 64;
+  size_t used_ = 0;
+  size_t dropped_ = 0;
+};
+
+// The saves of one thread. Only that thread appends; readers lock.
+struct SaveLog {
+  uint64_t thread = 0;
+  std::mutex mutex;
+  Ring<Save> saves;
+  std::deque<NodeId> origins;
+  size_t origins_dropped = 0;
+  Save* last = nullptr;  // the newest of `saves`
+  std::atomic<bool> alive{true};
+
+  void clear() {
+    saves.clear();
+    origins.clear();
+    last = nullptr;
+  }
+};
+
+class Journal {
+ public:
+  static Journal& get();
+
+  void set_memory(size_t bytes);
+  size_t memory() const {
+    return memory_;
+  }
+  void clear();
+
+  uint64_t next_order() {
+    return ++order_;
+  }
+  uint64_t order() const {
+    return order_;
+  }
+
+  std::shared_ptr<SaveLog> new_save_log(uint64_t thread);
+  uint32_t intern_geometry(const c10::TensorImpl& impl);
+
+  // Everything below is guarded by `mutex`.
+  std::mutex mutex;
+  Ring<Write> writes;
+  Ring<View> views;
+  std::deque<Backward> backwards;
+  std::deque<Refused> refused;
+  std::vector<std::shared_ptr<SaveLog>> save_logs;
+  std::vector<std::vector<int64_t>> geometries;  // itemsize, sizes..., strides...
+  size_t backward_nodes = 0;
+  size_t backwards_dropped = 0;
+  size_t refused_dropped = 0;
+
+  void push_backward(Backward&& backward);
+  void push_refused(Refused&& refused);
+
+ private:
+  std::atomic<uint64_t> order_{0};
+  size_t memory_ = 0;
+  std::unordered_map<std::string, uint32_t> geometry_index_;
+};
+
+// What one event costs, weakly held objects included.
+constexpr size_t kWriteBytes = sizeof(Write) + sizeof(c10::StorageImpl) + 32;
+constexpr size_t kViewBytes = sizeof(View) + sizeof(c10::StorageImpl);
+constexpr size_t kSaveBytes = sizeof(Save);
+
+}  // namespace gradext::recorder

@@ -1,0 +1,178 @@
+// What every kernel on the recorder's key shares: the state of a recording thread and the short way
+// past it. Internal to recorder/; observer.cpp says what is done when there is something to do.
+#pragma once
+
+#include "observer.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/record_function.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/PythonDispatcherTLS.h>
+#include <c10/util/SmallVector.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace gradext::recorder {
+
+using torch::jit::Stack;
+
+// What a schema says of an op, as far as the recorder cares.
+struct OpFacts {
+  uint32_t name = 0;
+  size_t arguments = 0;
+  std::vector<uint16_t> written;
+  bool metadata_only = false;
+  bool is_aten = false;
+  bool makes_views = false;
+  bool makes_many_views = false;
+};
+
+// A writing op that is running on this thread.
+struct Enclosing {
+  const OpFacts* op;
+  uint32_t inner_op = 0;
+  const void* const* counters = nullptr;
+  size_t counter_count = 0;
+  Enclosing* outer;
+};
+
+struct ThreadState {
+  uint64_t id = at::RecordFunction::currentThreadId();
+  bool has_key = false;
+  Enclosing* enclosing = nullptr;
+  std::shared_ptr<SaveLog> log;
+  ~ThreadState() {
+    if (log) {
+      log->alive = false;
+    }
+  }
+};
+
+inline ThreadState& thread_state() {
+  static thread_local ThreadState state;
+  return state;
+}
+
+// Read by every kernel, so not behind a function.
+extern std::atomic<int> recordings;
+extern std::atomic<int> recordings_with_saves;
+extern std::atomic<bool> injected;
+
+// Runs gradext's own work: what goes wrong in it is counted, and never reaches the program.
+template <class Work>
+inline void safely(Work&& work) noexcept {
+  try {
+    if (C10_UNLIKELY(injected.load(std::memory_order_relaxed))) {
+      throw std::runtime_error("injected");
+    }
+    work();
+  } catch (const std::exception& error) {
+    count_fault(error.what());
+  } catch (...) {
+    count_fault("unknown");
+  }
+}
+
+uint32_t intern_name(const std::string& name);
+
+inline c10::DispatchKeySet below_us(c10::DispatchKeySet keys) {
+  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey);
+}
+
+// Python chooses the kernels (tracing); a redispatch from C++ would go past its choice.
+inline bool python_dispatches() {
+  return C10_UNLIKELY(c10::impl::PythonDispatcherTLS::get_state() != nullptr);
+}
+
+// An op that may make graph nodes is about to run on this thread.
+inline void before_nodes(c10::DispatchKeySet keys) {
+  if (recordings_with_saves.load(std::memory_order_relaxed) > 0 && c10::GradMode::is_enabled() &&
+      keys.has_any(c10::autograd_dispatch_keyset)) {
+    note_nodes();
+  }
+}
+
+// Whether a view that is about to be made will not be remembered by a node of its own. In backward
+// nothing that is made lives long enough to be asked about.
+inline bool view_is_wanted(bool is_one_of_many) {
+  if (C10_LIKELY(
+          c10::GradMode::is_enabled() && !is_one_of_many && !c10::InferenceMode::is_enabled())) {
+    return false;
+  }
+  return recordings.load(std::memory_order_relaxed) > 0 && thread_state().enclosing == nullptr &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
+         !torch::autograd::get_current_node();
+}
+
+// One tensor that an op is about to write.
+struct Target {
+  at::Tensor tensor;
+  const void* counter;
+  const c10::StorageImpl* storage;
+  Extent extent;
+  int64_t version;
+  uint16_t argument;
+};
+
+using Targets = c10::SmallVector<Target, 2>;
+
+void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
+
+// The recording is over: take the key off this thread. False while one is on.
+bool must_leave();
+
+// False within the kernel of another op, which fills its own result, works on aliases of its own,
+// or does what the op around it is recorded for.
+inline bool write_is_wanted(const OpFacts& op) {
+  Enclosing* around = thread_state().enclosing;
+  if ((around != nullptr && around->op->is_aten) ||
+      c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) {
+    if (around != nullptr && around->inner_op == 0) {
+      around->inner_op = op.name;
+    }
+    return false;
+  }
+  return !must_leave();
+}
+
+// Around one writing op: begin(), run the op, end() or refused().
+class WriteScope {
+ public:
+  explicit WriteScope(const OpFacts& op)
+      : thread_(thread_state()), enclosing_{&op, 0, nullptr, 0, thread_.enclosing} {}
+  WriteScope(const WriteScope&) = delete;
+  WriteScope& operator=(const WriteScope&) = delete;
+  ~WriteScope();
+  void begin();
+  void end();
+  void refused(const c10::Error& error);
+
+  Targets targets;
+
+ private:
+  ThreadState& thread_;
+  Enclosing enclosing_;
+  c10::SmallVector<const void*, 2> counters_;
+  StackId stack_ = 0;
+  bool is_open_ = false;
+};
+
+void record_view(uint32_t op, const at::Tensor& tensor, StackId stack);
+StackId current_stack();
+
+// Kernels without boxing for the ops of every program, by their full names.
+using FastKernel = std::function<torch::CppFunction(std::unique_ptr<OpFacts>)>;
+using FastKernels = std::unordered_map<std::string, FastKernel>;
+FastKernels fast_kernels();
+
+}  // namespace gradext::recorder

@@ -1,0 +1,73 @@
+"""How parts of a Recording look as text: the history of one tensor as a table.
+
+Reads the plain data of gradext.recording; touches no live recorder and no tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradext.diagnosis.model import Frame
+
+if TYPE_CHECKING:
+    from gradext.recording import Write
+
+_HEAD = ("version", "op", "where", "code", "")
+_MOST_CODE = 48
+
+
+def mutations(writes: Sequence[Write], sites: Sequence[Frame | None], note: str = "") -> str:
+    """One line per write: the versions around it, the op, the user's line, what is odd about it."""
+    if not writes:
+        return "no recorded write" + (f" ({note})" if note else "")
+    rows = [_HEAD]
+    for write, site in zip(writes, sites, strict=True):
+        code = site.code if site else ""
+        if len(code) > _MOST_CODE:
+            code = code[: _MOST_CODE - 3] + "..."
+        rows.append((_versions(write), _op(write), _where(site), code, _remark(write)))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if note:
+        lines.append(f"({note})")
+    return "\n".join(lines)
+
+
+def _versions(write: Write) -> str:
+    if write.is_inference:
+        return "none"
+    return f"{write.version_before} -> {write.version_after}"
+
+
+def _op(write: Write) -> str:
+    name = write.op.removeprefix("aten::")
+    inner = write.inner_op.removeprefix("aten::")
+    return f"{name} ({inner})" if inner and inner != name else name
+
+
+def _where(site: Frame | None) -> str:
+    if site is None:
+        return "(no Python frame)"
+    file = site.file
+    if not file.startswith("<"):
+        try:
+            relative = os.path.relpath(file)
+        except ValueError:  # another drive
+            relative = file
+        file = file if relative.startswith("..") else relative
+    return f"{file}:{site.line} in {site.function}"
+
+
+def _remark(write: Write) -> str:
+    if write.is_note:
+        return "counts a write"
+    if write.declared_only:
+        return "not counted by the op"
+    if write.shared_storage:
+        return "through another counter (.data or the like)"
+    return ""

@@ -1,0 +1,263 @@
+"""What is wrapped while a recording runs, and who is told when something goes wrong.
+
+Owns the wrappers around torch's Python entry points (all C functions: they leave no line in a
+traceback) and the incidents. Never lets an error of gradext reach the program: it is counted here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradext import _C
+from gradext.diagnosis.model import Diagnosis
+
+if TYPE_CHECKING:
+    from gradext.recording import Recording
+
+recordings: list[Recording] = []  # those that run, innermost last
+
+# Writes that bump no counter make a full look at the graph necessary, which takes a while. Never
+# spend more than this share of the program's time on it.
+_SHARE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Incident:
+    """Something went wrong: an error raised by backward, or a gradient that is silently wrong.
+
+    Holds no exception, traceback or tensor: only what identifies the exception while it lives.
+    """
+
+    kind: str  # "backward" or "silent"
+    diagnoses: tuple[Diagnosis, ...]
+    error: str | None = None
+    _id: int = 0
+
+    def matches(self, error: BaseException) -> bool:
+        """Whether `error` is the exception that this incident was made from."""
+        return self._id == id(error) and self.error == describe(error)
+
+
+incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
+_KEPT = 64
+_subscribers: list[Callable[[Incident], None]] = []
+_errors: dict[str, int] = {}
+_lock = threading.RLock()
+_undo: list[Callable[[], None]] = []
+_installed = 0
+_looked = {"spent": 0.0, "since": 0.0, "skipped": 0.0}
+
+
+def describe(error: BaseException) -> str:
+    """ "RuntimeError: the text", as the last line of a traceback."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+def subscribe(callback: Callable[[Incident], None]) -> Callable[[], None]:
+    """Call `callback(incident)` at each incident, on its thread. Returns the way to stop that."""
+    _subscribers.append(callback)
+
+    def unsubscribe() -> None:
+        with contextlib.suppress(ValueError):
+            _subscribers.remove(callback)
+
+    return unsubscribe
+
+
+def own_error(error: BaseException, where: str) -> None:
+    """Count an error of gradext's own; it is reported at the end and goes nowhere else."""
+    text = f"{where}: {describe(error)}"
+    with _lock:
+        _errors[text] = _errors.get(text, 0) + 1
+
+
+def own_errors() -> list[str]:
+    """gradext's own errors so far, one line each."""
+    lines = [text if count == 1 else f"{text} ({count} times)" for text, count in _errors.items()]
+    count, last = _C.recorder_faults()
+    if count:
+        times = "" if count == 1 else f" ({count} times)"
+        lines.append(f"recorder: {last}{times}")
+    if _looked["skipped"]:
+        lines.append(
+            f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
+            f"taken more than {_SHARE:.0%} of the run"
+        )
+    return lines
+
+
+def install() -> None:
+    """Wrap torch's entry points; counts, so that each install() needs its uninstall()."""
+    global _installed
+    with _lock:
+        _installed += 1
+        if _installed > 1:
+            return
+        import time
+
+        _looked.update(spent=0.0, since=time.perf_counter(), skipped=0.0)
+        try:
+            _wrap_all()
+        except BaseException:
+            uninstall()
+            raise
+
+
+def uninstall() -> None:
+    """Undo install(); the last one puts everything back and forgets the incidents."""
+    global _installed
+    with _lock:
+        _installed -= 1
+        if _installed > 0:
+            return
+        while _undo:
+            _undo.pop()()
+        incidents.clear()
+
+
+def _wrap_all() -> None:
+    import torch.autograd.graph as graph
+
+    backward: Any = _C.wrap_backward(graph._engine_run_backward, _on_suspicion, _on_error)
+    _replace(graph, "_engine_run_backward", backward)
+    _replace(torch.autograd, "_engine_run_backward", backward)
+
+    context = torch.autograd.function.FunctionCtx
+    _replace(
+        context,
+        "mark_dirty",
+        _C.wrap_noting("autograd.Function.mark_dirty", context.mark_dirty, True),
+    )
+    for owner, name, label in (
+        (graph, "increment_version", "torch.autograd.graph.increment_version"),
+        (torch._C, "_increment_version", "torch._C._increment_version"),
+        (
+            torch._C._autograd,
+            "_unsafe_set_version_counter",
+            "torch._C._autograd._unsafe_set_version_counter",
+        ),
+    ):
+        if hasattr(owner, name):
+            _replace(owner, name, _C.wrap_noting(label, getattr(owner, name), False))
+
+    bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+    _replace(threading.Thread, "_bootstrap_inner", _C.wrap_bootstrap(bootstrap))
+
+    # `Function.apply` ends in super().apply: stepping in between leaves Function.apply itself, which
+    # torch.compile knows by identity, as it is.
+    level = torch.autograd.function._SingleLevelFunction
+    apply: Any = vars(torch._C._FunctionBase)["apply"]
+    _replace(level, "apply", _C.wrap_apply(apply))
+    _let_higher_order_ops_pass()
+
+
+def _replace(owner: Any, name: str, value: Any) -> None:
+    had_own = name in vars(owner)
+    original = vars(owner).get(name)
+    setattr(owner, name, value)
+
+    def undo() -> None:
+        # Somebody may have wrapped ours in the meantime; then ours stays inside, doing nothing.
+        if vars(owner).get(name) is value:
+            if had_own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+    _undo.append(undo)
+
+
+def _let_higher_order_ops_pass() -> None:
+    """Higher-order ops dispatch in Python and stop at every key that they do not know."""
+    ops: Any = torch._ops
+    key = _C.recorder_key()
+    known = ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS
+    if key in known:
+        return
+    known.append(key)
+    for op in list(ops._higher_order_ops.values()):
+        op.fallthrough(key)
+
+
+def _tell(incident: Incident) -> None:
+    with _lock:
+        incidents.append(incident)
+        del incidents[:-_KEPT]
+    for callback in list(_subscribers):
+        try:
+            callback(incident)
+        except Exception as error:
+            own_error(error, "subscriber")
+
+
+def _on_error(error: BaseException, outputs: Any) -> None:
+    """The engine raised. Called inside its wrapper, while the graph is as it failed."""
+    if any(incident.matches(error) for incident in incidents) or not recordings:
+        return
+    from gradext import diagnosis
+
+    try:
+        found = diagnosis.of_backward(error, outputs, recordings[-1])
+    except Exception as fault:
+        own_error(fault, "diagnosis of a failed backward")
+        return
+    if found:
+        _tell(Incident("backward", tuple(found), describe(error), id(error)))
+
+
+def _on_suspicion(outputs: Any) -> None:
+    """Before a backward over a graph that is older, in part, than a write without a bump."""
+    import time
+
+    from gradext import diagnosis
+
+    if not recordings:
+        return
+    start = time.perf_counter()
+    if _looked["spent"] > 1.0 + _SHARE * (start - _looked["since"]):
+        _looked["skipped"] += 1
+        return
+    try:
+        found = diagnosis.of_silent_writes(outputs, recordings[-1])
+    except Exception as fault:
+        own_error(fault, "check for silent writes")
+        return
+    finally:
+        _looked["spent"] += time.perf_counter() - start
+    if found:
+        _tell(Incident("silent", tuple(found)))
+
+
+def incident_of(error: BaseException) -> Incident | None:
+    """The incident that `error`, or what it was raised from, was seen as."""
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        for incident in reversed(incidents):
+            if incident.matches(at):
+                return incident
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def frames_above() -> list[Any]:
+    """The live frames of the calling thread outside gradext, innermost first."""
+    found = []
+    frame: Any = sys._getframe(1)
+    package = __file__.rsplit("watch", 1)[0]
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(package):
+            found.append(frame)
+        frame = frame.f_back
+    return found

@@ -1,0 +1,197 @@
+"""What a live autograd graph shows, copied out of it: nodes, their numbers, what each saved.
+
+The copy holds no node and no tensor, so a diagnosis keeps nothing of the program's alive. Reads
+through `_C` only: runs no hook and unpacks nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gradext import _C
+
+MOST_NODES = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """One saved tensor of a node.
+
+    Attributes:
+        attribute: the node's name for it, "self" or "saved_tensors[1]".
+        version: of its counter now; None for an inference tensor.
+        is_original: the node holds the very tensor (False: a detached copy of its output).
+        tensor: id of the tensor object that the node holds.
+    """
+
+    attribute: str
+    saved_version: int
+    version: int | None
+    counter: int
+    storage: int
+    tensor: int
+    is_original: bool
+    is_output: bool
+    is_leaf: bool
+    output_nr: int
+    dtype: Any
+    itemsize: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    is_strided: bool
+
+    @property
+    def is_stale(self) -> bool:
+        return self.version is not None and self.version != self.saved_version
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One node. `sequence` is None for AccumulateGrad, which no op made.
+
+    Attributes:
+        next: indices of the nodes that it hands gradients to; -1 where there is none.
+        inner_of: index of the CopySlices that hides it, or -1.
+        saved: what it saved and can be read.
+        hooked: attributes packed by saved-tensor hooks; torch does not check those either.
+        is_freed: its backward ran without retain_graph.
+        is_readable: False for C++ autograd Functions, which show nothing of what they saved.
+        forward_code: for a Python autograd.Function, the code of its setup_context and forward.
+    """
+
+    name: str
+    thread: int
+    sequence: int | None
+    next: tuple[int, ...]
+    inner_of: int
+    saved: tuple[Saved, ...]
+    hooked: tuple[str, ...]
+    is_freed: bool
+    is_readable: bool
+    forward_code: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """All nodes below the roots; `whole` is False when there were more than MOST_NODES."""
+
+    nodes: tuple[Node, ...]
+    whole: bool
+
+    def stale(self) -> list[tuple[Node, Saved]]:
+        """Saved tensors whose version moved, in the order in which backward would meet them."""
+        found = [(n, s) for n in self.nodes for s in n.saved if s.is_stale]
+        return sorted(found, key=lambda pair: -(self.order(pair[0])))
+
+    def order(self, node: Node) -> int:
+        """What the engine sorts by: the node made last runs first."""
+        if node.inner_of >= 0:
+            outer = self.nodes[node.inner_of]
+            return outer.sequence if outer.sequence is not None else -1
+        return node.sequence if node.sequence is not None else -1
+
+
+_attributes: dict[type, tuple[str, ...]] = {}
+
+
+def _raw_names(kind: type) -> tuple[str, ...]:
+    names = _attributes.get(kind)
+    if names is None:
+        names = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
+        _attributes[kind] = names
+    return names
+
+
+def read(roots: Any, most: int = MOST_NODES) -> Graph:
+    """Copy the graph below `roots`: tensors, GradientEdges or nodes."""
+    rows, whole = _C.graph(roots, most)
+    nodes = []
+    for node, name, thread, sequence, following, inner_of in rows:
+        saved: list[Saved] = []
+        hooked: list[str] = []
+        is_freed = False
+        kind = type(node)
+        for attribute in _raw_names(kind):
+            try:
+                value = getattr(node, attribute)
+            except RuntimeError:
+                is_freed = True  # "Trying to backward through the graph a second time"
+                continue
+            except Exception:
+                continue
+            short = attribute.removeprefix("_raw_saved_")
+            many = isinstance(value, (tuple, list))
+            for index, item in enumerate(value if many else (value,)):
+                label = f"{short}[{index}]" if many else short
+                is_freed |= _read_saved(item, label, saved, hooked)
+        nodes.append(
+            Node(
+                name=name,
+                thread=thread,
+                sequence=sequence,
+                next=tuple(following),
+                inner_of=inner_of,
+                saved=tuple(saved),
+                hooked=tuple(hooked),
+                is_freed=is_freed,
+                is_readable=_is_readable(kind, name),
+                forward_code=_forward_code(node),
+            )
+        )
+    return Graph(tuple(nodes), whole)
+
+
+def _read_saved(item: Any, label: str, saved: list[Saved], hooked: list[str]) -> bool:
+    """Append what `item` holds; True when it has been released by a backward."""
+    if item is None:
+        return False
+    facts = _C.saved(item)
+    if facts["kind"] == "freed":
+        return True
+    if facts["kind"] == "hooked":
+        hooked.append(label)
+    elif facts["kind"] == "tensor":
+        saved.append(
+            Saved(
+                attribute=label,
+                saved_version=facts["saved_version"],
+                version=facts["version"],
+                counter=facts["counter"],
+                storage=facts["storage"],
+                tensor=facts["id"],
+                is_original=facts["is_original"],
+                is_output=facts["is_output"],
+                is_leaf=facts["is_leaf"],
+                output_nr=facts["output_nr"],
+                dtype=facts["dtype"],
+                itemsize=facts["itemsize"],
+                sizes=tuple(facts["sizes"]),
+                strides=tuple(facts["strides"]),
+                offset=facts["offset"],
+                is_strided=facts["is_strided"],
+            )
+        )
+    return False
+
+
+def _is_readable(kind: type, name: str) -> bool:
+    # torch gives each node class that it generates a Python type of its own; all C++ Functions of
+    # extensions share one.
+    if kind.__name__ == "CppFunction":
+        plain = ("AccumulateGrad", "GraphRoot", "Identity", "CopyBackwards", "CopySlices", "Error")
+        return name.rsplit("::", 1)[-1] in plain
+    return True
+
+
+def _forward_code(node: Any) -> Any:
+    cls = getattr(node, "_forward_cls", None)
+    if cls is None:
+        return None
+    found = []
+    for name in ("setup_context", "forward"):
+        code = getattr(getattr(cls, name, None), "__code__", None)
+        if code is not None:
+            found.append(code)
+    return tuple(found)

@@ -1,0 +1,158 @@
+"""What a diagnosis is: plain, frozen data that reporters print and `--json` writes.
+
+Owns no rule and no torch: everything here can be made by hand, which is how reporters are tested.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+# The stable codes and their names; a code is never used again for something else.
+CODES = {
+    "GX101": "stale-saved-tensor",
+    "GX102": "leaf-written-in-place",
+    "GX103": "view-of-leaf-written",
+    "GX104": "no-grad-view-written",
+    "GX105": "multi-output-view-written",
+    "GX106": "custom-function-view-written",
+    "GX201": "inference-tensor-saved",
+    "GX202": "inference-tensor-written",
+    "GX203": "inference-tensor-misused",
+    "GX204": "inference-tensor-cached",
+    "GX301": "graph-cut",
+    "GX302": "graph-freed",
+    "GX303": "unused-input",
+    "GX304": "silent-cut",
+    "GX401": "silent-write",
+    "GX402": "check-disabled",
+    "GX403": "gradient-written",
+    "GX404": "overlapping-write",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One place in a program: a Python frame and the code that it was executing.
+
+    Attributes:
+        file: absolute path, or a name like "<string>" for code without a file.
+        line: from 1. end_line: last line of the expression; equals `line` where unknown.
+        column, end_column: from 0, in characters of `line` and of `end_line`; None where Python
+            keeps none (before 3.11).
+        function: qualified where Python knows it ("Block.forward").
+        code: the source text of `line`, stripped; "" where it cannot be read.
+        is_user: outside torch, gradext, the standard library and site-packages.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str = ""
+    column: int | None = None
+    end_line: int | None = None
+    end_column: int | None = None
+    is_user: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One end of a failure: where it is in the user's code, and what happened there.
+
+    Attributes:
+        frame: the innermost frame of the user's code (any innermost frame if there is none).
+        op: the operator, "aten::mul_"; None where none is to blame.
+        version_before, version_after: of the tensor's version counter around a write, else None.
+        stack: library frames below `frame`, innermost first.
+        callers: the user's own frames above `frame`, innermost first.
+        label: a few words for beside the underlined code ("writes h in place: version 0 -> 1").
+        times: how often this line did it, where that is known and more than once.
+    """
+
+    frame: Frame
+    op: str | None = None
+    version_before: int | None = None
+    version_after: int | None = None
+    stack: tuple[Frame, ...] = ()
+    callers: tuple[Frame, ...] = ()
+    label: str = ""
+    times: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """One failure, explained.
+
+    Attributes:
+        code, name: a key of CODES and its name.
+        severity: "error" or "warning".
+        message: one sentence that says what happened to which tensor.
+        culprits: most likely first, at most three. victims: likewise.
+        fix: what to change, specific to the pattern, ready to be typed.
+        notes: further sentences (what is conservative in torch's check, what could not be seen).
+        window: (after, before) where a write can only be bracketed; `culprits` is empty then.
+    """
+
+    code: str
+    severity: str
+    message: str
+    culprits: tuple[Site, ...] = ()
+    victims: tuple[Site, ...] = ()
+    fix: str = ""
+    notes: tuple[str, ...] = ()
+    window: tuple[Frame, Frame] | None = None
+
+    @property
+    def name(self) -> str:
+        return CODES[self.code]
+
+    def __str__(self) -> str:
+        from gradext.reporters import diagnosis
+
+        return diagnosis.text(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that `gradext run --json` writes."""
+        report: dict[str, Any] = {
+            "code": self.code,
+            "name": self.name,
+            "severity": self.severity,
+            "message": self.message,
+            "culprits": [_site(site) for site in self.culprits],
+            "victims": [_site(site) for site in self.victims],
+            "fix": self.fix,
+        }
+        if self.notes:
+            report["notes"] = list(self.notes)
+        if self.window is not None:
+            after, before = self.window
+            report["window"] = {"after": _frame(after), "before": _frame(before)}
+        return report
+
+
+def _frame(frame: Frame) -> dict[str, Any]:
+    return {
+        "file": frame.file,
+        "line": frame.line,
+        "column": frame.column,
+        "function": frame.function,
+        "code": frame.code,
+    }
+
+
+def _site(site: Site) -> dict[str, Any]:
+    report = {
+        **_frame(site.frame),
+        "op": site.op,
+        "version_before": site.version_before,
+        "version_after": site.version_after,
+    }
+    if site.label:
+        report["label"] = site.label
+    if site.times > 1:
+        report["times"] = site.times
+    if site.stack:
+        report["stack"] = [_frame(frame) for frame in site.stack]
+    if site.callers:
+        report["callers"] = [_frame(frame) for frame in site.callers]
+    return report

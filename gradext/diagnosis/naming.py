@@ -1,0 +1,266 @@
+"""Names of tensors as a person would write them: `judge.verdict.weight`, `state.kv`, `hidden[2]`.
+
+Looks through the locals of the frames that are running, the modules that exist, and one level of
+attributes and containers. Reads only: runs no property, no `__getattr__`, no `__eq__` and no other
+code of the user's, and keeps nothing of what it saw alive.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from gradext import _C, frames
+from gradext.state import TensorState
+
+_MOST_ITEMS = 64  # entries of one container that are looked at
+_MOST_MODULES = 20000
+_OPTIMIZED = 1  # CO_OPTIMIZED: the locals lie in the frame, and f_locals is a copy of them
+
+
+class Names:
+    """Names found once, for any number of questions. Holds ids and text, no tensor."""
+
+    def __init__(self, live: Iterable[Any] = (), *, modules: bool = True) -> None:
+        self._by_id: dict[int, str] = {}
+        self._by_counter: dict[int, str] = {}
+        self._by_place: dict[tuple[Any, ...], str] = {}
+        self._by_node: dict[tuple[int, int], str] = {}
+        self.parameters: set[int] = set()
+        self._variables: dict[int, str] = {}
+        self._every: Any = None
+        self._roots: Any = None
+        user = [frame for frame in live if frames.is_user_file(frame.f_code.co_filename)]
+        scopes = [locals_of(frame) for frame in user]
+        spaces = {id(frame.f_globals): frame.f_globals for frame in user}
+        scopes += [_items(space) for space in spaces.values()]
+        for scope in scopes:
+            for name, value in scope:
+                self._variables.setdefault(id(value), name)
+        try:
+            if modules:
+                self._modules()
+        finally:
+            self._every = self._roots = None
+        for scope in scopes:
+            for name, value in scope:
+                for path, tensor in tensors_in(value, name, depth=2):
+                    self._add(tensor, path)
+        self._variables.clear()
+
+    def of(self, tensor: int, counter: int | None = None) -> str | None:
+        """The name of the tensor object `tensor`, else of one that shares its counter."""
+        name = self._by_id.get(tensor)
+        if name is None and counter:
+            name = self._by_counter.get(counter)
+        return name
+
+    def of_saved(self, saved: Any) -> tuple[str | None, bool]:
+        """(name, whether it is that very tensor and no alias) of an evidence.Saved."""
+        name = self._by_id.get(saved.tensor)
+        if name is None:
+            # A node holds its own result as a detached copy: the same but for the object.
+            place = (saved.counter, saved.storage, saved.offset, saved.sizes, saved.strides)
+            name = self._by_place.get(place)
+        if name is not None:
+            return name, True
+        return (self._by_counter.get(saved.counter) if saved.counter else None), False
+
+    def of_node(self, thread: int, sequence: int | None) -> str | None:
+        """The name of a tensor that this node made."""
+        return None if sequence is None else self._by_node.get((thread, sequence))
+
+    def is_parameter(self, tensor: int) -> bool:
+        return tensor in self.parameters
+
+    def _add(self, value: Any, name: str) -> None:
+        facts = facts_of(value)
+        if facts is None:
+            return
+        self._by_id.setdefault(facts.id, name)
+        if facts.version_counter is not None:
+            self._by_counter.setdefault(facts.version_counter, name)
+            strides = _strides(value)
+            if strides is not None:
+                place = (facts.version_counter, facts.storage, facts.storage_offset)
+                self._by_place.setdefault((*place, tuple(facts.shape), strides), name)
+        if facts.grad_fn is not None:
+            rows, _ = _C.graph([value], 1)
+            for _, _, thread, sequence, _, _ in rows:
+                if sequence is not None:
+                    self._by_node.setdefault((thread, sequence), name)
+        if issubclass(type(value), torch.nn.Parameter):
+            self.parameters.add(facts.id)
+
+    def _modules(self) -> None:
+        every: list[Any] = []
+        self._every = every  # not to be taken for a list of the program's
+        for thing in gc.get_objects():
+            # type(), not isinstance(): a user's object may answer __class__ with code of its own.
+            if issubclass(type(thing), torch.nn.Module):
+                every.append(thing)
+                if len(every) > _MOST_MODULES:
+                    break
+        del thing
+        children = {id(child) for module in every for _, child in _group(module, "_modules")}
+        roots = tuple(module for module in every if id(module) not in children)
+        self._roots = roots
+        for root in roots:
+            prefix = self._variables.get(id(root)) or self._attribute_name(root)
+            self._module(root, prefix or type(root).__name__)
+
+    def _module(self, root: Any, prefix: str) -> None:
+        seen: set[int] = set()
+        pending = [(root, prefix)]
+        while pending:
+            module, path = pending.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            for group in ("_parameters", "_buffers"):
+                for name, tensor in _group(module, group):
+                    self._add(tensor, f"{path}.{name}")
+            for name, child in _group(module, "_modules"):
+                pending.append((child, f"{path}[{name}]" if name.isdigit() else f"{path}.{name}"))
+            for name, value in _items(dict_of(module)):
+                if name not in _MODULE_DICTS:
+                    for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
+                        self._add(tensor, where)
+
+    def _attribute_name(self, root: Any, depth: int = 2) -> str | None:
+        """`learner.q` for a module that is an attribute, or an item, of something with a name."""
+        if depth == 0:
+            return None
+        for holder in gc.get_referrers(root):
+            if type(holder) is dict:
+                key = next((k for k, v in _items(holder) if v is root), None)
+                if key is None:
+                    continue
+                for owner in gc.get_referrers(holder):
+                    if dict_of(owner) is holder and not issubclass(type(owner), type):
+                        name = self._variables.get(id(owner)) or type(owner).__name__
+                        return f"{name}.{key}"
+            elif (
+                type(holder) in (list, tuple)
+                and holder is not self._every
+                and holder is not self._roots
+            ):
+                for index, item in enumerate(holder[:_MOST_ITEMS]):
+                    if item is root:
+                        found = self._variables.get(id(holder))
+                        found = found or self._attribute_name(holder, depth - 1)
+                        if found:
+                            return f"{found}[{index}]"
+        return None
+
+
+_MODULE_DICTS = {
+    *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_hooks"),
+    *("_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"),
+}
+
+
+def facts_of(value: Any) -> TensorState | None:
+    """What gradext.inspect knows of a tensor; None where it cannot be read."""
+    try:
+        return TensorState._of(value)
+    except Exception:
+        return None
+
+
+def locals_of(frame: Any) -> list[tuple[str, Any]]:
+    """A frame's local variables, leaving nothing behind in it.
+
+    Before Python 3.13 `f_locals` of a function is a dict that stays in the frame and would keep
+    what the function drops afterwards alive until it returns.
+    """
+    held = frame.f_locals
+    found = _items(held)
+    if (
+        type(held) is dict
+        and frame.f_code.co_flags & _OPTIMIZED
+        and sys.getrefcount(held) <= 3  # the frame's, ours, the argument's: nobody called locals()
+    ):
+        held.clear()
+    return found
+
+
+def _items(held: Any) -> list[tuple[str, Any]]:
+    """The entries of a namespace that a person could have named."""
+    kind = type(held)
+    if issubclass(kind, dict):
+        pairs = list(dict.items(held))
+    elif kind.__name__ == "FrameLocalsProxy" and kind.__module__ == "builtins":  # Python 3.13
+        pairs = list(held.items())
+    else:
+        return []
+    return [(k, v) for k, v in pairs if type(k) is str and not k.startswith("__")]
+
+
+def _group(module: Any, name: str) -> list[tuple[str, Any]]:
+    """`_parameters`, `_buffers` or `_modules` of a module, without the empty ones."""
+    held = dict_of(module)
+    group = held.get(name) if type(held) is dict else None
+    return [(k, v) for k, v in _items(group) if v is not None]
+
+
+def dict_of(owner: Any) -> Any:
+    """The `__dict__` of an object, without its own code running; None if it has none."""
+    for kind in type(owner).__mro__:
+        # A class may define a `__dict__` of its own, as a property.
+        found = type.__getattribute__(kind, "__dict__").get("__dict__")
+        if found is not None:
+            if type(found) is not types.GetSetDescriptorType:
+                return None
+            break
+    try:
+        return object.__getattribute__(owner, "__dict__")
+    except Exception:
+        return None
+
+
+def _strides(value: Any) -> tuple[int, ...] | None:
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            return tuple(torch.Tensor.stride(value))
+    except Exception:
+        return None  # sparse, nested
+
+
+def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in a value and, `depth` levels deep, in what it holds, with their paths."""
+    kind = type(value)
+    if issubclass(kind, torch.Tensor):
+        yield name, value
+        return
+    if depth == 0 or issubclass(kind, (type, types.ModuleType, types.FunctionType)):
+        return
+    if issubclass(kind, torch.nn.Module):
+        for group in ("_parameters", "_buffers"):
+            for key, tensor in _group(value, group):
+                yield f"{name}.{key}", tensor
+        for key, item in _items(dict_of(value))[:_MOST_ITEMS]:
+            if issubclass(type(item), torch.Tensor):
+                yield f"{name}.{key}", item
+    elif kind in (list, tuple):
+        for index, item in enumerate(value[:_MOST_ITEMS]):
+            yield from tensors_in(item, f"{name}[{index}]", depth - 1)
+    elif issubclass(kind, dict):
+        for key, item in list(dict.items(value))[:_MOST_ITEMS]:
+            if type(key) in (str, int):
+                yield from tensors_in(item, f"{name}[{key!r}]", depth - 1)
+    elif issubclass(kind, tuple):  # a named tuple
+        fields = kind.__dict__.get("_fields") if type(kind) is type else None
+        fields = [k for k in fields if type(k) is str] if type(fields) is tuple else []
+        for key, item in zip(fields, tuple.__iter__(value), strict=False):
+            yield from tensors_in(item, f"{name}.{key}", depth - 1)
+    else:
+        held = dict_of(value)
+        if type(held) is dict and kind.__module__ != "builtins":
+            for key, item in _items(held)[:_MOST_ITEMS]:
+                yield from tensors_in(item, f"{name}.{key}", depth - 1)

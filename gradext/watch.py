@@ -180,13 +180,12 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 def _let_higher_order_ops_pass() -> None:
     """Higher-order ops dispatch in Python and stop at every key that they do not know."""
     ops: Any = torch._ops
-    key = _C.recorder_key()
     known = ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS
-    if key in known:
-        return
-    known.append(key)
-    for op in list(ops._higher_order_ops.values()):
-        op.fallthrough(key)
+    for key in _C.recorder_keys():
+        if key not in known:
+            known.append(key)
+            for op in list(ops._higher_order_ops.values()):
+                op.fallthrough(key)
 
 
 def _tell(incident: Incident) -> None:

@@ -8,6 +8,11 @@
 #include <memory>
 #include <string>
 
+#if PY_VERSION_HEX >= 0x030d0000 && PY_VERSION_HEX < 0x030e0000
+// 3.13 moved the declaration to an internal header; the function is exported as before.
+extern "C" int _PyEval_SetProfile(PyThreadState*, Py_tracefunc, PyObject*);
+#endif
+
 namespace py = pybind11;
 
 namespace gradext::recorder {
@@ -179,6 +184,8 @@ py::object wrap_bootstrap(py::object original) {
   return py::reinterpret_steal<py::object>(PyInstanceMethod_New(wrapper.ptr()));
 }
 
+#if PY_VERSION_HEX < 0x030e0000
+
 // Threads that were there before the recording: each brings itself in line at its next call or
 // return, through a profile function that takes itself away.
 int wake(PyObject*, PyFrameObject*, int, PyObject*) {
@@ -197,6 +204,12 @@ void wake_threads() {
     }
   }
 }
+
+#else  // an interpreter that this was not tried with: such threads are not recorded
+
+void wake_threads() {}
+
+#endif
 
 }  // namespace
 

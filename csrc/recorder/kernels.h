@@ -48,7 +48,6 @@ struct Enclosing {
 
 struct ThreadState {
   uint64_t id = at::RecordFunction::currentThreadId();
-  bool has_key = false;
   Enclosing* enclosing = nullptr;
   std::shared_ptr<SaveLog> log;
   ~ThreadState() {
@@ -85,8 +84,9 @@ inline void safely(Work&& work) noexcept {
 
 uint32_t intern_name(const std::string& name);
 
-inline c10::DispatchKeySet below_us(c10::DispatchKeySet keys) {
-  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey);
+template <c10::DispatchKey key>
+inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
+  return keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, key);
 }
 
 // Python chooses the kernels (tracing); a redispatch from C++ would go past its choice.
@@ -94,11 +94,17 @@ inline bool python_dispatches() {
   return C10_UNLIKELY(c10::impl::PythonDispatcherTLS::get_state() != nullptr);
 }
 
+// The recording is over: take the keys off this thread. False while one is on.
+bool must_leave();
+
 // An op that may make graph nodes is about to run on this thread.
 inline void before_nodes(c10::DispatchKeySet keys) {
-  if (recordings_with_saves.load(std::memory_order_relaxed) > 0 && c10::GradMode::is_enabled() &&
-      keys.has_any(c10::autograd_dispatch_keyset)) {
-    note_nodes();
+  if (c10::GradMode::is_enabled() && keys.has_any(c10::autograd_dispatch_keyset)) {
+    if (recordings_with_saves.load(std::memory_order_relaxed) > 0) {
+      note_nodes();
+    } else {
+      must_leave();
+    }
   }
 }
 
@@ -127,9 +133,6 @@ struct Target {
 using Targets = c10::SmallVector<Target, 2>;
 
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
-
-// The recording is over: take the key off this thread. False while one is on.
-bool must_leave();
 
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
 // or does what the op around it is recorded for.

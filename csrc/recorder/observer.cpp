@@ -360,13 +360,14 @@ bool must_leave() {
 
 namespace {
 
+template <c10::DispatchKey key = kKey>
 void forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   if (python_dispatches()) {
-    c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+    c10::impl::ExcludeDispatchKeyGuard guard(key);
     op.callBoxed(stack);
     return;
   }
-  op.redispatchBoxed(below_us(keys), stack);
+  op.redispatchBoxed(below<key>(keys), stack);
 }
 
 void on_write(
@@ -464,7 +465,7 @@ class ViewKernel final : public c10::OperatorKernel {
 // For ops that may make graph nodes, and neither write nor make views.
 void on_node(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   before_nodes(keys);
-  forward(op, keys, stack);
+  forward<kNodeKey>(op, keys, stack);
 }
 
 // Ops that were registered after register_kernels(): a custom op that the program defines itself.
@@ -487,7 +488,8 @@ void on_late_op(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* 
   } else if (facts->makes_views) {
     on_view(*facts, op, keys, stack);
   } else {
-    on_node(op, keys, stack);
+    before_nodes(keys);
+    forward(op, keys, stack);
   }
 }
 
@@ -516,18 +518,20 @@ bool may_make_nodes(const c10::OperatorHandle& op) {
 // Once per process, at the first recording. The kernels stay registered: on a thread without the
 // key nothing reaches them, and the dispatcher does the same work with or without them.
 void register_kernels() {
-  static auto* libraries = new std::unordered_map<std::string, std::unique_ptr<torch::Library>>;
-  auto library = [](const std::string& space) -> torch::Library& {
-    auto& place = (*libraries)[space];
+  using Libraries = std::unordered_map<std::string, std::unique_ptr<torch::Library>>;
+  static auto* libraries = new Libraries;  // never destroyed, so never deregistered
+  const auto library = [](const std::string& space, c10::DispatchKey key) -> torch::Library& {
+    auto& place = (*libraries)[space + (key == kKey ? "" : " nodes")];
     if (!place) {
       place = std::make_unique<torch::Library>(
-          torch::Library::IMPL, space, kKey, "csrc/recorder/observer.cpp", 0);
+          torch::Library::IMPL, space, key, "csrc/recorder/observer.cpp", 0);
     }
     return *place;
   };
   c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
   const FastKernels fast_ones = fast_kernels();
-  library("_").fallback(torch::CppFunction::makeFromBoxedFunction<&on_late_op>());
+  library("_", kKey).fallback(torch::CppFunction::makeFromBoxedFunction<&on_late_op>());
+  library("_", kNodeKey).fallback(torch::CppFunction::makeFallthrough());
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     const auto op = dispatcher.findSchema(name);
     const auto space = name.getNamespace();
@@ -537,26 +541,34 @@ void register_kernels() {
     const std::string full = c10::toString(name);
     const std::string short_name = full.substr(space->size() + 2);
     std::unique_ptr<OpFacts> facts = facts_of(op->schema());
-    torch::Library& target = library(std::string(*space));
-    if (const auto fast = fast_ones.find(full); fast != fast_ones.end()) {
-      target.impl(short_name.c_str(), fast->second(std::move(facts)));
-    } else if (!facts->written.empty()) {
+    torch::Library& target = library(std::string(*space), kKey);
+    const auto fast = fast_ones.find(full);
+    if (!facts->written.empty()) {
       target.impl(
           short_name.c_str(),
-          torch::CppFunction::makeFromBoxedKernel(
-              c10::BoxedKernel::makeFromFunctor(std::make_unique<WriteKernel>(std::move(facts)))));
+          fast != fast_ones.end() ? fast->second(std::move(facts))
+                                  : torch::CppFunction::makeFromBoxedKernel(
+                                        c10::BoxedKernel::makeFromFunctor(
+                                            std::make_unique<WriteKernel>(std::move(facts)))));
     } else if (
         facts->makes_views &&
         !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) {
       target.impl(
           short_name.c_str(),
-          torch::CppFunction::makeFromBoxedKernel(
-              c10::BoxedKernel::makeFromFunctor(std::make_unique<ViewKernel>(std::move(facts)))));
-    } else if (may_make_nodes(*op)) {
-      target.impl(short_name.c_str(), torch::CppFunction::makeFromBoxedFunction<&on_node>());
+          fast != fast_ones.end() ? fast->second(std::move(facts))
+                                  : torch::CppFunction::makeFromBoxedKernel(
+                                        c10::BoxedKernel::makeFromFunctor(
+                                            std::make_unique<ViewKernel>(std::move(facts)))));
     } else {
-      // Nothing to note, or (composites) the ops that it calls are seen themselves.
+      // Composites: the ops that they call are seen themselves.
       target.impl(short_name.c_str(), torch::CppFunction::makeFallthrough());
+      if (fast != fast_ones.end()) {
+        library(std::string(*space), kNodeKey)
+            .impl(short_name.c_str(), fast->second(std::move(facts)));
+      } else if (may_make_nodes(*op)) {
+        library(std::string(*space), kNodeKey)
+            .impl(short_name.c_str(), torch::CppFunction::makeFromBoxedFunction<&on_node>());
+      }
     }
   }
 }
@@ -642,11 +654,13 @@ void note_nodes() {
 }
 
 void sync_thread() {
-  ThreadState& thread = thread_state();
   const bool on = active();
-  if (thread.has_key != on || c10::impl::tls_is_dispatch_key_included(kKey) != on) {
+  const bool with_nodes = on && recording_saves();
+  if (c10::impl::tls_is_dispatch_key_included(kKey) != on) {
     c10::impl::tls_set_dispatch_key_included(kKey, on);
-    thread.has_key = on;
+  }
+  if (c10::impl::tls_is_dispatch_key_included(kNodeKey) != with_nodes) {
+    c10::impl::tls_set_dispatch_key_included(kNodeKey, with_nodes);
   }
 }
 

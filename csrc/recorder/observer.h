@@ -16,9 +16,12 @@
 
 namespace gradext::recorder {
 
-// A key that torch defines for tests of its dispatcher and gives to no tensor. It lies above
-// everything but PreDispatch and PythonDispatcher, so it sees ops before any wrapper does.
+// Keys that torch defines for tests of its dispatcher and gives to no tensor. They lie above
+// everything but PreDispatch and PythonDispatcher, so they see ops before any wrapper does. Ops
+// that write or make views have kernels on the first; those that only make graph nodes on the
+// second, which a thread has only while saves are recorded. No op has kernels on both.
 inline constexpr c10::DispatchKey kKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
+inline constexpr c10::DispatchKey kNodeKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 // One recording more or less; the calling thread records from now on. Nestable.
 void start(bool saves);

@@ -33,11 +33,21 @@ at::Tensor unpack(py::handle object) {
   return THPVariable_Unpack(object.ptr());
 }
 
+// What holds a node differs by version of torch: std::shared_ptr, std::weak_ptr, intrusive_ptr.
+template <class T>
+Node* pointee(const std::weak_ptr<T>& held) {
+  return held.lock().get();
+}
+
+template <class Pointer>
+Node* pointee(const Pointer& held) {
+  return held ? &*held : nullptr;
+}
+
 // A node behind its Python object, kept alive by it.
 Node* node_behind(py::handle object) {
   if (THPFunction_Check(object.ptr())) {
-    auto& node = reinterpret_cast<THPFunction*>(object.ptr())->cdata;
-    return node ? &*node : nullptr;
+    return pointee(reinterpret_cast<THPFunction*>(object.ptr())->cdata);
   }
   if (torch::autograd::THPCppFunction_Check(object.ptr())) {
     return &*reinterpret_cast<torch::autograd::THPCppFunction*>(object.ptr())->cdata;
@@ -488,7 +498,7 @@ void bind(py::module_& m) {
   m.def("recorder_frames", &frames);
   m.def("recorder_stack", &capture_stack);
   m.def("recorder_memory", &memory);
-  m.def("recorder_key", [] { return py::cast(kKey); });
+  m.def("recorder_keys", [] { return py::make_tuple(kKey, kNodeKey); });
   m.def("recorder_faults", [] {
     const Faults found = faults();
     return py::make_tuple(found.count, found.last);

@@ -15,6 +15,56 @@ constexpr size_t kMaxDeadLogs = 64;
 
 }  // namespace
 
+uint64_t Identities::of(const void* target) {
+  if (target == nullptr) {
+    return 0;
+  }
+  const auto known = by_address_.find(target);
+  if (known != by_address_.end()) {
+    return entries_[known->second].number;
+  }
+  // An eighth of the living, so that a sweep costs a new object a few looks; few, so that little
+  // memory waits for it.
+  if (++since_sweep_ > std::max<size_t>(32, entries_.size() / 8)) {
+    sweep();
+  }
+  by_address_.emplace(target, entries_.size());
+  by_number_.emplace(++last_, entries_.size());
+  entries_.push_back(Entry{Hold(target), last_});
+  return last_;
+}
+
+const void* Identities::address_of(uint64_t number) const {
+  const auto known = by_number_.find(number);
+  return known == by_number_.end() ? nullptr : entries_[known->second].hold.target();
+}
+
+void Identities::sweep() {
+  since_sweep_ = 0;
+  for (size_t k = 0; k < entries_.size();) {
+    if (!entries_[k].hold.is_dead()) {
+      ++k;
+      continue;
+    }
+    by_address_.erase(entries_[k].hold.target());
+    by_number_.erase(entries_[k].number);
+    if (k + 1 < entries_.size()) {
+      entries_[k] = std::move(entries_.back());
+      by_address_[entries_[k].hold.target()] = k;
+      by_number_[entries_[k].number] = k;
+    }
+    entries_.pop_back();
+  }
+}
+
+// Numbers are not given again, not even after this.
+void Identities::clear() {
+  entries_.clear();
+  by_address_.clear();
+  by_number_.clear();
+  since_sweep_ = 0;
+}
+
 Journal& Journal::get() {
   static Journal* journal = new Journal;  // never destroyed: threads may outlive main()
   return *journal;
@@ -40,6 +90,7 @@ void Journal::clear() {
   backwards.clear();
   refused.clear();
   backward_nodes = backwards_dropped = refused_dropped = 0;
+  identities.clear();
   geometries.clear();
   geometry_index_.clear();
   for (const auto& log : save_logs) {

@@ -1,6 +1,6 @@
 // The bounded store of events. Knows nothing of dispatch or Python: the observer appends, readers
-// copy out. Storages and counters of an event are held weakly, which keeps their addresses from
-// being given to something else while the event lives, and nothing of the user's alive.
+// copy out. Events name storages and counters by numbers that are never given twice, so nothing of
+// the user's is kept alive and no new object is taken for an old one.
 #pragma once
 
 #include "stacks.h"
@@ -22,36 +22,63 @@
 
 namespace gradext::recorder {
 
-// The address of an intrusive_ptr_target, kept from being used again.
-class Identity {
+// A weak reference: keeps an address from being used again, and nothing else.
+class Hold {
  public:
-  Identity() = default;
-  explicit Identity(const void* target)
+  explicit Hold(const void* target)
       : target_(static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(target))) {
-    if (target_) {
-      c10::raw::weak_intrusive_ptr::incref(target_);
-    }
+    c10::raw::weak_intrusive_ptr::incref(target_);
   }
-  Identity(Identity&& other) noexcept : target_(other.target_) {
+  Hold(Hold&& other) noexcept : target_(other.target_) {
     other.target_ = nullptr;
   }
-  Identity& operator=(Identity&& other) noexcept {
+  Hold& operator=(Hold&& other) noexcept {
     std::swap(target_, other.target_);
     return *this;
   }
-  Identity(const Identity&) = delete;
-  Identity& operator=(const Identity&) = delete;
-  ~Identity() {
+  Hold(const Hold&) = delete;
+  Hold& operator=(const Hold&) = delete;
+  ~Hold() {
     if (target_) {
       c10::raw::weak_intrusive_ptr::decref(target_);
     }
   }
-  int64_t number() const {
-    return static_cast<int64_t>(reinterpret_cast<intptr_t>(target_));
+  const void* target() const {
+    return target_;
+  }
+  bool is_dead() const {
+    return c10::raw::weak_intrusive_ptr::use_count(target_) == 0;
   }
 
  private:
-  c10::intrusive_ptr_target* target_ = nullptr;
+  c10::intrusive_ptr_target* target_;
+};
+
+// Numbers for storages and counters. An object keeps its number for life; a weak reference sees to
+// it that its address does not come to mean another object meanwhile. The references of the dead
+// are given back soon: what is left of a storage lies in the heap among the blocks of tensors, and
+// would keep their memory from being used again.
+class Identities {
+ public:
+  // 0 for null.
+  uint64_t of(const void* target);
+  const void* address_of(uint64_t number) const;
+  void clear();
+  size_t size() const {
+    return entries_.size();
+  }
+
+ private:
+  struct Entry {
+    Hold hold;
+    uint64_t number;
+  };
+  void sweep();
+  std::vector<Entry> entries_;
+  std::unordered_map<const void*, size_t> by_address_;
+  std::unordered_map<uint64_t, size_t> by_number_;
+  uint64_t last_ = 0;
+  size_t since_sweep_ = 0;
 };
 
 // The bytes of a tensor within its storage: from the first to one past the last.
@@ -70,8 +97,8 @@ enum WriteFlags : uint32_t {
 
 struct Write {
   uint64_t order = 0;
-  Identity storage;
-  Identity counter;
+  uint64_t storage = 0;  // of Journal::identities
+  uint64_t counter = 0;
   Extent extent;
   uint64_t sequence = 0;  // autograd's sequence number on this thread at the time
   uint32_t thread = 0;
@@ -88,7 +115,7 @@ struct Write {
 // A view that no graph node remembers: made without grad mode, or one of many of its op.
 struct View {
   uint64_t order = 0;
-  Identity storage;
+  uint64_t storage = 0;
   Extent extent;
   uint64_t sequence = 0;
   int64_t tensor = 0;  // its address: a hint, it may have come to mean another tensor
@@ -124,7 +151,7 @@ struct Backward {
 // A write that torch refused.
 struct Refused {
   uint64_t order = 0;
-  Identity storage;
+  uint64_t storage = 0;
   Extent extent;
   int64_t tensor = 0;
   int64_t base = 0;
@@ -240,6 +267,7 @@ class Journal {
 
   // Everything below is guarded by `mutex`.
   std::mutex mutex;
+  Identities identities;
   Ring<Write> writes;
   Ring<View> views;
   std::deque<Backward> backwards;
@@ -259,9 +287,11 @@ class Journal {
   std::unordered_map<std::string, uint32_t> geometry_index_;
 };
 
-// What one event costs, weakly held objects included.
-constexpr size_t kWriteBytes = sizeof(Write) + sizeof(c10::StorageImpl) + 32;
-constexpr size_t kViewBytes = sizeof(View) + sizeof(c10::StorageImpl);
+// What one event costs.
+constexpr size_t kWriteBytes = sizeof(Write);
+constexpr size_t kViewBytes = sizeof(View);
 constexpr size_t kSaveBytes = sizeof(Save);
+// What one known storage or counter costs: an entry and its places in two tables.
+constexpr size_t kIdentityBytes = 128;
 
 }  // namespace gradext::recorder

@@ -250,8 +250,8 @@ void record_write(
       }
       Write& event = journal.writes.push();
       event.order = journal.next_order();
-      event.storage = Identity(storage);
-      event.counter = Identity(target.counter);
+      event.storage = journal.identities.of(storage);
+      event.counter = journal.identities.of(target.counter);
       event.extent = extent;
       event.sequence = sequence;
       event.thread = static_cast<uint32_t>(thread.id);
@@ -282,7 +282,10 @@ void record_refusal(
   Journal& journal = Journal::get();
   Refused event;
   event.order = journal.next_order();
-  event.storage = Identity(target.storage);
+  {
+    std::lock_guard<std::mutex> lock(journal.mutex);
+    event.storage = journal.identities.of(target.storage);
+  }
   event.extent = target.extent;
   event.tensor = state::opaque_id(&impl);
   event.thread = thread.id;
@@ -404,7 +407,7 @@ void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
   std::lock_guard<std::mutex> lock(journal.mutex);
   View& event = journal.views.push();
   event.order = journal.next_order();
-  event.storage = Identity(state::storage(impl));
+  event.storage = journal.identities.of(state::storage(impl));
   event.extent = extent_of(impl);
   event.sequence = at::sequence_number::peek();
   event.tensor = state::opaque_id(&impl);
@@ -742,8 +745,8 @@ void note(const std::string& name, const at::Tensor& tensor) {
   std::lock_guard<std::mutex> lock(journal.mutex);
   Write& event = journal.writes.push();
   event.order = journal.next_order();
-  event.storage = Identity(state::storage(impl));
-  event.counter = Identity(state::counter_address(impl));
+  event.storage = journal.identities.of(state::storage(impl));
+  event.counter = journal.identities.of(state::counter_address(impl));
   event.extent = extent_of(impl);
   event.sequence = at::sequence_number::peek();
   event.thread = static_cast<uint32_t>(thread_state().id);

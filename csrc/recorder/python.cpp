@@ -15,6 +15,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <unordered_map>
 #include <unordered_set>
 
 namespace py = pybind11;
@@ -179,14 +180,15 @@ namespace {
 
 // Keeps the addresses in a snapshot from being used again, and so their meaning.
 struct Held {
-  std::vector<Identity> identities;
+  std::vector<Hold> holds;
 };
+
+// The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS, SAVE_COLUMNS.
+constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 
 struct Columns {
   std::vector<int64_t> values;
-  size_t width = 0;
   void row(std::initializer_list<int64_t> facts) {
-    width = facts.size();
     values.insert(values.end(), facts);
   }
   py::array_t<int64_t> array(size_t columns) const {
@@ -201,34 +203,43 @@ int64_t number(uint64_t value) {
   return static_cast<int64_t>(value);
 }
 
-py::dict snapshot(uint64_t since) {
-  Journal& journal = Journal::get();
-  Columns writes, views, saves, origins;
-  py::list backwards, refused;
-  py::dict dropped;
+// Everything that a snapshot takes from the journal, as plain C++: no Python object may be made
+// under the journal's mutex (a collection may run anything), nor the GIL be waited for.
+struct Copied {
+  Columns writes, views, saves;
+  std::vector<Backward> backwards;
+  std::vector<std::pair<int64_t, Refused>> refused;  // with the storage as shown
   std::vector<std::vector<int64_t>> geometries;
-  std::vector<Backward> backward_copies;
+  std::unique_ptr<Held> held = std::make_unique<Held>();
   size_t dropped_writes = 0, dropped_views = 0, dropped_saves = 0, dropped_backwards = 0;
-  {
-    py::gil_scoped_release release;  // the mutex must not be waited for under the GIL
-    journal.mutex.lock();
-  }
-  std::unique_lock<std::mutex> lock(journal.mutex, std::adopt_lock);
-  auto held = std::make_unique<Held>();
-  std::unordered_set<int64_t> seen;
-  const auto hold = [&](const Identity& identity) {
-    if (identity.number() != 0 && seen.insert(identity.number()).second) {
-      held->identities.emplace_back(reinterpret_cast<const void*>(identity.number()));
+  uint64_t order = 0;
+};
+
+Copied copy_journal(uint64_t since) {
+  Journal& journal = Journal::get();
+  Copied out;
+  std::lock_guard<std::mutex> lock(journal.mutex);
+  // The living go by their addresses, which is what everybody else knows of them; the dead by
+  // numbers that nothing else has.
+  std::unordered_map<uint64_t, int64_t> shown;
+  const auto show = [&](uint64_t identity) -> int64_t {
+    if (identity == 0) {
+      return 0;
     }
+    auto [place, is_new] = shown.emplace(identity, -number(identity));
+    const void* address = is_new ? journal.identities.address_of(identity) : nullptr;
+    if (address != nullptr) {
+      out.held->holds.emplace_back(address);
+      place->second = static_cast<int64_t>(reinterpret_cast<intptr_t>(address));
+    }
+    return place->second;
   };
   journal.writes.each([&](const Write& e) {
     if (e.order > since) {
-      hold(e.storage);
-      hold(e.counter);
-      writes.row(
+      out.writes.row(
           {number(e.order),
-           e.storage.number(),
-           e.counter.number(),
+           show(e.storage),
+           show(e.counter),
            e.extent.begin,
            e.extent.end,
            number(e.sequence),
@@ -245,10 +256,9 @@ py::dict snapshot(uint64_t since) {
   });
   journal.views.each([&](const View& e) {
     if (e.order > since) {
-      hold(e.storage);
-      views.row(
+      out.views.row(
           {number(e.order),
-           e.storage.number(),
+           show(e.storage),
            e.extent.begin,
            e.extent.end,
            number(e.sequence),
@@ -262,61 +272,73 @@ py::dict snapshot(uint64_t since) {
   for (const auto& log : journal.save_logs) {
     std::lock_guard<std::mutex> log_lock(log->mutex);
     log->saves.each([&](const Save& e) {
-      NodeId origin{0, 0};
-      bool known = false;
-      if (e.origin > log->origins_dropped) {
-        origin = log->origins[e.origin - 1 - log->origins_dropped];
-        known = true;
-      }
-      saves.row(
+      const bool known = e.origin > log->origins_dropped;
+      const NodeId origin =
+          known ? log->origins[e.origin - 1 - log->origins_dropped] : NodeId{0, 0};
+      out.saves.row(
           {number(log->thread),
            number(e.sequence),
            e.stack,
            known ? number(origin.thread) : -1,
            known ? number(origin.sequence) : -1});
     });
-    dropped_saves += log->saves.dropped();
+    out.dropped_saves += log->saves.dropped();
   }
   for (const Backward& e : journal.backwards) {
     if (e.order > since) {
-      backward_copies.push_back(e);
+      out.backwards.push_back(e);
     }
   }
   for (const Refused& e : journal.refused) {
-    if (e.order <= since) {
-      continue;
+    if (e.order > since) {
+      out.refused.emplace_back(show(e.storage), e);
     }
-    py::list chain;
-    for (const auto& [name, id] : e.chain) {
-      chain.append(py::make_tuple(name, id.thread, id.sequence));
-    }
-    py::dict facts;
-    facts["order"] = e.order;
-    facts["storage"] = e.storage.number();
-    facts["begin"] = e.extent.begin;
-    facts["end"] = e.extent.end;
-    facts["tensor"] = e.tensor;
-    facts["base"] = e.base;
-    facts["thread"] = e.thread;
-    facts["stack"] = e.stack;
-    facts["op"] = op_name(e.op);
-    facts["creation_meta"] = e.creation_meta;
-    facts["is_view"] = e.is_view;
-    facts["is_leaf"] = e.is_leaf;
-    facts["requires_grad"] = e.requires_grad;
-    facts["base_is_leaf"] = e.base_is_leaf;
-    facts["is_inference"] = e.is_inference;
-    facts["grad_mode"] = e.grad_mode;
-    facts["what"] = e.what;
-    facts["chain"] = chain;
-    refused.append(facts);
   }
-  geometries = journal.geometries;
-  dropped_writes = journal.writes.dropped();
-  dropped_views = journal.views.dropped();
-  dropped_backwards = journal.backwards_dropped;
-  lock.unlock();
-  for (const Backward& e : backward_copies) {
+  out.geometries = journal.geometries;
+  out.dropped_writes = journal.writes.dropped();
+  out.dropped_views = journal.views.dropped();
+  out.dropped_backwards = journal.backwards_dropped;
+  out.order = journal.order();
+  return out;
+}
+
+py::dict shown_refused(int64_t storage, const Refused& e) {
+  py::list chain;
+  for (const auto& [name, id] : e.chain) {
+    chain.append(py::make_tuple(name, id.thread, id.sequence));
+  }
+  py::dict facts;
+  facts["order"] = e.order;
+  facts["storage"] = storage;
+  facts["begin"] = e.extent.begin;
+  facts["end"] = e.extent.end;
+  facts["tensor"] = e.tensor;
+  facts["base"] = e.base;
+  facts["thread"] = e.thread;
+  facts["stack"] = e.stack;
+  facts["op"] = op_name(e.op);
+  facts["creation_meta"] = e.creation_meta;
+  facts["is_view"] = e.is_view;
+  facts["is_leaf"] = e.is_leaf;
+  facts["requires_grad"] = e.requires_grad;
+  facts["base_is_leaf"] = e.base_is_leaf;
+  facts["is_inference"] = e.is_inference;
+  facts["grad_mode"] = e.grad_mode;
+  // Not necessarily UTF-8: the text may quote bytes of a user's.
+  facts["what"] = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(e.what.data(), static_cast<Py_ssize_t>(e.what.size()), "replace"));
+  facts["chain"] = chain;
+  return facts;
+}
+
+py::dict snapshot(uint64_t since) {
+  Copied copied;
+  {
+    py::gil_scoped_release release;
+    copied = copy_journal(since);
+  }
+  py::list backwards, refused;
+  for (const Backward& e : copied.backwards) {
     Columns nodes;
     for (const NodeId& id : e.nodes) {
       nodes.row({number(id.thread), number(id.sequence)});
@@ -325,31 +347,33 @@ py::dict snapshot(uint64_t since) {
         py::make_tuple(
             e.order, e.thread, e.stack, e.keeps_graph, e.creates_graph, e.whole, nodes.array(2)));
   }
+  for (const auto& [storage, e] : copied.refused) {
+    refused.append(shown_refused(storage, e));
+  }
   std::unordered_set<int64_t> ops;
-  for (size_t k = 0; k < writes.values.size(); k += 15) {
-    ops.insert(writes.values[k + 8]);
-    ops.insert(writes.values[k + 9]);
+  for (size_t k = 0; k < copied.writes.values.size(); k += kWriteColumns) {
+    ops.insert(copied.writes.values[k + 8]);
+    ops.insert(copied.writes.values[k + 9]);
   }
-  for (size_t k = 0; k < views.values.size(); k += 10) {
-    ops.insert(views.values[k + 8]);
+  for (size_t k = 0; k < copied.views.values.size(); k += kViewColumns) {
+    ops.insert(copied.views.values[k + 8]);
   }
-  py::dict names;
+  py::dict names, dropped, out;
   for (int64_t op : ops) {
     names[py::int_(op)] = op_name(static_cast<uint32_t>(op));
   }
-  dropped["writes"] = dropped_writes;
-  dropped["views"] = dropped_views;
-  dropped["saves"] = dropped_saves;
-  dropped["backwards"] = dropped_backwards;
-  py::dict out;
-  out["held"] = py::cast(std::move(held));
-  out["order"] = journal.order();
-  out["writes"] = writes.array(15);
-  out["views"] = views.array(10);
-  out["saves"] = saves.array(5);
+  dropped["writes"] = copied.dropped_writes;
+  dropped["views"] = copied.dropped_views;
+  dropped["saves"] = copied.dropped_saves;
+  dropped["backwards"] = copied.dropped_backwards;
+  out["held"] = py::cast(std::move(copied.held));
+  out["order"] = copied.order;
+  out["writes"] = copied.writes.array(kWriteColumns);
+  out["views"] = copied.views.array(kViewColumns);
+  out["saves"] = copied.saves.array(kSaveColumns);
   out["backwards"] = backwards;
   out["refused"] = refused;
-  out["geometries"] = geometries;
+  out["geometries"] = copied.geometries;
   out["ops"] = names;
   out["dropped"] = dropped;
   return out;
@@ -447,29 +471,34 @@ class EmptyObserver {
 };
 
 py::dict memory() {
-  Journal& journal = Journal::get();
+  size_t writes = 0, views = 0, saves = 0, held = 0, identities = 0, limit = 0;
   const StackStats stacks = stack_stats();
-  py::dict out;
-  py::gil_scoped_release release;
-  std::lock_guard<std::mutex> lock(journal.mutex);
-  size_t saves = 0, save_events = 0;
-  for (const auto& log : journal.save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
-    saves += log->saves.capacity_bytes();
-    save_events += log->saves.size();
+  {
+    py::gil_scoped_release release;
+    Journal& journal = Journal::get();
+    std::lock_guard<std::mutex> lock(journal.mutex);
+    writes = journal.writes.size();
+    views = journal.views.size();
+    identities = journal.identities.size();
+    limit = journal.memory();
+    held = journal.writes.capacity_bytes() + journal.views.capacity_bytes() +
+           journal.backward_nodes * sizeof(NodeId) + identities * kIdentityBytes;
+    for (const auto& log : journal.save_logs) {
+      std::lock_guard<std::mutex> log_lock(log->mutex);
+      saves += log->saves.size();
+      held += log->saves.capacity_bytes();
+    }
   }
-  const size_t writes = journal.writes.size(), views = journal.views.size();
-  const size_t held = journal.writes.capacity_bytes() + journal.views.capacity_bytes() + saves +
-                      journal.backward_nodes * sizeof(NodeId);
-  py::gil_scoped_acquire acquire;
+  py::dict out;
   out["write_bytes"] = kWriteBytes;
   out["view_bytes"] = kViewBytes;
   out["save_bytes"] = kSaveBytes;
-  out["limit_bytes"] = journal.memory();
+  out["limit_bytes"] = limit;
   out["held_bytes"] = held;
   out["writes"] = writes;
   out["views"] = views;
-  out["saves"] = save_events;
+  out["saves"] = saves;
+  out["identities"] = identities;
   out["stacks"] = stacks.nodes;
   out["stack_bytes"] = stacks.bytes;
   out["stacks_dropped"] = stacks.dropped;

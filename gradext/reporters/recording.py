@@ -26,7 +26,7 @@ def mutations(writes: Sequence[Write], sites: Sequence[Frame | None], note: str 
     for write, site in zip(writes, sites, strict=True):
         code = site.code if site else ""
         if len(code) > _MOST_CODE:
-            code = code[: _MOST_CODE - 3] + "..."
+            code = code[: _MOST_CODE - 3].rstrip() + "..."
         rows.append((_versions(write), _op(write), _where(site), code, _remark(write)))
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
     lines = [

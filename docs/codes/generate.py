@@ -1,0 +1,107 @@
+"""Copy the pages of `gradext explain` into this folder, with an index.
+
+    python docs/codes/generate.py          run each wrong example under gradext, put what it prints
+                                           into the page, then copy the pages
+    python docs/codes/generate.py --copy   copy only
+    python docs/codes/generate.py --check  exit 1 if a copy or the index is out of date
+
+The pages are written in gradext/diagnosis/pages: that is what the installed program shows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from gradext.commands import explain
+from gradext.diagnosis.model import CODES
+
+HERE = Path(__file__).resolve().parent
+INDEX = "README.md"
+REPORT = re.compile(r"^(?:gradext: |(?:error|warning)\[GX\d{3}\])", re.M)
+
+
+def example(text: str, heading: str) -> str:
+    """The Python script below the heading "Wrong" or "Right" of a page."""
+    match = re.search(rf"^## {heading}\n\n```python\n(.*?)^```$", text, re.M | re.S)
+    if match is None:
+        raise ValueError(f"the page has no Python example under {heading!r}")
+    return match[1]
+
+
+def printed(script: str) -> str:
+    """What `gradext run` reports for a script called wrong.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "wrong.py").write_text(script, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "gradext", "run", "wrong.py"],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
+        )
+    start = REPORT.search(done.stderr)
+    if start is None:
+        raise SystemExit(f"gradext reported nothing for this script:\n{script}\n{done.stderr}")
+    return done.stderr[start.start() :].rstrip()
+
+
+def fill(code: str) -> None:
+    """Put into the page of `code` what gradext prints for its wrong example."""
+    path = explain.PAGES / f"{code}.md"
+    text = path.read_text(encoding="utf-8")
+    report = printed(example(text, "Wrong"))
+    block = f"<!-- generated: {code} -->\n```\n{report}\n```\n<!-- /generated -->"
+    pattern = rf"<!-- generated: {code} -->\n.*?<!-- /generated -->"
+    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.S), encoding="utf-8")
+
+
+def files() -> dict[str, str]:
+    """What this folder has to hold, by name."""
+    pages = {code: explain.page(code) for code in CODES}
+    found = {f"{code}.md": text for code, text in pages.items() if text is not None}
+    rows = [
+        f"| {f'[{code}]({code}.md)' if pages[code] else code} | `{name}` | "
+        f"{explain.title(code) if pages[code] else explain.NOT_YET} |"
+        for code, name in CODES.items()
+    ]
+    head = [
+        "# Diagnosis codes",
+        "",
+        "What `gradext explain CODE` prints. Each page says what torch says and why, shows a wrong",
+        "and a right example, and names what torch's check does not see.",
+        "",
+        "| code | name | what happened |",
+        "| --- | --- | --- |",
+    ]
+    found[INDEX] = "\n".join([*head, *rows, ""])
+    return found
+
+
+def main() -> int:
+    if sys.argv[1:] == ["--check"]:
+        there = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.md")}
+        wanted = files()
+        wrong = [n for n in sorted({*there, *wanted}) if there.get(n) != wanted.get(n)]
+        for name in wrong:
+            print(f"docs/codes/{name} is out of date: run python docs/codes/generate.py --copy")
+        return int(bool(wrong))
+    if sys.argv[1:] != ["--copy"]:
+        for code in CODES:
+            if explain.page(code) is not None:
+                fill(code)
+    wanted = files()
+    for path in HERE.glob("*.md"):
+        if path.name not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        (HERE / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

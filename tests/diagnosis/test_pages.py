@@ -1,0 +1,441 @@
+"""The pages: their examples do what they say in plain Python, and `gradext explain` shows them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from gradext.commands import explain
+from gradext.diagnosis.model import CODES
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# The codes that this version diagnoses.
+DIAGNOSED = ["GX101", "GX102", "GX103", "GX104", "GX105", "GX106", "GX302", "GX303", "GX401"]
+HEADINGS = [
+    "What torch says",
+    "Why",
+    "Wrong",
+    "What gradext prints",
+    "Right",
+    "Other ways to mend it",
+]
+# Part of the error text in every version of torch that gradext supports; 2.13's is quoted in full.
+PHRASES = {
+    "GX101": "modified by an inplace operation",
+    "GX102": "a leaf Variable that requires grad is being used in an in-place operation",
+    "GX103": "a view of a leaf Variable that requires grad is being used in an in-place operation",
+    "GX104": "A view was created in no_grad mode and is being modified inplace",
+    "GX105": "This view is the output of a function that returns multiple views",
+    "GX106": "This view was created inside a custom Function",
+    "GX302": "Trying to backward through the graph a second time",
+    "GX303": "appears to not have been used in the graph",
+}
+
+# Runs scripts one after the other in one process, each as a main program of its own.
+DRIVER = """
+import contextlib, io, json, sys
+
+results = {}
+for name, script in json.load(sys.stdin).items():
+    printed, error = io.StringIO(), None
+    with contextlib.redirect_stdout(printed):
+        try:
+            exec(compile(script, name, "exec"), {"__name__": "__main__"})
+        except Exception as exception:
+            error = f"{type(exception).__name__}: {exception}"
+    results[name] = {"printed": printed.getvalue(), "error": error}
+print(json.dumps(results))
+"""
+
+
+def page(code: str) -> str:
+    text = explain.page(code)
+    assert text is not None
+    return text
+
+
+def blocks(code: str, heading: str, language: str) -> list[str]:
+    """The fenced blocks of that language below a heading."""
+    section = page(code).split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+
+
+def example(code: str, heading: str) -> str:
+    (script,) = blocks(code, heading, "python")
+    return script
+
+
+def on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def ran() -> dict[str, Any]:
+    """What each example printed and raised, by "GX101 Wrong"."""
+    scripts = {f"{code} {kind}": example(code, kind) for code in DIAGNOSED for kind in KINDS}
+    environment = {key: os.environ[key] for key in os.environ if not key.startswith("GRADEXT_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", DRIVER],
+        input=json.dumps(scripts),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    results: dict[str, Any] = json.loads(done.stdout)
+    return results
+
+
+KINDS = ("Wrong", "Right")
+
+
+# --- what the pages say --------------------------------------------------------------------------
+
+
+def test_the_pages_are_those_of_the_codes_that_are_diagnosed() -> None:
+    assert sorted(path.name for path in explain.PAGES.iterdir()) == [
+        f"{code}.md" for code in DIAGNOSED
+    ]
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_a_page_has_its_parts_in_order(code: str) -> None:
+    text = page(code)
+    assert text.startswith(f"# {code}: ")
+    assert f"\n\n`{CODES[code]}`. " in text
+    headings = re.findall(r"^## (.*)$", text, re.M)
+    limits = "Limits of this diagnosis" if code == "GX401" else "Limits of torch's check"
+    assert headings == [*HEADINGS, limits]
+    assert re.search(
+        rf"^<!-- generated: {code} -->\n(?:.*\n)?<!-- /generated -->$", text, re.M | re.S
+    )
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_what_gradext_prints_names_the_code(code: str) -> None:
+    """Empty until docs/codes/generate.py has run; never the report of something else."""
+    section = page(code).split("\n## What gradext prints\n", 1)[1].split("\n## ", 1)[0]
+    inside = section.split("-->\n", 1)[1].split("<!-- /generated", 1)[0]
+    if inside:
+        assert re.match(rf"```\n(?:error|warning)\[{code}\] {CODES[code]}: ", inside)
+        assert f"docs: gradext explain {code}\n```\n" in inside
+        assert " --> wrong.py:" in inside
+
+
+@pytest.mark.parametrize("code", [code for code in DIAGNOSED if code != "GX401"])
+def test_a_wrong_example_fails_with_the_quoted_error(ran: dict[str, Any], code: str) -> None:
+    said = ran[f"{code} Wrong"]["error"]
+    (quoted,) = blocks(code, "What torch says", "text")
+    assert PHRASES[code] in said
+    assert PHRASES[code] in on_one_line(quoted)
+    if torch.__version__.startswith("2.13."):
+        assert on_one_line(said) == on_one_line(quoted)
+
+
+def test_the_silent_example_is_wrong_without_an_error(ran: dict[str, Any]) -> None:
+    wrong = ran["GX401 Wrong"]
+    assert wrong["error"] is None
+    assert blocks("GX401", "Wrong", "text") == [wrong["printed"]]
+    assert wrong["printed"] == "got 1.5 expected 2.0\n"
+    assert ran["GX401 Right"]["printed"] == "got 2.0 expected 2.0\n"
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_a_right_example_runs_clean(ran: dict[str, Any], code: str) -> None:
+    assert ran[f"{code} Right"]["error"] is None
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_the_two_examples_differ_in_few_lines(code: str) -> None:
+    wrong, right = (
+        [line.split("  #")[0] for line in example(code, kind).splitlines() if line.strip()]
+        for kind in KINDS
+    )
+    changed = [line for line in difflib.ndiff(wrong, right) if line[0] in "+-"]
+    assert 1 <= len(changed) <= 6
+    assert 3 <= len(wrong) <= 15
+
+
+# --- docs/codes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """docs/codes/generate.py."""
+    spec = importlib.util.spec_from_file_location(
+        "generate_codes", ROOT / "docs" / "codes" / "generate.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_docs_are_the_pages(generate: ModuleType) -> None:
+    there = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "codes").glob("*.md")}
+    assert there == generate.files()
+    assert set(there) == {"README.md", *(f"{code}.md" for code in DIAGNOSED)}
+    for code in DIAGNOSED:
+        assert there[f"{code}.md"] == page(code)
+        assert (
+            f"| [{code}]({code}.md) | `{CODES[code]}` | {explain.title(code)} |"
+            in (there["README.md"])
+        )
+    assert f"| GX201 | `inference-tensor-saved` | {explain.NOT_YET} |" in there["README.md"]
+
+
+def test_filling_puts_the_report_between_the_marks(
+    generate: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "GX101.md").write_text(page("GX101"), encoding="utf-8")
+    monkeypatch.setattr(explain, "PAGES", tmp_path)
+    asked = []
+
+    def printed(script: str) -> str:
+        asked.append(script)
+        return f"error[GX101] number {len(asked)} \\1"
+
+    monkeypatch.setattr(generate, "printed", printed)
+    generate.fill("GX101")
+    generate.fill("GX101")
+    text = page("GX101")
+    assert (
+        "<!-- generated: GX101 -->\n```\nerror[GX101] number 2 \\1\n```\n<!-- /generated -->"
+        in text
+    )
+    assert "number 1" not in text
+    assert asked[0] == asked[1] == blocks("GX101", "Wrong", "python")[0]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gradext", "explain", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def test_a_page_in_a_pipe_is_the_markdown() -> None:
+    done = run("GX101")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == page("GX101")
+
+
+def test_a_code_that_does_not_exist() -> None:
+    done = run("stale-saved-tensro")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "gradext explain: there is no code 'stale-saved-tensro'; "
+        "did you mean stale-saved-tensor (GX101)?\n"
+    )
+
+
+def test_a_reader_that_leaves() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradext", "explain", "GX101"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
+def call(*arguments: str) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command = explain.ExplainCommand()
+    command.prepare_parser(parser)
+    return command.run(parser.parse_args(arguments), parser)
+
+
+def test_all_codes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(CODES)
+    assert [line.split()[1] for line in lines] == list(CODES.values())
+    assert lines[0].endswith("  a saved tensor was written in place before backward")
+    for line in lines:
+        assert line.endswith("does not diagnose it yet") is (line.split()[0] not in DIAGNOSED)
+
+
+@pytest.mark.parametrize(
+    "word", ["GX401", "gx401", "Gx401", "401", "silent-write", "Silent-Write", "silent_write"]
+)
+def test_ways_to_name_a_code(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(word) == 0
+    assert capsys.readouterr().out == page("GX401")
+
+
+def test_a_code_without_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("GX201") == 0
+    assert capsys.readouterr().out == (
+        "GX201 inference-tensor-saved: this version does not diagnose it yet\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("GX107", "did you mean GX106 or GX105 or GX104?"),
+        ("gx1O1", "gradext explain lists all codes"),
+        ("leaf", "did you mean leaf-written-in-place (GX102) or view-of-leaf-written (GX103)?"),
+        ("unused-inputs", "did you mean unused-input (GX303)?"),
+        ("E501", "gradext explain lists all codes"),
+        ("", "gradext explain lists all codes"),
+    ],
+)
+def test_near_matches(word: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(word) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"gradext explain: there is no code {word!r}; {hint}\n"
+
+
+def test_json_of_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("303", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "code": "GX303",
+        "name": "unused-input",
+        "title": "a gradient was asked for a tensor that the graph does not use",
+        "text": page("GX303"),
+    }
+    assert call("GX201", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "code": "GX201",
+        "name": "inference-tensor-saved",
+        "title": "inference tensor saved",
+        "text": None,
+    }
+
+
+def test_json_of_all_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--json") == 0
+    rows = json.loads(capsys.readouterr().out)["codes"]
+    assert {row["code"]: row["name"] for row in rows} == CODES
+    assert [row["code"] for row in rows if row["text"] is not None] == DIAGNOSED
+
+
+# --- in a terminal -------------------------------------------------------------------------------
+
+MARKDOWN = """\
+# GX999: a heading of several words
+
+First line of a `paragraph
+in backquotes` and more words.
+
+```text
+RuntimeError: a quoted error
+that goes on.
+```
+
+## Wrong
+
+```python
+x = 1  # a long line of code that is never broken at all
+
+y = 2
+```
+
+<!-- generated: GX999 -->
+```
+error[GX999]
+  --> wrong.py
+```
+<!-- /generated -->
+
+- one `item`
+  that goes on
+- two
+"""
+
+
+def test_rendered_without_colour() -> None:
+    assert explain.render(MARKDOWN, 30, color=False) == (
+        """\
+GX999: a heading of several
+words
+
+First line of a
+`paragraph in backquotes` and
+more words.
+
+    RuntimeError: a quoted
+    error that goes on.
+
+Wrong
+
+    x = 1  # a long line of code that is never broken at all
+
+    y = 2
+
+    error[GX999]
+      --> wrong.py
+
+- one `item` that goes on
+- two"""
+    )
+
+
+def test_rendered_with_colour() -> None:
+    lines = explain.render(MARKDOWN, 80, color=True).splitlines()
+    assert lines[0] == "\x1b[1mGX999: a heading of several words\x1b[0m"
+    assert "First line of a \x1b[36mparagraph in backquotes\x1b[0m and more words." in lines
+    assert "    \x1b[36my = 2\x1b[0m" in lines
+    assert "- one \x1b[36mitem\x1b[0m that goes on" in lines
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_every_page_renders(code: str) -> None:
+    shown = explain.render(page(code), 80, color=True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "```" not in plain
+    assert "<!--" not in plain
+    assert "`" not in plain
+    for line in example(code, "Wrong").splitlines():
+        assert f"    {line}".rstrip() in plain.splitlines()
+    words = re.sub(r"[^a-z]", "", on_one_line(page(code)).replace("```python", "").lower())
+    kept = re.sub(r"[^a-z]", "", plain.lower())
+    assert abs(len(words) - len(kept)) <= 60  # fences and comments alone are gone
+
+
+@pytest.mark.parametrize(
+    ("environment", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_gets_the_rendered_page(
+    environment: dict[str, str],
+    colour: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("NO_COLOR", "TERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"COLUMNS": "70", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert call("GX102") == 0
+    shown = capsys.readouterr().out
+    assert shown == explain.render(page("GX102"), 70, color=colour) + "\n"
+    assert ("\x1b[1mWhy\x1b[0m" in shown) is colour

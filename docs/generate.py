@@ -9,9 +9,11 @@ Needs the `test` extra (transformers builds the model, with random weights).
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,45 @@ def lesson() -> str:
     return "```\n" + "\n".join(lines).rstrip() + "\n…\n```"
 
 
+MUTATIONS = """\
+>>> with gradext.record() as recording:
+...     h = torch.zeros(2, 3)
+...     h[0] += 1
+...     h.t().mul_(2)
+...     h.data.clamp_(max=1)
+...
+>>> recording.mutations(h)
+"""
+
+
+def example(name: str) -> str:
+    """What `gradext run` prints for a script in docs/examples, its traceback shortened."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gradext", "run", f"examples/{name}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "docs",
+        env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
+    )
+    lines = done.stderr.rstrip().splitlines()
+    start = next(k for k, line in enumerate(lines) if re.match(r"(error|warning)\[GX", line))
+    said = [line for line in lines[:start] if re.match(r"\w+Error: ", line)]
+    shown = [f"$ gradext run {name}", *(["Traceback ..."] if said else []), *said, ""]
+    return "```\n" + "\n".join([*shown, *lines[start:]]) + "\n```"
+
+
+def mutations() -> str:
+    """The table of one tensor's history; the lines are numbered as in a file of their own."""
+    lines = [line[4:] for line in MUTATIONS.splitlines()]
+    with tempfile.TemporaryDirectory() as folder:
+        program = "\n".join(["import torch, gradext", *lines[:-1], f"print({lines[-1]})"])
+        (Path(folder) / "demo.py").write_text(program)
+        done = subprocess.run(
+            [sys.executable, "demo.py"], capture_output=True, text=True, check=True, cwd=folder
+        )
+    return f"```\n{MUTATIONS}{done.stdout}```"
+
+
 def result(name: str) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return read
@@ -83,12 +124,24 @@ def whole(name: str) -> str:
     return f"{common.table(result(name)['rows'])}\n\n({where(name)})"
 
 
+def recorder() -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import plot_recorder
+
+    return f"{plot_recorder.summary(result('recorder')['rows'])}\n\n({where('recorder')})"
+
+
 # (file, block, what fills it, whether from committed JSON alone)
 BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
+    ("README.md", "run", lambda: example("train.py"), False),
+    ("README.md", "silent", lambda: example("gan.py"), False),
+    ("README.md", "mutations", mutations, False),
     ("README.md", "lesson", lesson, False),
     ("README.md", "inspect", lambda: session(INSPECT), False),
     ("README.md", "tree", lambda: session(TREE, before="import gradext"), False),
     ("README.md", "cost", cost, True),
+    ("README.md", "recorder", recorder, True),
+    ("benchmarks/README.md", "recorder", recorder, True),
     ("benchmarks/README.md", "state", lambda: whole("state"), True),
     ("benchmarks/README.md", "import_time", lambda: whole("import_time"), True),
 ]

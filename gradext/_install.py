@@ -185,6 +185,8 @@ def program_arguments() -> list[str] | None:
             takes_value = False
         elif word == "-m":
             return words[index + 2 :] if words[index + 1 : index + 2] == ["gradext"] else None
+        elif word == "-c":
+            return None
         elif word in {"-W", "-X"}:
             takes_value = True
         elif not word.startswith("-"):

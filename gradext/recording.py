@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import operator
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -463,11 +464,23 @@ class Recording:
             raise ValueError(f"{target} is no gradext recording ({error})") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f'{target} is no gradext recording (no "format": "{FORMAT}" in it)')
-        if document["version"] != FORMAT_VERSION:
+        version = document.get("version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ValueError(
-                f"{target} has recording format {document['version']}, this gradext reads "
-                f"{FORMAT_VERSION}; open it with gradext {document.get('gradext')}"
+                f"{target} has recording format {version}, this gradext reads {FORMAT_VERSION}; "
+                f"open it with gradext {document.get('gradext')}"
             )
+        try:
+            return cls._from_document(document)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(
+                f"{target} is no gradext recording (damaged: {watch.describe(error)})"
+            ) from None
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Recording:
+        if document["version"] != FORMAT_VERSION:
+            raise ValueError(f"format version {document['version']!r}")
         known = [Frame(**facts) for facts in document["frames"]]
         stacks = {
             int(stack): tuple(known[index] for index in numbers)
@@ -479,7 +492,7 @@ class Recording:
             "saves": _table(document["saved"], len(SAVE_COLUMNS)),
             "ops": {int(number): name for number, name in document["ops"].items()},
             "geometries": document["geometries"],
-            "dropped": document["dropped"],
+            "dropped": dict(document["dropped"]),
             "order": document["order"],
             "backwards": [],
             "refused": [],
@@ -495,7 +508,7 @@ class Recording:
             for facts in document["refused"]
         ]
         recording._data = data
-        recording._memory_facts = document["memory"]
+        recording._memory_facts = dict(document["memory"])
         return recording
 
     def __repr__(self) -> str:
@@ -520,6 +533,7 @@ def record(saves: bool = True, *, memory: int | None = None) -> Recording:
         memory: bytes that the journal may take (default 64 MiB); the oldest events go first.
 
     Raises:
+        TypeError: `memory` is no int.
         ValueError: `memory` is below 1 MiB.
     """
     return Recording(saves, memory)
@@ -536,11 +550,17 @@ def current() -> Recording | None:
 
 
 def _checked_memory(memory: int) -> int:
-    if memory < 1 << 20:
+    try:
+        size = operator.index(memory)
+    except TypeError:
+        raise TypeError(
+            f"gradext.record: memory is in bytes, an int; got {type(memory).__name__}"
+        ) from None
+    if size < 1 << 20:
         raise ValueError(
-            f"gradext.record: memory is in bytes, at least 1 MiB (1048576); got {memory}"
+            f"gradext.record: memory is in bytes, at least 1 MiB (1048576); got {size}"
         )
-    return int(memory)
+    return size
 
 
 def _table(rows: list[list[int]], columns: int) -> _Array:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -38,11 +40,22 @@ class Incident:
     kind: str  # "backward" or "silent"
     diagnoses: tuple[Diagnosis, ...]
     error: str | None = None
-    _id: int = 0
+    _mark: tuple[int, int] | None = None  # (process, number), as set on the exception
 
     def matches(self, error: BaseException) -> bool:
         """Whether `error` is the exception that this incident was made from."""
-        return self._id == id(error) and self.error == describe(error)
+        return self._mark is not None and _mark_of(error) == self._mark
+
+
+# An id() is used again as soon as its exception is gone, and the text of the next may be the same;
+# so an exception that has been seen carries a number of its own.
+_MARK = "_gradext_incident"
+_marks = itertools.count(1)
+
+
+def _mark_of(error: BaseException) -> tuple[int, int] | None:
+    mark = getattr(error, "__dict__", {}).get(_MARK)
+    return mark if isinstance(mark, tuple) else None
 
 
 incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
@@ -153,8 +166,8 @@ def _wrap_all() -> None:
     bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
     _replace(threading.Thread, "_bootstrap_inner", _C.wrap_bootstrap(bootstrap))
 
-    # `Function.apply` ends in super().apply: stepping in between leaves Function.apply itself, which
-    # torch.compile knows by identity, as it is.
+    # `Function.apply` ends in super().apply: stepping in between leaves Function.apply itself,
+    # which torch.compile knows by identity, as it is.
     level = torch.autograd.function._SingleLevelFunction
     apply: Any = vars(torch._C._FunctionBase)["apply"]
     _replace(level, "apply", _C.wrap_apply(apply))
@@ -211,7 +224,9 @@ def _on_error(error: BaseException, outputs: Any) -> None:
         own_error(fault, "diagnosis of a failed backward")
         return
     if found:
-        _tell(Incident("backward", tuple(found), describe(error), id(error)))
+        mark = (os.getpid(), next(_marks))
+        error.__dict__[_MARK] = mark
+        _tell(Incident("backward", tuple(found), describe(error), mark))
 
 
 def _on_suspicion(outputs: Any) -> None:

@@ -14,6 +14,12 @@ from typing import Any
 
 # The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
 COMMANDS = {
+    "run": ("gradext.commands.run", "RunCommand", "run a program and explain its backward errors"),
+    "explain": (
+        "gradext.commands.explain",
+        "ExplainCommand",
+        "what a diagnosis code means, with a wrong and a right example",
+    ),
     "lesson": (
         "gradext.commands.lesson",
         "LessonCommand",

@@ -1,0 +1,156 @@
+"""`gradext run`: records a program that is run as it is, and explains what goes wrong in it.
+
+Owns the command line and what must be known before the program starts. Imports no torch: the
+program is the one that imports it, after it has set what torch reads from the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gradext import _install, program, session
+
+BAD_INPUT = 2
+UNUSABLE = 1
+
+
+class RunCommand:
+    """Run a program and, when its backward pass fails or is silently wrong, say which line did it.
+
+    The program is run as `python` would run it, with the same arguments, output and exit code.
+    The report goes to stderr, after the program's own output; nothing is printed if there is
+    nothing to say. A SCRIPT is a .py file, a folder or zip with a __main__.py, or - for stdin.
+    What stands behind SCRIPT, MODULE or CODE belongs to the program.
+    """
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        parser.usage = "gradext run [options] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]"
+        parser.allow_abbrev = False
+        parser.add_argument(
+            "--json",
+            metavar="FILE",
+            help="write the diagnoses to FILE too, at once when there is one",
+        )
+        parser.add_argument(
+            "--light",
+            action="store_true",
+            help="record writes only: costs less, names the culprit but not who saved the tensor",
+        )
+        parser.add_argument(
+            "--memory", metavar="MIB", type=_positive, help="let the journal use MIB mebibytes"
+        )
+        parser.add_argument(
+            "--guard",
+            action="store_true",
+            help="accepted; content fingerprints are not part of this version, "
+            "so the program is recorded exactly as without it",
+        )
+        # Shown by --help only: what they introduce is taken off before argparse sees the words.
+        parser.add_argument("-m", metavar="MODULE", help="run a module, as python -m does")
+        parser.add_argument("-c", metavar="CODE", help="run a string, as python -c does")
+        parse = parser.parse_known_args
+
+        def parse_options(args: Any = None, namespace: Any = None) -> Any:
+            options, target = split(sys.argv[2:] if args is None else args)
+            found, unknown = parse(options, namespace)
+            if unknown:
+                parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            found.target = target
+            return found, []
+
+        parser.parse_known_args = parse_options  # type: ignore[method-assign]
+
+    def run(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+        target: program.Target | None = args.target
+        if target is None:
+            parser.error("nothing to run: name a script, -m MODULE or -c CODE")
+        settings = session.Settings.new(args.json, not args.light, args.memory)
+        program.enter(target)
+        fault = unusable()
+        if fault is not None:
+            print(fault, file=sys.stderr)
+            return UNUSABLE
+        recorded = session.Session(settings)
+        try:
+            recorded.begin()
+        except session.CannotWrite as error:
+            print(f"gradext run: {error}", file=sys.stderr)
+            return BAD_INPUT
+        settings.to_environment()
+        session.hook_threads(recorded)
+
+        def uncaught(error: BaseException) -> None:
+            recorded.uncaught(error)
+            recorded.report()
+
+        def leaving(code: int) -> None:
+            recorded.exit_code = code
+            recorded.end()
+            os.environ.pop(session.ENVIRONMENT)
+
+        try:
+            recorded.exit_code = program.run(target, uncaught, leaving)
+        except SystemExit as end:
+            recorded.exits(end, program.exit_code(end))
+            raise
+        return recorded.exit_code
+
+
+def split(words: Sequence[str]) -> tuple[list[str], program.Target | None]:
+    """The words before the program, which are options of gradext run, and the program."""
+    index = 0
+    while index < len(words):
+        word, rest = words[index], tuple(words[index:])
+        found: program.Target | None = None
+        for option, kind in (("-m", "module"), ("-c", "command")):
+            if word == option and len(rest) > 1:
+                found = program.Target(kind, rest[1], rest[2:], rest)
+            elif word.startswith(option) and word != option:
+                found = program.Target(kind, word[len(option) :], rest[1:], rest)
+        if word == "--" and len(rest) > 1:
+            found = program.Target("script", rest[1], rest[2:], rest)
+        elif word == "-" or not word.startswith("-"):
+            found = program.Target("script", word, rest[1:], rest)
+        if found is not None:
+            return list(words[:index]), found
+        index += 2 if word in {"--json", "--memory"} else 1
+    return list(words), None  # argparse says what is missing
+
+
+def unusable() -> str | None:
+    """Why gradext cannot record here, in one line, as far as that is known without torch."""
+    try:
+        spec = importlib.util.find_spec("torch")
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        return "gradext needs torch, which is not installed; run: pip install torch"
+    facts = Path(spec.origin).with_name("version.py")
+    if not facts.is_file():
+        return None
+    try:
+        version = ModuleType("torch.version")
+        exec(facts.read_text(encoding="utf-8"), version.__dict__)
+        torch = ModuleType("torch")
+        torch.__dict__.update(__version__=version.__dict__["__version__"], version=version)
+        build, problems = _install.choose(torch)
+    except Exception:
+        return None  # no torch as it is known; its own import will tell
+    return None if build is not None else f"gradext: {problems[0]}"
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"a whole number above 0, not {text!r}")
+    return number

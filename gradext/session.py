@@ -1,0 +1,771 @@
+"""One recorded run of a program: collects its diagnoses, writes the JSON, prints the report.
+
+Owns what is known of the run and where it goes; how code is executed is gradext.program, where a
+process is switched on gradext.autostart. Keeps Diagnoses and texts only: never an exception, a
+traceback or a graph, so that the program's memory lives as long as without gradext.
+
+A run has one root process, which reports, and children, which write their own file for the root to
+merge. Whatever fails in here is noted for the end of the report and does not reach the program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec
+
+from gradext import torch_import
+from gradext._version import __version__
+
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
+
+ENVIRONMENT = "GRADEXT_RUN"  # tells the programs that this one starts that they are recorded too
+MAX_KEPT = 200  # different diagnoses of one process; a run that has more has one cause
+MAX_LISTED = 8  # process ids in one line of the report
+MAX_CHAIN = 64  # exceptions that one uncaught exception can lead to
+INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+
+class Settings(NamedTuple):
+    """What the processes of one run share.
+
+    Attributes:
+        run: tells this run's files from those of another.
+        root: the process id of the one that reports.
+        path: absolute; the root's JSON. A child's is this and its process id.
+        keep: `path` was asked for; otherwise the root writes none and only the children's exist.
+        saves, memory: as gradext.record takes them; memory in MiB, None for the default.
+    """
+
+    run: str
+    root: int
+    path: str
+    keep: bool
+    saves: bool = True
+    memory: int | None = None
+
+    @classmethod
+    def new(cls, path: str | None, saves: bool, memory: int | None) -> Settings:
+        run = os.urandom(8).hex()
+        if path is None:
+            import tempfile
+
+            name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
+            return cls(run, os.getpid(), name, False, saves, memory)
+        # The file behind a link is replaced, not the link.
+        return cls(run, os.getpid(), os.path.realpath(path), True, saves, memory)
+
+    @classmethod
+    def from_environment(cls) -> Settings | None:
+        """Those of the run that this process belongs to; None where it belongs to none."""
+        try:
+            return cls(**json.loads(os.environ[ENVIRONMENT]))
+        except (KeyError, ValueError, TypeError):
+            return None  # also: the text of another version of gradext
+
+    def to_environment(self) -> None:
+        os.environ[ENVIRONMENT] = json.dumps(self._asdict())
+
+
+class CannotWrite(Exception):
+    """One line: the JSON's path and why it cannot be written."""
+
+
+@dataclasses.dataclass
+class _Entry:
+    """One diagnosis of this run, however often it was seen.
+
+    Attributes:
+        silent: torch raised nothing, so that nobody can have caught it.
+        uncaught: nobody caught the error.
+        error: the error's text; incident: the last that had this diagnosis, to tell its exception.
+        pid: of the child that it comes from; open: the child may have caught the error since.
+    """
+
+    diagnosis: Diagnosis
+    silent: bool = False
+    uncaught: bool = False
+    count: int = 1
+    error: str | None = None
+    incident: Any = None
+    pid: int | None = None
+    open: bool = False
+    printed: bool = False
+
+    def is_told_in(self, text: str) -> bool:
+        """Whether the text of another error tells of this one, which happened in a child."""
+        return self.pid is not None and bool(self.error) and str(self.error) in text
+
+    def key(self) -> tuple[object, ...]:
+        d = self.diagnosis
+        places = [
+            tuple((site.frame.file, site.frame.line) for site in sites)
+            for sites in (d.culprits, d.victims)
+        ]
+        window = d.window and tuple((frame.file, frame.line) for frame in d.window)
+        return (d.code, *places, window, self.pid)
+
+
+def _guarded(method: Callable[P, None]) -> Callable[P, None]:
+    """Nothing that fails in `method` reaches the program; it is told at the end of the report."""
+
+    @functools.wraps(method)
+    def safe(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            method(*args, **kwargs)
+        except Exception as error:
+            session: Any = args[0]
+            session._note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
+
+    return safe
+
+
+class Session:
+    """What one process knows of the run. There is at most one in a process: `current()`.
+
+    Args:
+        settings: the run's.
+        write_early: the root writes its file before the program begins, not only when the program
+            turns out to use torch.
+    """
+
+    def __init__(self, settings: Settings, *, write_early: bool = True) -> None:
+        self.settings = settings
+        self.exit_code: int | None = None
+        self.by_cell = False  # a notebook: what a cell does is told again if it is done again
+        self._write_early = write_early
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[object, ...], _Entry] = {}
+        self._more = 0
+        # The entries of each thread's last error: whether the program catches it is not known yet.
+        self._open: dict[int, set[tuple[object, ...]]] = {}
+        self._error: str | None = None
+        self._uncaught_texts: list[str] = []
+        self._seen_main = self._interrupted = False
+        self._own: list[str] = []
+        self._failed_write = False
+        self._written = 0.0
+        self._old_last: int | None = None
+        self._torch_seen = False
+        self._recording: Any = None
+        self._undo: list[Callable[[], None]] = []
+        self._finished = False
+
+    @property
+    def is_root(self) -> bool:
+        return self._pid == self.settings.root
+
+    @property
+    def path(self) -> str:
+        return self.settings.path if self.is_root else f"{self.settings.path}.{self._pid}"
+
+    # --- beginning and end --------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start recording as soon as torch is there. Raises CannotWrite before anything happens."""
+        global _current
+        if self.is_root and self.settings.keep and self._write_early:
+            self._check_path()
+            self._write(raise_errors=True)
+        # Registered before the program can register anything, and so called after all of that,
+        # when its threads have ended too.
+        atexit.register(self._at_exit)
+        self._undo.append(lambda: atexit.unregister(self._at_exit))
+        _register_fork_hooks()
+        _current = self
+        self._undo.append(self._hook_os_exit())
+        self._undo.append(torch_import.when_imported(self._start_recording))
+
+    def end(self) -> None:
+        """Stop recording and forget the hooks; reports what was not reported yet."""
+        global _current
+        self._at_exit()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        _current = None
+
+    def _start_recording(self) -> None:
+        import gradext
+
+        self._torch_seen = True
+        try:
+            gradext._C  # noqa: B018 loads the compiled part
+            for name, module in list(sys.modules.items()):
+                # A module of gradext that imports torch must be whole before it is used here.
+                own = name.startswith("gradext.") and torch_import.is_initializing(module)
+                if own and torch_import.when_done(module, self._start_recording):
+                    return
+            gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
+            from gradext import recording, watch
+
+            memory = self.settings.memory
+            self._recording = recording.start(
+                saves=self.settings.saves, memory=None if memory is None else memory * 2**20
+            )
+            self._undo.append(watch.subscribe(self.on_incident))
+            self._watch_multiprocessing()
+        except Exception as error:
+            said = str(error) if isinstance(error, ImportError) else _text(error)
+            line = said if said.startswith("gradext") else f"gradext: {said}"
+            _say(f"{line} (this program goes on without being recorded)")
+            return
+        if self.is_root and self.settings.keep and not self._write_early:
+            try:
+                self._check_path()
+                self._write(raise_errors=True)
+            except CannotWrite as error:
+                self.settings = self.settings._replace(keep=False)
+                _say(f"gradext: {error}")
+
+    # --- what happens in the program ------------------------------------------------------------
+
+    @_guarded
+    def on_incident(self, incident: Any) -> None:
+        """An error of backward or of a write, as it is raised; or a silent one. Any thread."""
+        with self._lock:
+            silent = incident.error is None
+            new = False
+            keys = set()
+            for diagnosis in incident.diagnoses:
+                entry, is_new = self._add(_Entry(diagnosis, silent=silent, error=incident.error))
+                new |= is_new
+                if entry is not None:
+                    entry.incident = incident
+                    if self.by_cell:
+                        entry.uncaught = entry.printed = False
+                    keys.add(entry.key())
+            if not silent:
+                # The program went on to this error: it has caught the one before, if that was one.
+                thread = threading.get_ident()
+                changed = self._open.get(thread) != keys
+                self._open[thread] = keys
+                # A loop that catches such errors must not spend its time on our file.
+                new |= changed and time.monotonic() - self._written > 0.5
+            if new:
+                self._write()
+
+    @_guarded
+    def uncaught(
+        self,
+        error: BaseException,
+        *,
+        in_thread: bool = False,
+        because: BaseException | None = None,
+    ) -> None:
+        """The program, or one of its threads, ends with `error`. Its traceback is printed.
+
+        `because` is what it was handling, where the exception itself does not know.
+        """
+        with self._lock:
+            if not isinstance(error, SystemExit):
+                if not in_thread or self._error is None:
+                    self._error = _text(error)
+                if not in_thread:
+                    self._seen_main = True
+                    self._interrupted = isinstance(error, KeyboardInterrupt)
+            chain = _chain(error, because)
+            self._uncaught_texts += map(_text, chain)
+            self._merge_children()
+            for exception in chain:
+                self._blame(exception)
+            # The last error of this thread is among them, or was caught.
+            self._open.pop(threading.get_ident(), None)
+            self._write()
+
+    def _blame(self, exception: BaseException) -> None:
+        """Mark the diagnoses of `exception` as those of an error that nobody caught."""
+        known = [e for e in self._entries.values() if e.incident and e.incident.matches(exception)]
+        for entry in known:
+            entry.uncaught, entry.printed = True, False
+        if known or self._recording is None or isinstance(exception, SystemExit):
+            return
+        text = _text(exception)
+        if any(entry.is_told_in(text) for entry in self._entries.values()):
+            return  # the child has explained it, and knows more
+        from gradext import diagnosis
+
+        for found in diagnosis.explain(exception, self._recording):
+            entry = _Entry(found, error=text)
+            # Two exceptions of one chain can have one explanation: that is not twice.
+            same = self._entries.get(entry.key()) or self._add(entry)[0]
+            if same is not None:
+                same.uncaught, same.printed = True, False
+
+    def exits(self, end: SystemExit, code: int) -> None:
+        """sys.exit(), which may be how the program answers to an error that it caught."""
+        self.exit_code = code
+        if code != 0:
+            self.uncaught(end)
+
+    def settle(self) -> None:
+        """The program has gone on: whatever was not uncaught so far was caught."""
+        with self._lock:
+            self._open.clear()
+
+    def _add(self, entry: _Entry) -> tuple[_Entry | None, bool]:
+        """The entry that stands for this diagnosis, None where there are too many, and if new."""
+        key = entry.key()
+        known = self._entries.get(key)
+        if known is not None:
+            known.count += entry.count
+            known.error = entry.error or known.error
+            known.silent &= entry.silent
+            return known, False
+        if len(self._entries) >= MAX_KEPT:
+            self._more += 1
+            caught = (k for k, e in self._entries.items() if not (e.silent or self._is_error(e)))
+            oldest = next(caught, None)
+            if oldest is None:
+                return None, False
+            del self._entries[oldest]
+        self._entries[key] = entry
+        return entry, True
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def _is_error(self, entry: _Entry) -> bool:
+        """Not caught, or not yet: the program may still be about to catch its last error."""
+        return (
+            entry.uncaught or entry.open or any(entry.key() in keys for keys in self._open.values())
+        )
+
+    def _severity(self, entry: _Entry) -> str:
+        told_as_is = entry.silent or self._is_error(entry)
+        return entry.diagnosis.severity if told_as_is else "warning"
+
+    def _ordered(self) -> list[_Entry]:
+        """Those of the uncaught error, then the silent errors, then the warnings."""
+
+        def rank(entry: _Entry) -> int:
+            if self._severity(entry) != "error":
+                return 3
+            return 2 if entry.silent else 0 if entry.uncaught else 1
+
+        return sorted(self._entries.values(), key=rank)
+
+    def diagnoses(self) -> list[Diagnosis]:
+        """What is known now, most important first, as it will be reported."""
+        with self._lock:
+            return self._as_told(self._ordered())
+
+    def _as_told(self, entries: Iterable[_Entry]) -> list[Diagnosis]:
+        """With what was seen of them as notes; what several processes met alike is told once."""
+        alike: dict[tuple[object, ...], list[_Entry]] = {}
+        for entry in entries:
+            alike.setdefault((*entry.key()[:-1], self._severity(entry)), []).append(entry)
+        told = []
+        for group in alike.values():
+            first, count = group[0].diagnosis, sum(entry.count for entry in group)
+            notes = list(first.notes)
+            if count > len(group):
+                notes.append(f"this happened {count} times")
+            if children := [entry.pid for entry in group if entry.pid is not None]:
+                word = "process" if len(children) == 1 else "processes"
+                too = "also " if len(children) < len(group) else ""
+                listed = ", ".join(str(pid) for pid in children[:MAX_LISTED])
+                more = len(children) - MAX_LISTED
+                listed += f" and {more} more" if more > 0 else ""
+                notes.append(f"{too}in the child {word} {listed}")
+            severity = self._severity(group[0])
+            told.append(dataclasses.replace(first, severity=severity, notes=tuple(notes)))
+        return told
+
+    def _json(self) -> dict[str, Any]:
+        torch = sys.modules.get("torch")
+        version = getattr(torch, "__version__", None)
+        report: dict[str, Any] = {
+            "gradext": __version__,
+            "torch": None if version is None else str(version),
+            "exit_code": self.exit_code,
+            "error": self._error,
+            "diagnoses": [self._entry_json(entry) for entry in self._ordered()],
+        }
+        if not self.is_root:
+            report["run"] = self.settings.run
+            report["own"] = self._own
+            report["entries"] = [self._pack(entry) for entry in self._entries.values()]
+        return report
+
+    def _entry_json(self, entry: _Entry) -> dict[str, Any]:
+        report = entry.diagnosis.to_json()
+        report["severity"] = self._severity(entry)
+        if entry.count > 1:
+            report["count"] = entry.count
+        if entry.pid is not None:
+            report["pid"] = entry.pid
+        return report
+
+    def _pack(self, entry: _Entry) -> dict[str, Any]:
+        """For the root, which cannot ask whether this process still was about to catch an error."""
+        return {
+            "diagnosis": dataclasses.asdict(entry.diagnosis),
+            "silent": entry.silent,
+            "uncaught": entry.uncaught,
+            "open": self._is_error(entry),
+            "count": entry.count,
+            "error": entry.error,
+        }
+
+    def _check_path(self) -> None:
+        path = self.settings.path
+        folder = os.path.dirname(path)
+        if not os.path.isdir(folder):
+            raise CannotWrite(f"cannot write {path}: there is no folder {folder}")
+        if os.path.exists(path) and not os.path.isfile(path):
+            # Replacing it, as a file is, would take a device or a pipe away from everyone else.
+            raise CannotWrite(f"cannot write {path}: it is not a regular file")
+
+    def _write(self, raise_errors: bool = False) -> None:
+        """The JSON as things stand. Whole or not at all, so that a kill leaves a file to read."""
+        told = bool(self._entries or self._own)
+        if self.is_root:
+            wanted = self.settings.keep and (self._write_early or self._torch_seen or told)
+        else:
+            wanted = told
+        if not wanted:
+            return
+        text = json.dumps(self._json(), indent=1) + "\n"
+        folder, name = os.path.split(self.path)
+        draft = os.path.join(folder, f".{name}.{self._pid}.tmp")
+        try:
+            with open(draft, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(draft, self.path)
+            self._written = time.monotonic()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            if raise_errors:
+                raise CannotWrite(f"cannot write {self.path}: {error.strerror}") from None
+            if not self._failed_write:
+                self._failed_write = True
+                self._note_own(f"cannot write {self.path}: {error.strerror}")
+
+    @_guarded
+    def report(self) -> None:
+        """Print on stderr what was not printed yet. Only the root does: it knows of the others."""
+        with self._lock:
+            entries = [entry for entry in self._ordered() if not entry.printed]
+            if not self.is_root or not entries:
+                return
+            for entry in entries:
+                entry.printed = True
+            self._print(self._as_told(entries))
+
+    def _print(self, diagnoses: list[Diagnosis]) -> None:
+        from gradext.reporters import diagnosis as reporter
+
+        header = None
+        if len(diagnoses) > 1:
+            count = {"error": 0, "warning": 0}
+            for diagnosis in diagnoses:
+                count[diagnosis.severity] = count.get(diagnosis.severity, 0) + 1
+            header = "gradext: " + ", ".join(
+                f"{n} {word}{'s' if n > 1 else ''}" for word, n in count.items() if n
+            )
+        text = reporter.report(diagnoses, color=_color(), header=header)
+        _say(f"\n{text}")
+
+    def _note_own(self, line: str) -> None:
+        if len(self._own) < 20:
+            self._own.append(line)
+
+    @_guarded
+    def _report_own_errors(self) -> None:
+        lines = list(self._own)
+        self._own.clear()
+        if "gradext.watch" in sys.modules:
+            from gradext import watch
+
+            lines += watch.own_errors()
+        if self._more:
+            lines.append(f"{self._more} more diagnoses were not kept")
+        for line in lines:
+            _say(f"gradext: {line}")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _at_exit(self) -> None:
+        """The last word of this process; everything of the program has ended."""
+        if self._finished:
+            return
+        self._finished = True
+        self._finish()
+        if self._recording is not None:
+            with contextlib.suppress(Exception):
+                self._recording.stop()
+        if self.is_root:
+            self._report_own_errors()
+
+    def _hook_os_exit(self) -> Callable[[], None]:
+        """os._exit() runs nothing of atexit: say what there is to say before it."""
+        original = os._exit
+
+        @functools.wraps(original)
+        def _exit(status: int) -> NoReturn:
+            try:
+                if _current is self:
+                    self._at_os_exit(status)
+            finally:
+                original(status)
+
+        def undo() -> None:
+            if os._exit is _exit:
+                os._exit = original
+
+        os._exit = _exit
+        return undo
+
+    @_guarded
+    def _at_os_exit(self, status: int) -> None:
+        # Whoever calls it may do so because another thread hangs: never wait for that one.
+        if self._finished or not self._lock.acquire(timeout=1.0):
+            return
+        try:
+            error = sys.exc_info()[1]
+            if status != 0 and error is not None and not self._seen_main:
+                self.uncaught(SystemExit(status), because=error)
+            if isinstance(status, int):
+                self.exit_code = status & 0xFF
+            self._at_exit()
+        finally:
+            self._lock.release()
+
+    @_guarded
+    def _finish(self) -> None:
+        with self._lock:
+            last: Any = getattr(sys, "last_exc", getattr(sys, "last_value", None))
+            fresh = isinstance(last, BaseException) and id(last) != self._old_last
+            if fresh and not self._seen_main and self.exit_code is None:
+                self.uncaught(last)  # the program put its own sys.excepthook in the place of ours
+            if self.exit_code is None and self._seen_main:
+                self.exit_code = INTERRUPTED if self._interrupted else 1
+            self._open.clear()
+            if self.is_root:
+                self._merge_children()
+            self._write()
+            self.report()
+
+    # --- children ---------------------------------------------------------------------------------
+
+    def _merge_children(self) -> None:
+        """Take over what the children of this run have written, and their files with it."""
+        if not self.is_root:
+            return
+        folder, name = os.path.split(self.settings.path)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            return
+        for found in names:
+            start, _, pid = found.rpartition(".")
+            if start != name or not pid.isdecimal():
+                continue
+            path = os.path.join(folder, found)
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+                if content.get("run") != self.settings.run:
+                    continue  # another run's, or no file of gradext
+                entries = [_unpack(packed, int(pid)) for packed in content["entries"]]
+                own = [f"{line} (in process {pid})" for line in content["own"]]
+                os.unlink(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            for line in own:
+                self._note_own(line)
+            for entry in entries:
+                key = entry.key()
+                # What a child has written again includes what it had written before.
+                known = self._entries.pop(key, None)
+                entry.printed = known is not None and known.printed
+                # A pool hands the error that its worker caught to the parent, as a text.
+                entry.uncaught |= any(entry.is_told_in(text) for text in self._uncaught_texts)
+                self._add(entry)
+
+    def _in_forked_child(self) -> None:
+        """This process is a copy: what it knows and writes is its own from here on."""
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._entries = {}
+        self._open = {}
+        self._uncaught_texts = []
+        self._own = []
+        self._more = 0
+        self._error = self.exit_code = None
+        self._old_last = id(getattr(sys, "last_value", None))
+        self._seen_main = self._interrupted = self._finished = False
+
+    @_guarded
+    def _watch_multiprocessing(self) -> None:
+        """Know how the children that multiprocessing starts end: by os._exit, without atexit.
+
+        Their last call into Python runs the finalizers, with the uncaught error still in flight.
+        A forked child starts by forgetting the finalizers that it has inherited.
+        """
+        from multiprocessing import util
+
+        util.register_after_fork(self, Session._await_child_end)
+        self._await_child_end()
+
+    def _await_child_end(self) -> None:
+        from multiprocessing import util
+
+        if _current is self:
+            util.Finalize(None, self._process_child_ends, exitpriority=-1000)
+
+    @_guarded
+    def _process_child_ends(self) -> None:
+        from multiprocessing import process
+
+        if process.parent_process() is None or _current is not self:
+            return  # no such child: atexit will tell when this process ends
+        error = sys.exc_info()[1]
+        if isinstance(error, SystemExit):
+            from gradext.program import exit_code
+
+            self.exits(error, exit_code(error))
+        elif error is not None:
+            self.uncaught(error)
+        self._at_exit()
+
+
+_current: Session | None = None
+_fork_hooks = False
+
+
+def current() -> Session | None:
+    """This process's session."""
+    return _current
+
+
+def _register_fork_hooks() -> None:
+    global _fork_hooks
+    if _fork_hooks or not hasattr(os, "register_at_fork"):
+        return
+    _fork_hooks = True
+
+    def before() -> None:
+        if _current is not None:
+            _current._lock.acquire()
+
+    def in_parent() -> None:
+        if _current is not None:
+            _current._lock.release()
+
+    def in_child() -> None:
+        if _current is not None:
+            _current._in_forked_child()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+
+
+def hook_threads(session: Session) -> Callable[[], None]:
+    """Hear of the errors that end a thread, after they were printed. Returns what undoes it."""
+    previous = threading.excepthook
+
+    def excepthook(args: threading.ExceptHookArgs) -> None:
+        previous(args)
+        if session is _current and args.exc_value is not None and args.exc_type is not SystemExit:
+            session.uncaught(args.exc_value, in_thread=True)
+
+    def undo() -> None:
+        if threading.excepthook is excepthook:
+            threading.excepthook = previous
+
+    threading.excepthook = excepthook
+    return undo
+
+
+def _chain(*errors: BaseException | None) -> list[BaseException]:
+    """The errors, what they were raised from or while handling, and the members of groups."""
+    found: list[BaseException] = []
+    waiting: list[Any] = list(errors)
+    while waiting and len(found) < MAX_CHAIN:
+        exception = waiting.pop(0)
+        if isinstance(exception, BaseException) and all(exception is not x for x in found):
+            found.append(exception)
+            members = getattr(exception, "exceptions", ())
+            waiting += [*(members if isinstance(members, tuple) else ())]
+            waiting += [exception.__cause__, exception.__context__]
+    return found
+
+
+def _text(error: BaseException) -> str:
+    """As the last line of a traceback names it."""
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in {"builtins", "__main__"}:
+        name = f"{kind.__module__}.{name}"
+    try:
+        message = str(error)
+    except Exception:
+        message = "<exception str() failed>"
+    return f"{name}: {message}" if message else name
+
+
+def _color() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in {"", "0"}:
+        return True
+    try:
+        return bool(sys.stderr.isatty())
+    except Exception:
+        return False
+
+
+def _say(text: str) -> None:
+    """Print on stderr, whatever the program has done to it."""
+    for stream in (sys.stderr, sys.__stderr__):
+        if stream is None:
+            continue
+        try:
+            stream.write(text + "\n")
+            stream.flush()
+            return
+        except UnicodeEncodeError:
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            with contextlib.suppress(Exception):
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+                stream.flush()
+                return
+        except Exception:
+            continue
+
+
+# --- a diagnosis on its way from a child to the root ---------------------------------------------
+
+
+def _unpack(packed: dict[str, Any], pid: int) -> _Entry:
+    from gradext.diagnosis.model import Diagnosis, Frame, Site
+
+    def frames(items: Iterable[dict[str, Any]]) -> Iterator[Frame]:
+        return (Frame(**item) for item in items)
+
+    def site(item: dict[str, Any]) -> Site:
+        stack, callers = tuple(frames(item["stack"])), tuple(frames(item["callers"]))
+        return Site(**{**item, "frame": Frame(**item["frame"]), "stack": stack, "callers": callers})
+
+    fields = dict(packed["diagnosis"])
+    fields["culprits"] = tuple(map(site, fields["culprits"]))
+    fields["victims"] = tuple(map(site, fields["victims"]))
+    fields["notes"] = tuple(fields["notes"])
+    if fields["window"] is not None:
+        after, before = frames(fields["window"])
+        fields["window"] = (after, before)
+    others = {name: packed[name] for name in ("silent", "uncaught", "open", "count", "error")}
+    return _Entry(Diagnosis(**fields), pid=pid, **others)

@@ -138,8 +138,8 @@ def check_backward(loss: Any, recording: Recording | None = None) -> list[Diagno
     """Before `loss.backward()`: do the saved tensors still hold? Runs nothing, changes nothing.
 
     The list has what backward would raise (GX101, GX302) and, from a running recording, the silent
-    writes that it would not (GX401). What cannot be read without running a hook or unpacking is
-    named in the last diagnosis' notes, and in `unchecked` of the returned list.
+    writes that it would not (GX401). What cannot be read without running a hook is named in
+    `unchecked` of the returned list; `checked` counts the saved tensors that were compared.
 
     Args:
         loss: a tensor, or a list or tuple of tensors.

@@ -12,6 +12,10 @@ from typing import Any
 from gradext import _C
 
 MOST_NODES = 1 << 18
+# A node that Python has looked at is freed by Python, and so is what hangs below it: a chain of
+# 50,000 such nodes overflows the stack when the program drops it (torch 2.13). Longer paths than
+# this are not followed.
+LONGEST_PATH = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """All nodes below the roots; `whole` is False when there were more than MOST_NODES."""
+    """The nodes below the roots; `whole` is False where there were too many (see rows_below)."""
 
     nodes: tuple[Node, ...]
     whole: bool
@@ -106,7 +110,7 @@ def _raw_names(kind: type) -> tuple[str, ...]:
 
 def read(roots: Any, most: int = MOST_NODES) -> Graph:
     """Copy the graph below `roots`: tensors, GradientEdges or nodes."""
-    rows, whole = _C.graph(roots, most)
+    rows, whole = rows_below(roots, most)
     nodes = []
     for node, name, thread, sequence, following, inner_of in rows:
         saved: list[Saved] = []
@@ -141,6 +145,39 @@ def read(roots: Any, most: int = MOST_NODES) -> Graph:
             )
         )
     return Graph(tuple(nodes), whole)
+
+
+def rows_below(roots: Any, most: int = MOST_NODES) -> tuple[list[Any], bool]:
+    """(what `_C.graph` says of the nodes, nearest first; whether they are all)."""
+    limit = LONGEST_PATH
+    while True:
+        rows, whole = _C.graph(roots, min(limit, most))
+        if whole or limit >= most:
+            return rows, whole
+        left = LONGEST_PATH - _longest_path(rows)
+        if left < LONGEST_PATH // 16:
+            return rows, False
+        limit += left  # that many more nodes make no path longer than LONGEST_PATH
+
+
+def _longest_path(rows: list[Any]) -> int:
+    """How many nodes the longest path has; without recursion."""
+    above = [0] * len(rows)
+    for row in rows:
+        for following in row[4]:
+            if following >= 0:
+                above[following] += 1
+    length = [1] * len(rows)
+    ready = [index for index, count in enumerate(above) if count == 0]
+    while ready:
+        index = ready.pop()
+        for following in rows[index][4]:
+            if following >= 0:
+                length[following] = max(length[following], length[index] + 1)
+                above[following] -= 1
+                if above[following] == 0:
+                    ready.append(following)
+    return max(length, default=0)
 
 
 def _read_saved(item: Any, label: str, saved: list[Saved], hooked: list[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import functools
 import itertools
 import linecache
@@ -265,6 +266,7 @@ def module_inplace(site: Site, op: str) -> str | None:
             if kind in {None, "Module", "Sequential"}:
                 continue
             if "inplace" in frame.code or name in frame.code or "F." in frame.code:
+                kind = "Hardtanh or nn.ReLU6" if kind == "Hardtanh" else kind
                 return (
                     f"build the nn.{kind} that runs inside {where(site.frame)} with inplace=False "
                     f"(it wrote with {op.rsplit('::', 1)[-1]})"
@@ -368,11 +370,70 @@ def cloned_value(site: Site) -> str | None:
     return None
 
 
-def assigned_name(site: Site) -> str | None:
-    """The target of the assignment at the site's line: `h` of `h = f(x)`."""
+def assigned_names(site: Site) -> list[str]:
+    """The targets of the assignment at the site's line: `out` and `h` of `out, h = f(x)`."""
     node = statement(site)
-    if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        return ast.unparse(node.targets[0])
-    if isinstance(node, (ast.AnnAssign, ast.AugAssign)):
-        return ast.unparse(node.target)
-    return None
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = list(node.targets)
+    elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
+        targets = [node.target]
+    found = []
+    while targets:
+        target = targets.pop(0)
+        if isinstance(target, (ast.Tuple, ast.List)):
+            targets = [*target.elts, *targets]
+        elif isinstance(target, (ast.Name, ast.Attribute, ast.Subscript)):
+            found.append(ast.unparse(target))
+    return found
+
+
+def carried_name(made: Site, linking: Site | None) -> str | None:
+    """What the line of `made` assigns and that of `linking` reads: `h` of `o, h = rnn(x, h)`."""
+    names = assigned_names(made)
+    node = statement(linking) if linking is not None else None
+    value = getattr(node, "value", None)
+    if isinstance(node, ast.AugAssign):
+        return ast.unparse(node.target) if ast.unparse(node.target) in names else None
+    read = {
+        ast.unparse(part)
+        for part in (ast.walk(value) if isinstance(value, ast.expr) else ())
+        if isinstance(part, (ast.Name, ast.Attribute, ast.Subscript))
+    }
+    both = [name for name in names if name in read]
+    if both:
+        return both[0]
+    return names[0] if len(names) == 1 else None
+
+
+def assigning(made: Site, name: str | None) -> Site:
+    """The site moved out to the caller's line that gives the result its name, if there is one."""
+    if name is None:
+        return made
+    wanted = name.split("[")[0]
+    attribute = f".{wanted.rsplit('.', 1)[-1]}" if "." in wanted else None
+    for index, frame in enumerate((made.frame, *made.callers)):
+        place = dataclasses.replace(made, frame=frame)
+        if any(
+            given.split("[")[0] == wanted or (attribute and given.endswith(attribute))
+            for given in assigned_names(place)
+        ):
+            if index == 0:
+                return made
+            inner = (*reversed(made.callers[: index - 1]), made.frame, *made.stack)
+            return dataclasses.replace(place, stack=inner, callers=made.callers[index:])
+    return made
+
+
+def detached(name: str | None, made: Site) -> str:
+    """How to cut the history of what a line made and another iteration uses."""
+    if name is None:
+        return "`.detach()` it"
+    if name.endswith(":]"):
+        name = name.split("[")[0]  # a slice of it was assigned to
+    found = re.fullmatch(r"([\w.]+)\[\d+\]", name)
+    several = len(assigned_names(made)) > 1
+    if found or several:
+        owner = found[1] if found else name
+        return f"`.detach()` every tensor in `{owner}`"
+    return f"`{name} = {name}.detach()`"

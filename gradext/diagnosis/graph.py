@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradext.diagnosis import fixes, sites
+from gradext.diagnosis import fixes, saved, sites
 from gradext.diagnosis.evidence import Graph, Node
 from gradext.diagnosis.model import Diagnosis, Site
 
@@ -91,11 +91,13 @@ def freed(
     name = names.of_node(node.thread, node.sequence)
     what = f"`{name}`" if name else "this result"
     made = _site_of(data, node, f"{what} leads back into the graph that was freed")
+    if made is not None:
+        made = fixes.assigning(made, name)
     linking = _site_of(data, outer, f"{_op(outer)} uses it again") if outer else None
     maker = _site_of(data, node, f"{_op(node)} made a part of the graph that was freed")
     whole = outer is None
     if whole:
-        culprits = sites.distinct([maker, first, again])
+        culprits = sites.distinct([fixes.assigning(maker, name) if maker else None, first, again])
         message = (
             f"backward() ran a second time through the same graph: {node.name}, and what lies "
             "below it, was freed by the first one."
@@ -131,7 +133,7 @@ def freed(
             message=message,
             culprits=culprits,
             victims=victims,
-            fix=_fix(data, node, name, whole, made, linking, first, again),
+            fix=_fix(data, node, name, whole, (made, maker, linking, first, again)),
             notes=tuple(notes),
         )
     ]
@@ -228,11 +230,9 @@ def _fix(
     node: Node,
     name: str | None,
     whole: bool,
-    made: Site | None,
-    linking: Site | None,
-    first: Site | None,
-    again: Site | None,
+    lines: tuple[Site | None, Site | None, Site | None, Site | None, Site | None],
 ) -> str:
+    made, maker, linking, first, again = lines
     place = f" at {sites.where(first.frame)}" if first else ""
     if whole:
         if first is not None and again is not None and sites.line_of(first) != sites.line_of(again):
@@ -245,13 +245,11 @@ def _fix(
             f"compute the loss{line} again before each backward(), or keep the graph for the next "
             f"pass: `retain_graph=True`{place}"
         )
-    if made is None:
+    if made is None or maker is None:
         return "detach the tensor that is carried over from the earlier iteration"
-    target = name or fixes.assigned_name(made)
-    if target is None or not re.fullmatch(r"[\w.\[\]'\"]+", target):
-        target = None
+    target = name or fixes.carried_name(made, linking)
     spoken = f"`{target}`" if target else "the tensor"
-    detached = f"`{target} = {target}.detach()`" if target else "`.detach()` it"
+    detached = fixes.detached(target, made)
     line = sites.where(made.frame)
     use = f" before {sites.where(linking.frame)} uses it" if linking else ""
     loops = first is not None and again is not None and sites.line_of(first) == sites.line_of(again)
@@ -261,24 +259,12 @@ def _fix(
             f"or keep the graph for the second: `retain_graph=True`{place}; if the second is not "
             f"to reach it, {detached}{use}"
         )
-    if loops and not _runs_again(data, node, made):
+    if loops and not saved.runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
         return (
             f"{spoken} is made once, at {line}, and used by every backward(): compute it again in "
             f"each iteration; or, if nothing below it is to be trained, {detached} there"
         )
     return f"cut the history of {spoken}, made at {line}, between the iterations: {detached}{use}"
-
-
-def _runs_again(data: Data, node: Node, made: Site) -> bool:
-    """Whether the line that made `node` made nodes later too."""
-    wanted = sites.line_of(made)
-    table = data.saves
-    stacks = table[(table[:, 0] == node.thread) & (table[:, 1] > (node.sequence or 0))][:, 2]
-    own, _ = data.node_stack(node.thread, node.sequence or 0)
-    return any(
-        stack != own and any((f.file, f.line) == wanted for f in data.frames(stack))
-        for stack in {int(stack) for stack in stacks}
-    ) or bool((stacks == own).any())
 
 
 def _without_graph(error: BaseException) -> Diagnosis:
@@ -331,9 +317,12 @@ def unused_input(
     culprits = sites.distinct([made, asks])
     victims: tuple[Site, ...] = ()
     if data is not None and graph is not None and graph.nodes:
-        root = next((node for node in graph.nodes if node.sequence is not None), None)
-        outputs = _site_of(data, root, "computes the outputs without it") if root else None
-        victims = sites.distinct([asks, outputs] if made is not None else [outputs, asks])
+        newest = sorted(graph.nodes, key=graph.order, reverse=True)[:256]
+        lines = [_site_of(data, node, _WITHOUT) for node in newest]
+        if asks is not None:
+            lines = [s for s in lines if s is None or sites.line_of(s) != sites.line_of(asks)]
+        outputs = sites.distinct(lines, 2)
+        victims = sites.distinct([asks, *outputs] if made is not None else [*outputs, asks])
     plural = len(unused) > 1
     return [
         Diagnosis(
@@ -352,6 +341,9 @@ def unused_input(
     ]
 
 
+_WITHOUT = "computes the outputs without it"
+
+
 def _fix_unused(
     unused: list[_Unused], made: Site | None, asks: Site | None, victims: tuple[Site, ...]
 ) -> str:
@@ -360,7 +352,7 @@ def _fix_unused(
     if asks is not None:
         allow = f"pass allow_unused=True at {sites.where(asks.frame)} if it may be missing"
     if made is not None:
-        used = next((v for v in victims if v.label.startswith("computes")), None)
+        used = next((v for v in victims if v.label == _WITHOUT), None)
         line = sites.where(made.frame)
         at = f" at {sites.where(used.frame)}" if used else ""
         return (
@@ -404,7 +396,7 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
     import torch
 
     from gradext import _C
-    from gradext.diagnosis import naming
+    from gradext.diagnosis import evidence, naming
 
     local = dict(naming.locals_of(frame))
     inputs = local.get("inputs")
@@ -413,7 +405,7 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
         inputs = (inputs,)
     if not isinstance(inputs, (list, tuple)) or outputs is None:
         return []
-    rows, whole = _C.graph(outputs, 1 << 18)
+    rows, whole = evidence.rows_below(outputs)
     made = {id(row[0]) for row in rows}
     leaves = {id(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad")}
     found: list[_Unused] = []

@@ -24,17 +24,22 @@ _OPTIMIZED = 1  # CO_OPTIMIZED: the locals lie in the frame, and f_locals is a c
 
 
 class Names:
-    """Names found once, for any number of questions. Holds ids and text, no tensor."""
+    """Names found once, for any number of questions. Lives as long as one diagnosis is made.
+
+    A module that no variable holds gets its name when it is asked for: finding out who refers to an
+    object looks at every object of the program.
+    """
 
     def __init__(self, live: Iterable[Any] = (), *, modules: bool = True) -> None:
-        self._by_id: dict[int, str] = {}
-        self._by_counter: dict[int, str] = {}
-        self._by_place: dict[tuple[Any, ...], str] = {}
-        self._by_node: dict[tuple[int, int], str] = {}
+        self._by_id: dict[int, _Name] = {}
+        self._by_counter: dict[int, _Name] = {}
+        self._by_place: dict[tuple[Any, ...], _Name] = {}
+        self._by_node: dict[tuple[int, int], _Name] = {}
         self.parameters: set[int] = set()
+        self._leaf_counters: set[int] = set()
         self._variables: dict[int, str] = {}
-        self._every: Any = None
-        self._roots: Any = None
+        self._roots: list[Any] = []
+        self._prefixes: dict[int, str] = {}
         user = [frame for frame in live if frames.is_user_file(frame.f_code.co_filename)]
         scopes = [locals_of(frame) for frame in user]
         spaces = {id(frame.f_globals): frame.f_globals for frame in user}
@@ -42,23 +47,19 @@ class Names:
         for scope in scopes:
             for name, value in scope:
                 self._variables.setdefault(id(value), name)
-        try:
-            if modules:
-                self._modules()
-        finally:
-            self._every = self._roots = None
+        if modules:
+            self._modules()
         for scope in scopes:
             for name, value in scope:
                 for path, tensor in tensors_in(value, name, depth=2):
                     self._add(tensor, path)
-        self._variables.clear()
 
     def of(self, tensor: int, counter: int | None = None) -> str | None:
         """The name of the tensor object `tensor`, else of one that shares its counter."""
         name = self._by_id.get(tensor)
         if name is None and counter:
             name = self._by_counter.get(counter)
-        return name
+        return self._text(name)
 
     def of_saved(self, saved: Any) -> tuple[str | None, bool]:
         """(name, whether it is that very tensor and no alias) of an evidence.Saved."""
@@ -68,23 +69,40 @@ class Names:
             place = (saved.counter, saved.storage, saved.offset, saved.sizes, saved.strides)
             name = self._by_place.get(place)
         if name is not None:
-            return name, True
-        return (self._by_counter.get(saved.counter) if saved.counter else None), False
+            return self._text(name), True
+        return self._text(self._by_counter.get(saved.counter) if saved.counter else None), False
 
     def of_node(self, thread: int, sequence: int | None) -> str | None:
         """The name of a tensor that this node made."""
-        return None if sequence is None else self._by_node.get((thread, sequence))
+        return None if sequence is None else self._text(self._by_node.get((thread, sequence)))
 
     def is_parameter(self, tensor: int) -> bool:
         return tensor in self.parameters
 
-    def _add(self, value: Any, name: str) -> None:
+    def is_of_leaf(self, counter: int) -> bool:
+        """Whether a leaf that requires grad (a parameter) has this version counter."""
+        return counter in self._leaf_counters
+
+    def _text(self, name: _Name | None) -> str | None:
+        if not isinstance(name, tuple):
+            return name
+        index, path = name
+        prefix = self._prefixes.get(index)
+        if prefix is None:
+            root = self._roots[index]
+            prefix = self._attribute_name(root) or type(root).__name__
+            self._prefixes[index] = prefix
+        return prefix + path
+
+    def _add(self, value: Any, name: _Name) -> None:
         facts = facts_of(value)
         if facts is None:
             return
         self._by_id.setdefault(facts.id, name)
         if facts.version_counter is not None:
             self._by_counter.setdefault(facts.version_counter, name)
+            if facts.is_leaf and facts.requires_grad:
+                self._leaf_counters.add(facts.version_counter)
             strides = _strides(value)
             if strides is not None:
                 place = (facts.version_counter, facts.storage, facts.storage_offset)
@@ -96,10 +114,16 @@ class Names:
                     self._by_node.setdefault((thread, sequence), name)
         if issubclass(type(value), torch.nn.Parameter):
             self.parameters.add(facts.id)
+        if facts.is_leaf and facts.requires_grad:
+            getter: Any = torch.Tensor.grad
+            with torch._C.DisableTorchFunctionSubclass():
+                grad = getter.__get__(value)
+            if grad is not None:
+                of_grad = f"{name}.grad" if isinstance(name, str) else (name[0], name[1] + ".grad")
+                self._add(grad, of_grad)
 
     def _modules(self) -> None:
         every: list[Any] = []
-        self._every = every  # not to be taken for a list of the program's
         for thing in gc.get_objects():
             # type(), not isinstance(): a user's object may answer __class__ with code of its own.
             if issubclass(type(thing), torch.nn.Module):
@@ -108,15 +132,16 @@ class Names:
                     break
         del thing
         children = {id(child) for module in every for _, child in _group(module, "_modules")}
-        roots = tuple(module for module in every if id(module) not in children)
-        self._roots = roots
-        for root in roots:
-            prefix = self._variables.get(id(root)) or self._attribute_name(root)
-            self._module(root, prefix or type(root).__name__)
+        self._roots = [module for module in every if id(module) not in children]
+        for index, root in enumerate(self._roots):
+            known = self._variables.get(id(root))
+            if known is not None:
+                self._prefixes[index] = known
+            self._module(index, root)
 
-    def _module(self, root: Any, prefix: str) -> None:
+    def _module(self, index: int, root: Any) -> None:
         seen: set[int] = set()
-        pending = [(root, prefix)]
+        pending = [(root, "")]
         while pending:
             module, path = pending.pop()
             if id(module) in seen:
@@ -124,13 +149,13 @@ class Names:
             seen.add(id(module))
             for group in ("_parameters", "_buffers"):
                 for name, tensor in _group(module, group):
-                    self._add(tensor, f"{path}.{name}")
+                    self._add(tensor, (index, f"{path}.{name}"))
             for name, child in _group(module, "_modules"):
                 pending.append((child, f"{path}[{name}]" if name.isdigit() else f"{path}.{name}"))
             for name, value in _items(dict_of(module)):
                 if name not in _MODULE_DICTS:
                     for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
-                        self._add(tensor, where)
+                        self._add(tensor, (index, where))
 
     def _attribute_name(self, root: Any, depth: int = 2) -> str | None:
         """`learner.q` for a module that is an attribute, or an item, of something with a name."""
@@ -145,11 +170,7 @@ class Names:
                     if dict_of(owner) is holder and not issubclass(type(owner), type):
                         name = self._variables.get(id(owner)) or type(owner).__name__
                         return f"{name}.{key}"
-            elif (
-                type(holder) in (list, tuple)
-                and holder is not self._every
-                and holder is not self._roots
-            ):
+            elif type(holder) in (list, tuple) and holder is not self._roots:
                 for index, item in enumerate(holder[:_MOST_ITEMS]):
                     if item is root:
                         found = self._variables.get(id(holder))
@@ -159,6 +180,7 @@ class Names:
         return None
 
 
+_Name = str | tuple[int, str]  # or the path below one of the roots
 _MODULE_DICTS = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_hooks"),
     *("_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"),

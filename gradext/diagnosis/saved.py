@@ -17,11 +17,13 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
     from gradext.diagnosis.naming import Names
-    from gradext.recording import Data, Recording, Write
+    from gradext.recording import Backward, Data, Recording, Write
 
 PATTERN = re.compile(
     r"one of the variables needed for gradient computation has been modified by an inplace"
+    r"|Trying to use a saved tensor that has been detached in-place"
 )
+_DETACHED = re.compile(r"saved tensor that has been detached in-place")
 _DETAIL = re.compile(
     r"\[(?P<type>[\w.]+) \[(?P<sizes>[\d, ]*)\]\]"
     r"(?:, which is output (?P<output>\d+) of (?P<node>[\w:]+),)?"
@@ -56,6 +58,8 @@ def stale(
     wanted = _DETAIL.search(text)
     if data is None:
         return [_from_text(error, text)]
+    if _DETACHED.search(text):
+        return [_detached(error, data, graph, names)]
     pairs = graph.stale() if graph is not None else []
     first = _failing(pairs, wanted)
     if first is None or graph is None or names is None:
@@ -348,7 +352,7 @@ def _fix(
     stack = data.frames(call.stack) if call is not None else ()
     last = sites.user_frame(stack)
     if fixes.is_optimizer_step(culprit):
-        return _fix_step(graph, data, culprit, write, victims, names, stack)
+        return _fix_step(graph, data, culprit, write, victims, names, call)
     inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
     op = (write.op if write else culprit.op) or ""
     if "embedding_renorm_" in op:
@@ -368,7 +372,8 @@ def _fix(
             f"give the forward a copy of the buffer: `{name or 'buffer'}.clone()` at "
             f"{_place(victims)}, or write the buffer after backward()"
         )
-    if saved.is_leaf and write is not None and not write.grad_mode:
+    is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
+    if is_leaf and write is not None and not write.grad_mode:
         # An update of a parameter or a buffer: a new tensor in its place would not be the same.
         below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
         return (
@@ -391,9 +396,10 @@ def _fix_step(
     write: Write | None,
     victims: tuple[Site, ...],
     names: Names,
-    backward: Sequence[Frame],
+    call: Backward | None,
 ) -> str:
-    """An optimizer updated what the graph still needs."""
+    """An optimizer updated what the graph still needs; `call` is the backward that failed."""
+    backward = data.frames(call.stack) if call is not None else ()
     step = fixes.step_call(culprit)
     place = fixes.step_frame(culprit)
     line = sites.where(place)
@@ -404,19 +410,30 @@ def _fix_step(
             f"`{step}` ({line}) calls its closure more than once and updates in between: run the "
             f"forward ({_place(victims)}) inside the closure, so that each call has a new graph"
         )
+    last = sites.user_frame(backward)
+    loops = call is not None and any(
+        earlier.stack == call.stack and earlier is not call for earlier in data.backwards
+    )
     carried = _carried(graph, data, write)
     if carried is not None:
         node, made = carried
-        target = names.of_node(node.thread, node.sequence) or fixes.assigned_name(made)
-        if target is None or not re.fullmatch(r"[\w.\[\]'\"]+", target):
-            target = None
-        what = f"`{target} = {target}.detach()`" if target else "`.detach()` the tensor"
-        return (
-            f"the graph goes back beyond `{step}`, into an earlier iteration, through what is made "
-            f"at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum the "
-            "losses and call backward() once"
-        )
-    last = sites.user_frame(backward)
+        again = write is not None and runs_again(data, node.thread, write.sequence, made)
+        target = names.of_node(node.thread, node.sequence) or fixes.carried_name(made, made)
+        what = fixes.detached(target, made)
+        made = fixes.assigning(made, target)
+        if again:
+            return (
+                f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
+                f"made at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum "
+                "the losses and call backward() once"
+            )
+        if loops:
+            spoken = f"`{target}`" if target else "the tensor"
+            return (
+                f"{spoken} is made once, at {sites.where(made.frame)}, before `{step}` ({line}), "
+                "and used in every iteration: compute it again in each one; or, if nothing below "
+                f"it is to be trained, {what} there"
+            )
     below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
     return (
         f"move `{step}` ({line}) below {below} that uses this graph, or run the forward "
@@ -461,6 +478,15 @@ def _carried(graph: Graph, data: Data, write: Write | None) -> tuple[Node, Site]
     return (best, made) if made is not None else None
 
 
+def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
+    """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
+    wanted = sites.path_of((made.frame, *made.callers))
+    table = data.saves
+    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
+    first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
+    return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})
+
+
 def _by_versions(data: Data, wanted: re.Match[str] | None) -> list[Write]:
     """Writes that fit the message, where the graph does not show the tensor; the latest counter's.
 
@@ -492,6 +518,59 @@ _ITEMSIZE = {
     "LongTensor": 8, "ShortTensor": 2, "CharTensor": 1, "ByteTensor": 1, "BoolTensor": 1,
     "ComplexFloatTensor": 8, "ComplexDoubleTensor": 16,
 }  # fmt: skip
+
+
+def _detached(
+    error: BaseException, data: Data, graph: Graph | None, names: Names | None
+) -> Diagnosis:
+    """detach_() took the history off a tensor that a node had saved; no version moves."""
+    from gradext import frames
+
+    taken = [w for row in data.writes if (w := data.write(row)).op == "aten::detach_"]
+    found: tuple[Node | None, Saved | None, Write | None] = (None, None, None)
+    for node in sorted(graph.nodes, key=graph.order, reverse=True) if graph else ():
+        for saved in node.saved:
+            later = [
+                w
+                for w in taken
+                if w.counter == saved.counter
+                and (w.thread != node.thread or w.sequence > (node.sequence or 0))
+            ]
+            if later and found[0] is None:
+                found = (node, saved, later[0])
+    maker, held, write = found
+    if write is None and taken:
+        write = taken[-1]
+    name = names.of_saved(held)[0] if names is not None and held is not None else None
+    spoken = f"`{name}`" if name else "A tensor"
+    culprits: tuple[Site, ...] = ()
+    victims: tuple[Site, ...] = ()
+    if write is not None:
+        label = f"detach_ takes the history off {_quoted(name)[:60] if name else 'it'}"
+        culprits = sites.distinct([sites.site(data.frames(write.stack), op=write.op, label=label)])
+    if maker is not None and graph is not None:
+        victims = victims_of(data, graph, maker, f"{_op_of(maker)} saves it for backward")
+    if not victims:
+        failed = sites.site(
+            frames.frames_of_traceback(error.__traceback__), label="the backward that failed"
+        )
+        victims = (failed,) if failed else ()
+    fix = "use `.detach()`, which makes a new tensor, instead of `.detach_()`"
+    if culprits and "zero_grad" in culprits[0].frame.code:
+        fix = "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
+    elif culprits:
+        fix = fixes.out_of_place(culprits[0]) or fix
+    return Diagnosis(
+        code="GX101",
+        severity="error",
+        message=(
+            f"{spoken} was saved for backward, and detach_() has taken its history off since: "
+            "backward cannot go on from it."
+        ),
+        culprits=culprits,
+        victims=victims,
+        fix=fix,
+    )
 
 
 def _from_text(
@@ -718,7 +797,9 @@ def check(loss: Any, recording: Recording | None) -> Checked:
         if not node.is_readable:
             unchecked.append(f"{node.name}: a C++ autograd Function shows nothing of what it saved")
     if not graph.whole:
-        unchecked.append(f"the graph has more than {len(graph.nodes)} nodes; the rest was left out")
+        unchecked.append(
+            f"the graph is too large or too deep: the nearest {len(graph.nodes)} nodes were read"
+        )
     return Checked(found, sum(len(node.saved) for node in graph.nodes), unchecked)
 
 

@@ -5,6 +5,9 @@ Pure functions of frames; knows nothing of tensors, graphs or the recorder.
 
 from __future__ import annotations
 
+import ast
+import functools
+import linecache
 from collections.abc import Iterable, Sequence
 
 from gradext.diagnosis.model import Frame, Site
@@ -14,10 +17,43 @@ _MOST_STACK = 24
 
 def user_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost frame of the user's code; the innermost of any if there is none."""
-    for frame in frames:
+    return frames[_user_index(frames)] if frames else None
+
+
+def _user_index(frames: Sequence[Frame]) -> int:
+    first = None
+    for index, frame in enumerate(frames):
         if frame.is_user:
-            return frame
-    return frames[0] if frames else None
+            if not _is_compiled(frame):
+                return index
+            first = index if first is None else first
+    return first or 0
+
+
+def _is_compiled(frame: Frame) -> bool:
+    """Whether the frame runs what torch.compile made of a function, which has no lines of its own.
+
+    Its code stands at the function's header, where the function itself never runs anything: the
+    line that tells a person more is the call.
+    """
+    name = frame.function.rsplit(".", 1)[-1]
+    text = "".join(linecache.getlines(frame.file))
+    return frame.line in _headers(text).get(name, ())
+
+
+@functools.lru_cache(maxsize=32)
+def _headers(text: str) -> dict[str, set[int]]:
+    """By function name, the lines of `def` and its decorators above the first line of the body."""
+    found: dict[str, set[int]] = {}
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return found
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            begin = min([node.lineno, *(item.lineno for item in node.decorator_list)])
+            found.setdefault(node.name, set()).update(range(begin, node.body[0].lineno))
+    return found
 
 
 def site(
@@ -30,9 +66,9 @@ def site(
     times: int = 1,
 ) -> Site | None:
     """The Site of a stack (innermost first); None for an empty one."""
-    at = next((k for k, frame in enumerate(frames) if frame.is_user), 0)
     if not frames:
         return None
+    at = _user_index(frames)
     return Site(
         frame=frames[at],
         op=op,
@@ -47,6 +83,11 @@ def site(
 
 def line_of(place: Site) -> tuple[str, int]:
     return place.frame.file, place.frame.line
+
+
+def path_of(frames: Iterable[Frame]) -> tuple[tuple[str, int], ...]:
+    """The user's lines of a stack: the same line reached in another way has another path."""
+    return tuple((frame.file, frame.line) for frame in frames if frame.is_user)
 
 
 def distinct(sites: Iterable[Site | None], most: int = 3) -> tuple[Site, ...]:

@@ -418,10 +418,25 @@ def _victims(code: str, event: _Seen | None, data: Data | None, culprit: Site) -
         stack, _ = data.node_stack(thread, sequence)
         label = f"{_op_name(name)} makes the view"
         found.append(sites.site(data.frames(stack), label=label))
+    if code == "GX106" and not any(found):
+        found += _views_in_function(event, data)
     here = sites.line_of(culprit)
     places = list(sites.distinct(found, 8))
     places.sort(key=lambda place: sites.line_of(place) == here)
     return tuple(places[:3])
+
+
+def _views_in_function(event: _Seen, data: Data) -> list[Site | None]:
+    """Where nothing required grad there is no node: the call, and the line within forward()."""
+    for view in reversed(data.views_of_storage(event.storage)):
+        if view.order > event.order or view.creation_meta != "no_grad_mode":
+            continue
+        made = sites.site(data.frames(view.stack), op=view.op, label=f"{_short(view.op)} views it")
+        if made is not None and made.frame.function.rsplit(".", 1)[-1] == "forward":
+            call = made.callers[0] if made.callers else None
+            label = "the Function returns the view"
+            return [Site(frame=call, label=label) if call is not None else None, made]
+    return []
 
 
 _VIEW_NODES = re.compile(
@@ -442,6 +457,10 @@ def _is_function(name: str) -> bool:
     """A user's autograd.Function: its node is named after the class, without a number."""
     short = name.rsplit("::", 1)[-1]
     return short.endswith("Backward") and not _VIEW_NODES.match(short)
+
+
+def _is_hook_function(name: str) -> bool:
+    return "BackwardHookFunction" in name
 
 
 def _op_name(name: str) -> str:
@@ -477,6 +496,8 @@ def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _
         )
     if code == "GX105":
         return _fix_of_several(culprit, victims, other)
+    if seen is not None and any(_is_hook_function(name) for name, _, _ in seen.chain):
+        return fixes.module_inplace(culprit, culprit.op or "") or other or "write out of place"
     cloned = fixes.cloned_value(victims[0]) if victims else None
     if cloned:
         return f"clone what the Function returns, at {maker}: `{cloned}`"
@@ -504,6 +525,11 @@ def _fix_of_several(culprit: Site, victims: tuple[Site, ...], other: str | None)
 def _notes(
     code: str, seen: _Seen | None, data: Data | None, victims: tuple[Site, ...]
 ) -> tuple[str, ...]:
+    if code == "GX106" and seen and any(_is_hook_function(name) for name, _, _ in seen.chain):
+        return (
+            "register_full_backward_hook() passes the module's inputs and results through an "
+            "autograd.Function, which makes views of them",
+        )
     if code == "GX102" or victims:
         return ()
     if data is None:

@@ -1,0 +1,136 @@
+"""Small programs in which autograd fails in one known way, each with its truth and its mended twin.
+
+A case is a script whose last comments mark its lines: `#C` is the culprit, `#V` the victim. The
+marks are taken out before the script is compiled, so that nothing can read them. `mend` turns the
+script into its fixed twin, text for text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+import re
+import textwrap
+from typing import Any
+
+import pytest
+
+import gradext
+from gradext import watch
+from gradext.diagnosis.model import Diagnosis
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One script.
+
+    Attributes:
+        code: the diagnosis expected first.
+        mend: (old, new) pairs that make the fixed twin.
+        fix: words that the fix has to have.
+        text: words that the message has to have.
+        saves: False runs it on a light recording, which names no victim.
+    """
+
+    code: str
+    name: str
+    source: str
+    mend: tuple[tuple[str, str], ...]
+    fix: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    saves: bool = True
+
+    @property
+    def shown(self) -> str:
+        return re.sub(r"[ ]*#[CV]+$", "", self.source, flags=re.MULTILINE)
+
+    @property
+    def mended(self) -> str:
+        text = self.shown
+        for old, new in self.mend:
+            assert old in text, f"{self.name}: nothing to mend, {old!r} is not there"
+            text = text.replace(old, new)
+        return text
+
+    def lines(self, mark: str) -> set[int]:
+        marked = enumerate(self.source.splitlines(), 1)
+        return {n for n, line in marked if mark in (re.findall(r"#([CV]+)$", line) or [""])[0]}
+
+
+class Cases(list[Case]):
+    """The cases of one test module: `case = Cases()`, then `case(code, name, source, ...)`."""
+
+    def __call__(
+        self, code: str, name: str, source: str, *mend: tuple[str, str], **more: Any
+    ) -> None:
+        assert all(known.name != name for known in self), f"{name} twice"
+        self.append(Case(code, name, textwrap.dedent(source).lstrip("\n"), mend, **more))
+
+    def broken(self) -> Any:
+        return pytest.mark.parametrize("case", self, ids=lambda case: case.name)
+
+
+PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What came of a script: its error (type and text), its diagnoses, its file name."""
+
+    error: str | None
+    diagnoses: list[Diagnosis]
+    file: str
+    data: Any
+
+
+def run(text: str, name: str, *, saves: bool = True) -> Ran:
+    """Run a script in this process under record(); the file exists for linecache only."""
+    file = f"/nowhere/{name}.py"
+    prelude = compile(PRELUDE, "<prelude>", "exec")
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    space: dict[str, Any] = {"__name__": "__main__", "__file__": file}
+    exec(prelude, space)
+    error = None
+    found: list[Diagnosis] = []
+    with gradext.record(saves=saves) as recording:
+        try:
+            exec(compile(text, file, "exec"), space)
+        except Exception as caught:
+            error = watch.describe(caught)
+            found = gradext.explain(caught)
+        else:
+            found = [d for incident in watch.incidents for d in incident.diagnoses]
+        data = recording.data
+    assert watch.own_errors() == []
+    return Ran(error, found, file, data)
+
+
+def places(sites: Any, file: str) -> list[int]:
+    """The lines of sites, which must all be in `file`."""
+    return [site.frame.line if site.frame.file == file else -1 for site in sites]
+
+
+def check_broken(case: Case) -> Ran:
+    """The diagnosis has the code, the exact lines and the words that the case expects."""
+    ran = run(case.shown, case.name, saves=case.saves)
+    assert ran.diagnoses, f"no diagnosis of {ran.error}"
+    first = ran.diagnoses[0]
+    shown = f"{ran.error}\n{first}"
+    assert first.code == case.code, shown
+    assert first.culprits, shown
+    assert places(first.culprits[:1], ran.file)[0] in case.lines("C"), shown
+    if case.lines("V"):
+        assert set(places(first.victims, ran.file)) & case.lines("V"), shown
+    assert len(first.fix) > 20, shown
+    for word in case.fix:
+        assert word in first.fix, shown
+    for word in case.text:
+        assert word in first.message, shown
+    return ran
+
+
+def check_mended(case: Case) -> None:
+    """The twin runs, and nothing is said of it."""
+    ran = run(case.mended, case.name + "-mended", saves=case.saves)
+    assert ran.error is None
+    assert ran.diagnoses == []

@@ -1,0 +1,603 @@
+"""check_backward() and explain(): asked by hand, before and after, with and without a recording."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+import json
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gradext
+from gradext import watch
+from gradext.diagnosis import naming
+
+STALE = "modified by an inplace operation"
+
+
+def line_of(text: str) -> int:
+    """The number of the line of this file that ends in a comment `text`."""
+    lines = Path(__file__).read_text().splitlines()
+    (found,) = [n for n, line in enumerate(lines, 1) if line.endswith(f"# {text}")]
+    return found
+
+
+def broken() -> torch.Tensor:
+    x = torch.ones(3, requires_grad=True)
+    h = x.exp()  # asked: saves
+    h.add_(1)  # asked: writes
+    return h.sum()
+
+
+# --- check_backward -------------------------------------------------------------------------------
+
+
+def test_check_says_what_backward_would_raise() -> None:
+    with gradext.record():
+        loss = broken()
+        (found,) = gradext.check_backward(loss)
+        assert found.code == "GX101"
+        assert found.culprits[0].frame.line == line_of("asked: writes")
+        assert found.victims[0].frame.line == line_of("asked: saves")
+        with pytest.raises(RuntimeError, match=STALE):
+            loss.backward()
+    assert watch.own_errors() == []
+
+
+def test_check_without_a_recording_sees_the_versions() -> None:
+    (found,) = gradext.check_backward(broken())
+    assert found.code == "GX101"
+    assert "version 0" in found.message
+    assert "version 1" in found.message
+    assert found.culprits == ()
+
+
+def test_check_on_a_light_recording_names_the_write_only() -> None:
+    with gradext.record(saves=False):
+        (found,) = gradext.check_backward(broken())
+    assert found.culprits[0].frame.line == line_of("asked: writes")
+    assert found.victims == ()
+    assert any("light" in note for note in found.notes)
+
+
+def test_check_of_a_sound_graph_is_empty_and_counts() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        found = gradext.check_backward((x.exp() * x).sum())
+    assert found == []
+    assert found.checked == 3  # the result of exp, and both factors
+    assert found.unchecked == []
+
+
+def test_check_takes_several_losses_and_refuses_others() -> None:
+    with gradext.record():
+        assert len(gradext.check_backward([broken(), broken()])) == 1
+        assert gradext.check_backward(()) == []
+    with pytest.raises(TypeError, match=r"^gradext.check_backward: expected a tensor .*got builti"):
+        gradext.check_backward(3.0)
+    with pytest.raises(TypeError, match=r"gradext.check_backward"):
+        gradext.check_backward([torch.ones(1), None])
+
+
+def test_check_of_a_freed_graph() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        loss = x.exp().sum()
+        loss.backward()
+        (found,) = gradext.check_backward(loss)
+        assert found.code == "GX302"
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_check_tells_of_a_fused_step_before_it_goes_wrong(kind: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = kind(net.parameters(), lr=0.1, fused=True)
+    with gradext.record():
+        y = net(torch.ones(3, 2))
+        assert gradext.check_backward(y.mean()) == []
+        y.mean().backward(retain_graph=True)
+        optimizer.step()
+        found = gradext.check_backward(y.mean())
+    assert {d.code for d in found} == {"GX401"}
+    assert "optimizer.step()" in found[0].culprits[0].frame.code
+    assert "net[2].weight" in found[0].message
+
+
+def test_check_tells_of_a_write_through_data() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        h = x.exp()
+        h.data.mul_(2)
+        (found,) = gradext.check_backward(h.sum())
+    assert found.code == "GX401"
+    assert "`h`" in found.message
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_check_runs_no_hook_and_names_what_it_left_out(recorded: bool) -> None:
+    calls: list[str] = []
+
+    def block(t: torch.Tensor) -> torch.Tensor:
+        calls.append("forward")
+        return t.exp().sin()
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        calls.append("pack")
+        return t
+
+    def unpack(t: torch.Tensor) -> torch.Tensor:
+        calls.append("unpack")
+        return t
+
+    x = torch.ones(3, requires_grad=True)
+    recording = gradext.record().start() if recorded else None
+    try:
+        y = checkpoint(block, x, use_reentrant=False)
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            y = y.tanh()
+        y.register_hook(lambda grad: calls.append("hook"))
+        before = list(calls)
+        found = gradext.check_backward(y.sum())
+    finally:
+        if recording is not None:
+            recording.stop()
+    assert calls == before
+    assert found == []
+    assert len(found.unchecked) == 3  # exp, sin, tanh
+    assert all("hooks" in line for line in found.unchecked)
+
+
+def test_check_changes_nothing() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    x = torch.ones(2, 3)
+
+    def states(loss: torch.Tensor, inner: torch.Tensor) -> list[Any]:
+        kept = [loss, inner, *net.parameters()]
+        return [(str(gradext.inspect(t)), t._version, t.requires_grad) for t in kept]
+
+    with gradext.record():
+        h = net[0](x)
+        half = h[:, :2]  # a view, whose node torch makes anew when asked
+        h.mul_(2)
+        loss = net[2](net[1](h)).sum() + half.detach().sum()
+        node, stale = loss.grad_fn, gradext.inspect(half).grad_fn_is_stale
+        before = states(loss, h)
+        gradext.check_backward(loss)
+        assert states(loss, h) == before
+        assert loss.grad_fn is node
+        assert gradext.inspect(half).grad_fn_is_stale is stale is True
+        loss.backward()
+    got = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+    net.zero_grad()
+    again = net[0](x).mul(2)
+    net[2](net[1](again)).sum().backward()
+    want = [p.grad for p in net.parameters() if p.grad is not None]
+    assert len(got) == len(want) == 4
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_check_of_a_long_chain_takes_no_recursion_and_a_few_seconds(stale: bool) -> None:
+    x = torch.ones(2, requires_grad=True)
+    scale = torch.ones(2)
+    with gradext.record():
+        h = x
+        for _ in range(50_000):
+            h = (h * scale).sin()
+        if stale:
+            scale.add_(0)
+        start = time.perf_counter()
+        found = gradext.check_backward(h.sum())
+        took = time.perf_counter() - start
+    assert [d.code for d in found] == (["GX101"] if stale else [])
+    assert took < 20
+    # Python objects of a chain as long as this would overflow the stack when the chain is freed.
+    assert 10_000 < found.checked < 20_000
+    assert "too deep" in found.unchecked[-1]
+    del h  # would crash here
+
+
+def test_check_of_a_wide_graph_reads_all_of_it() -> None:
+    x = torch.ones(2, requires_grad=True)
+    scale = torch.ones(2)
+    with gradext.record():
+        parts = [(x * scale).sin() for _ in range(20_000)]
+        found = gradext.check_backward(torch.stack(parts))
+        assert (found, found.unchecked) == ([], [])
+        assert found.checked == 40_000
+        scale.add_(1)
+        (stale,) = gradext.check_backward(torch.stack(parts))
+    assert stale.code == "GX101"
+
+
+# --- explain --------------------------------------------------------------------------------------
+
+
+def failed(**raising: Any) -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        broken().backward()
+    return caught.value
+
+
+def test_explain_in_the_except_block() -> None:
+    with gradext.record():
+        try:
+            broken().backward()
+        except RuntimeError as error:
+            (found,) = gradext.explain(error)
+    assert found.culprits[0].frame.line == line_of("asked: writes")
+
+
+def test_explain_a_wrapped_error() -> None:
+    with gradext.record():
+        try:
+            try:
+                broken().backward()
+            except RuntimeError as error:
+                raise ValueError("training failed") from error
+        except ValueError as error:
+            (found,) = gradext.explain(error)
+        assert found.culprits[0].frame.line == line_of("asked: writes")
+        try:
+            try:
+                broken().backward()
+            except RuntimeError:
+                raise KeyError("while cleaning up")  # noqa: B904
+        except KeyError as error:
+            (found,) = gradext.explain(error)
+        assert found.code == "GX101"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups came with Python 3.11")
+def test_explain_a_group() -> None:
+    with gradext.record():
+        group = builtins.ExceptionGroup("two", [ValueError("x"), failed()])  # type: ignore
+        (found,) = gradext.explain(group)
+    assert found.code == "GX101"
+
+
+def test_explain_after_the_block() -> None:
+    with gradext.record() as outer, gradext.record() as inner:
+        error = failed()
+    for recording in (outer, inner):
+        (found,) = gradext.explain(error, recording)
+        assert found.culprits[0].frame.line == line_of("asked: writes")
+        assert found.victims[0].frame.line == line_of("asked: saves")
+        assert recording.explain(error) == [found]
+
+
+def test_explain_after_the_block_of_an_error_that_only_the_text_tells() -> None:
+    with gradext.record() as recording:
+        error = failed()
+    other = RuntimeError(str(error))  # as one that came back from another process
+    (found,) = gradext.explain(other, recording)
+    assert found.code == "GX101"
+    assert found.culprits[0].frame.line == line_of("asked: writes")
+
+
+def test_explain_a_refused_write_after_the_block() -> None:
+    w = torch.ones(4, requires_grad=True)
+    with gradext.record() as recording:
+        half = w[:2]
+        with pytest.raises(RuntimeError) as caught:
+            half.zero_()
+    (found,) = gradext.explain(caught.value, recording)
+    assert found.code == "GX103"
+    assert [site.frame.code for site in found.victims] == ["half = w[:2]"]
+
+
+def test_explain_without_any_recording_says_what_is_missing() -> None:
+    (found,) = gradext.explain(failed())
+    assert found.code == "GX101"
+    assert found.culprits == ()
+    assert "no recording was on" in found.notes[0]
+    assert "gradext" in found.fix
+    w = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError) as caught:
+        w.add_(1)
+    (found,) = gradext.explain(caught.value)
+    assert (found.code, found.culprits[0].frame.code) == ("GX102", "w.add_(1)")
+    rows = (w * 2).unbind()
+    with torch.no_grad():
+        rows[0].zero_()
+    with pytest.raises(RuntimeError) as caught:
+        rows[1].sum()
+    (found,) = gradext.explain(caught.value)
+    assert (found.code, found.culprits[0].frame.code) == ("GX105", "rows[1].sum()")
+    assert any("not known" in note for note in found.notes)
+    loss = (w * w).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError) as caught:
+        loss.backward()
+    (found,) = gradext.explain(caught.value)
+    assert (found.code, found.culprits[0].frame.code) == ("GX302", "loss.backward()")
+    with pytest.raises(RuntimeError) as caught:
+        torch.autograd.grad(w.sum(), torch.ones(1, requires_grad=True))
+    (found,) = gradext.explain(caught.value)
+    assert found.code == "GX303"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a leaf Variable that requires grad is being used in an in-place operation."),
+        RuntimeError("CUDA out of memory"),
+        KeyError("x"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_explain_is_silent_about_foreign_errors(error: BaseException) -> None:
+    assert gradext.explain(error) == []
+    with gradext.record():
+        assert gradext.explain(error) == []
+
+
+def test_an_old_error_is_not_taken_for_another() -> None:
+    with gradext.record():
+        first = failed()
+        text = str(first)
+        assert gradext.explain(first)[0].culprits
+        assert gradext.explain(RuntimeError("unrelated")) == []
+        assert gradext.explain(RuntimeError(text))[0].code == "GX101"
+
+
+# --- what a diagnosis keeps alive -----------------------------------------------------------------
+
+
+def test_a_diagnosis_keeps_no_tensor_no_error_and_no_frame() -> None:
+    class Marker:
+        pass
+
+    def attempt() -> tuple[list[Any], list[Any]]:
+        marker = Marker()
+        x = torch.ones(3, requires_grad=True)
+        h = x.exp()
+        h.add_(1)
+        found: list[Any] = []
+        try:
+            h.sum().backward()
+        except RuntimeError as error:
+            found = gradext.explain(error)
+        return found, [weakref.ref(marker), weakref.ref(x), weakref.ref(h)]
+
+    with gradext.record() as recording:
+        found, references = attempt()
+        assert found
+        assert [reference() for reference in references] == [None] * 3
+    assert recording.data.writes.shape[0] > 0
+    assert [reference() for reference in references] == [None] * 3
+
+
+@pytest.mark.parametrize("rule", ["GX101", "GX105", "GX302", "GX303", "check"])
+def test_a_dropped_tensor_dies_in_a_function_that_goes_on(rule: str) -> None:
+    """Before Python 3.13, looking at a running function's locals leaves a copy of them in it."""
+    gc.disable()
+    try:
+        with gradext.record():
+            x = torch.ones(3, requires_grad=True)
+            big = torch.ones(3)
+            reference = weakref.ref(big)
+            try:
+                if rule == "GX101":
+                    broken().backward()
+                elif rule == "GX105":
+                    y = x * 2
+                    rows = y.unbind()
+                    y.add_(1)
+                    rows[0].add(1)
+                elif rule == "GX302":
+                    loss = x.exp().sum()
+                    loss.backward()
+                    loss.backward()
+                elif rule == "GX303":
+                    torch.autograd.grad(x.sum(), torch.ones(1, requires_grad=True))
+                else:
+                    gradext.check_backward(broken())
+            except RuntimeError as error:
+                seen = gradext.explain(error)[0].code
+            else:
+                seen = "check"
+            assert seen == rule
+            del big
+            assert reference() is None
+    finally:
+        gc.enable()
+
+
+def test_locals_that_the_program_looks_at_are_left_to_it() -> None:
+    def working() -> dict[str, Any]:
+        mine = locals()
+        value = 1
+        mine = locals()
+        naming.locals_of(sys._getframe())
+        assert mine["value"] == value
+        return mine
+
+    assert working()["value"] == 1
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+class Nasty:
+    """Answers every question with code of its own, and that code fails."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "hidden", torch.ones(2))
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"attribute {name} was read")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("asked whether it is true")
+
+    def __hash__(self) -> int:
+        raise AssertionError("hashed")
+
+    def __len__(self) -> int:
+        raise AssertionError("measured")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("iterated")
+
+    def __repr__(self) -> str:
+        raise AssertionError("printed")
+
+
+class NastyDict(dict):  # type: ignore[type-arg]
+    def items(self) -> Any:
+        raise AssertionError("items() was called")
+
+    def __getitem__(self, key: Any) -> Any:
+        raise AssertionError("read")
+
+    def __iter__(self) -> Any:
+        raise AssertionError("iterated")
+
+
+class NastyList(list):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        raise AssertionError("iterated")
+
+    def __getitem__(self, key: Any) -> Any:
+        raise AssertionError("read")
+
+
+class NastyModule(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        raise AssertionError("a property was read")
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("named_parameters() was called")
+
+    def __len__(self) -> int:
+        raise AssertionError("measured")
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class OwnDict:
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise AssertionError("__dict__ was read")
+
+
+class NastyTensor(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("__torch_function__ was called")
+
+    @property
+    def _is_param(self) -> bool:
+        raise AssertionError("_is_param was read")
+
+
+class NastyMeta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            return super().__getattribute__(name)
+        raise AssertionError(f"class attribute {name} was read")
+
+
+class OfNastyMeta(tuple, metaclass=NastyMeta):  # type: ignore[type-arg]
+    __slots__ = ()
+
+
+def test_naming_runs_none_of_the_user_s_code() -> None:
+    nasty, one = Nasty(), OwnDict()
+    table = NastyDict(a=torch.ones(2))
+    items = NastyList([torch.ones(2)])
+    module = NastyModule()
+    odd = torch.Tensor._make_subclass(NastyTensor, torch.ones(2), True)
+    pair = OfNastyMeta((torch.ones(2), 1))
+    target = torch.ones(4)
+    names = naming.Names([sys._getframe()])
+    assert names.of(gradext.inspect(target).id) == "target"
+    assert names.of(gradext.inspect(dict.get(table, "a")).id) == "table['a']"
+    parameter = gradext.inspect(module.fc.weight)
+    assert names.of(parameter.id) == "module.fc.weight"
+    assert names.is_parameter(parameter.id)
+    assert names.is_of_leaf(parameter.version_counter or 0)
+    del nasty, one, items, odd, pair
+
+
+def test_a_failure_among_nasty_objects_is_diagnosed() -> None:
+    with gradext.record():
+        nasty, module, one = Nasty(), NastyModule(), OwnDict()
+        (found,) = gradext.explain(failed())
+        del nasty, module, one
+    assert found.culprits[0].frame.line == line_of("asked: writes")
+    assert watch.own_errors() == []
+
+
+def test_a_saved_result_is_the_tensor_and_not_an_alias() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        gate = x.sigmoid()
+        gate.mul_(2)
+        (found,) = gradext.check_backward(gate.sum())
+    assert found.message.startswith("`gate` (float32 [3]) was saved")
+
+
+def test_a_part_of_a_tensor_is_an_alias() -> None:
+    x = torch.ones(3, requires_grad=True)
+    table = torch.ones(2, 3)
+    with gradext.record():
+        y = x * table[1]
+        table.mul_(2)
+        (found,) = gradext.check_backward(y.sum())
+    assert found.message.startswith("A float32 [3] alias of `table` was saved")
+
+
+# --- as a program ---------------------------------------------------------------------------------
+
+PROGRAMS = {
+    "GX101": "x = torch.ones(3, requires_grad=True)\nh = x.exp()\nh += 1\nh.sum().backward()\n",
+    "GX102": "w = torch.ones(3, requires_grad=True)\n\nw += 1\n",
+    "GX105": "y = torch.ones(2, 2, requires_grad=True) * 2\na, b = y\na.mul_(2)\n",
+    "GX302": "x = torch.ones(2, requires_grad=True)\n\ny = x.exp()\nfor _ in '12':\n"
+    "    y.sum().backward()\n",
+}
+
+
+@pytest.mark.parametrize("code", sorted(PROGRAMS))
+def test_run_writes_the_same_diagnosis(code: str, tmp_path: Path) -> None:
+    script, report = tmp_path / "train.py", tmp_path / "report.json"
+    script.write_text("import torch\n" + PROGRAMS[code])
+    done = subprocess.run(
+        [sys.executable, "-m", "gradext", "run", "--json", str(report), str(script)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 1
+    document = json.loads(report.read_text())
+    first = document["diagnoses"][0]
+    assert first["code"] == code
+    assert first["severity"] == "error"
+    assert [first["culprits"][0]["file"], first["culprits"][0]["line"]] == [str(script), 4]
+    assert first["fix"]

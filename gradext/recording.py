@@ -280,6 +280,7 @@ class Recording:
         self._memory = MEMORY if memory is None else _checked_memory(memory)
         self._since = 0
         self._running = False
+        self._loaded = False
         self._data: Data | None = None
         self._memory_facts: dict[str, int] = {}
 
@@ -371,6 +372,7 @@ class Recording:
 
         Raises:
             TypeError: `tensor` is no torch.Tensor.
+            RuntimeError: the recording was loaded from a file, whose ids mean no living tensor.
         """
         from gradext.state import _state
 
@@ -378,6 +380,10 @@ class Recording:
             raise TypeError(
                 "Recording.mutations: expected a torch.Tensor, got "
                 f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+            )
+        if self._loaded:
+            raise RuntimeError(
+                "Recording.mutations: a loaded recording knows no living tensor; read its writes"
             )
         state = _state(tensor)
         data = self.data
@@ -508,6 +514,7 @@ class Recording:
             for facts in document["refused"]
         ]
         recording._data = data
+        recording._loaded = True
         recording._memory_facts = dict(document["memory"])
         return recording
 

@@ -42,8 +42,8 @@ class TensorState:
             (jagged nested tensors).
         dispatch_keys: names, lowest priority first.
         id: id of the tensor itself.
-        grad_fn_is_stale: the base was written since `grad_fn` was made; torch rebuilds the node when
-            it is next asked for (which reading a TensorState never does).
+        grad_fn_is_stale: the base was written since `grad_fn` was made; torch rebuilds the node
+            when it is next asked for (which reading a TensorState never does).
         storage_is_freed: the storage was resized to nothing; only inspect_tree shows such tensors.
     """
 

@@ -151,9 +151,9 @@ def _wrap_all() -> None:
         "mark_dirty",
         _C.wrap_noting("autograd.Function.mark_dirty", context.mark_dirty, True),
     )
+    # graph.increment_version ends in the first of these.
     for owner, name, label in (
-        (graph, "increment_version", "torch.autograd.graph.increment_version"),
-        (torch._C, "_increment_version", "torch._C._increment_version"),
+        (torch._C, "_increment_version", "torch.autograd.graph.increment_version"),
         (
             torch._C._autograd,
             "_unsafe_set_version_counter",

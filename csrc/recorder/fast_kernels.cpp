@@ -186,7 +186,7 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
       return Op::call(self, arguments...);
     }
     before_nodes(keys);
-    if (!write_is_wanted(*facts)) {
+    if (!write_is_wanted(*facts, &self)) {
       return Op::redispatch(below<kKey>(keys), self, arguments...);
     }
     WriteScope scope(*facts);

@@ -25,7 +25,7 @@ uint64_t Identities::of(const void* target) {
   }
   // An eighth of the living, so that a sweep costs a new object a few looks; few, so that little
   // memory waits for it.
-  if (++since_sweep_ > std::max<size_t>(32, entries_.size() / 8)) {
+  if (++since_sweep_ > std::max<size_t>(8, entries_.size() / 8)) {
     sweep();
   }
   by_address_.emplace(target, entries_.size());
@@ -70,17 +70,14 @@ Journal& Journal::get() {
   return *journal;
 }
 
-// Three quarters for writes, an eighth each for views and for the saves of a thread: a save takes
-// 16 bytes, so that is four times as many saves as writes.
+// Three quarters for writes, an eighth each for views and for the saves of all threads: a save
+// takes 16 bytes.
 void Journal::set_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex);
   memory_ = bytes;
   writes.set_capacity(bytes / 4 * 3 / kWriteBytes);
   views.set_capacity(bytes / 8 / kViewBytes);
-  for (const auto& log : save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
-    log->saves.set_capacity(bytes / 8 / kSaveBytes);
-  }
+  save_blocks.limit = std::max<size_t>(1, bytes / 8 / sizeof(decltype(SaveLog::saves)::Block));
 }
 
 void Journal::clear() {
@@ -106,17 +103,19 @@ void Journal::clear() {
 std::shared_ptr<SaveLog> Journal::new_save_log(uint64_t thread) {
   auto log = std::make_shared<SaveLog>();
   log->thread = thread;
-  log->saves.set_capacity(memory_ / 8 / kSaveBytes);
+  log->saves.set_capacity(SIZE_MAX);
+  log->saves.set_budget(&save_blocks);
   std::lock_guard<std::mutex> lock(mutex);
-  // A program that starts a thread per request must not collect their logs for ever.
-  size_t dead = 0;
-  for (const auto& known : save_logs) {
-    dead += !known->alive;
-  }
-  if (dead > kMaxDeadLogs) {
-    auto oldest = std::find_if(
-        save_logs.begin(), save_logs.end(), [](const auto& known) { return !known->alive; });
-    save_logs.erase(oldest);
+  // A program that starts a thread per request must not collect their logs for ever, nor leave the
+  // living without room.
+  const auto is_dead = [](const auto& known) { return !known->alive; };
+  while (true) {
+    const auto dead = std::count_if(save_logs.begin(), save_logs.end(), is_dead);
+    if (dead == 0 || (static_cast<size_t>(dead) <= kMaxDeadLogs &&
+                      save_blocks.used * 4 < save_blocks.limit * 3)) {
+      break;
+    }
+    save_logs.erase(std::find_if(save_logs.begin(), save_logs.end(), is_dead));
   }
   save_logs.push_back(log);
   return log;

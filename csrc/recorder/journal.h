@@ -170,33 +170,42 @@ struct Refused {
   std::vector<std::pair<std::string, NodeId>> chain;
 };
 
-// A fixed number of the latest events, allocated block by block as they come.
-template <class Event>
+// Blocks that several rings share.
+struct Budget {
+  std::atomic<size_t> used{0};
+  std::atomic<size_t> limit{0};
+};
+
+// The latest events, up to a number, allocated block by block as they come. With a budget, a ring
+// that finds it used up goes on with the blocks that it has, and with one if it has none.
+template <class Event, size_t kBlock = 1024>
 class Ring {
  public:
-  static constexpr size_t kBlock = 1024;
+  Ring() = default;
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+  ~Ring() {
+    clear();
+  }
 
   void set_capacity(size_t events) {
     blocks_limit_ = std::max<size_t>(1, events / kBlock);
   }
+  void set_budget(Budget* budget) {
+    budget_ = budget;
+  }
   Event& push() {
     if (blocks_.empty() || used_ == kBlock) {
-      if (blocks_.size() >= blocks_limit_) {
-        dropped_ += blocks_.size() == 1 ? used_ : kBlock;
-        std::unique_ptr<Block> oldest = std::move(blocks_.front());
-        blocks_.pop_front();
-        // Events are released where they are overwritten, not all at once.
-        blocks_.push_back(std::move(oldest));
-      } else {
-        blocks_.push_back(std::make_unique<Block>());
-      }
-      used_ = 0;
+      next_block();
     }
     Event& event = (*blocks_.back())[used_++];
     event = Event{};
     return event;
   }
   void clear() {
+    if (budget_ != nullptr) {
+      budget_->used -= blocks_.size();
+    }
     blocks_.clear();
     used_ = 0;
     dropped_ = 0;
@@ -220,9 +229,29 @@ class Ring {
     }
   }
 
- private:
   using Block = std::array<Event, kBlock>;
+
+ private:
+  void next_block() {
+    const bool is_full =
+        blocks_.size() >= blocks_limit_ ||
+        (budget_ != nullptr && !blocks_.empty() && budget_->used >= budget_->limit);
+    if (is_full) {
+      // Events are released where they are overwritten, not all at once.
+      dropped_ += kBlock;
+      blocks_.push_back(std::move(blocks_.front()));
+      blocks_.pop_front();
+    } else {
+      blocks_.push_back(std::make_unique<Block>());
+      if (budget_ != nullptr) {
+        ++budget_->used;
+      }
+    }
+    used_ = 0;
+  }
+
   std::deque<std::unique_ptr<Block>> blocks_;
+  Budget* budget_ = nullptr;
   size_t blocks_limit_ = 64;
   size_t used_ = 0;
   size_t dropped_ = 0;
@@ -232,7 +261,7 @@ class Ring {
 struct SaveLog {
   uint64_t thread = 0;
   std::mutex mutex;
-  Ring<Save> saves;
+  Ring<Save, 128> saves;
   std::deque<NodeId> origins;
   size_t origins_dropped = 0;
   Save* last = nullptr;  // the newest of `saves`
@@ -272,6 +301,7 @@ class Journal {
   Ring<View> views;
   std::deque<Backward> backwards;
   std::deque<Refused> refused;
+  Budget save_blocks;
   std::vector<std::shared_ptr<SaveLog>> save_logs;
   std::vector<std::vector<int64_t>> geometries;  // itemsize, sizes..., strides...
   size_t backward_nodes = 0;

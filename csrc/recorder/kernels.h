@@ -44,6 +44,7 @@ struct Enclosing {
   const void* const* counters = nullptr;
   size_t counter_count = 0;
   Enclosing* outer;
+  bool is_wrapper = false;  // its ops on the tensor inside are writes of their own
 };
 
 struct ThreadState {
@@ -75,6 +76,8 @@ inline void safely(Work&& work) noexcept {
       throw std::runtime_error("injected");
     }
     work();
+  } catch (const c10::Error& error) {
+    count_fault(error.what_without_backtrace());
   } catch (const std::exception& error) {
     count_fault(error.what());
   } catch (...) {
@@ -134,14 +137,17 @@ using Targets = c10::SmallVector<Target, 2>;
 
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
 
+// Keeps the op's name if it writes what the op around it writes.
+void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* written);
+
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
 // or does what the op around it is recorded for.
-inline bool write_is_wanted(const OpFacts& op) {
+inline bool write_is_wanted(const OpFacts& op, const at::Tensor* written) {
   Enclosing* around = thread_state().enclosing;
-  if ((around != nullptr && around->op->is_aten) ||
+  if ((around != nullptr && around->op->is_aten && !around->is_wrapper) ||
       c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) {
-    if (around != nullptr && around->inner_op == 0) {
-      around->inner_op = op.name;
+    if (around != nullptr) {
+      name_inner_op(*around, op, written);
     }
     return false;
   }
@@ -152,7 +158,7 @@ inline bool write_is_wanted(const OpFacts& op) {
 class WriteScope {
  public:
   explicit WriteScope(const OpFacts& op)
-      : thread_(thread_state()), enclosing_{&op, 0, nullptr, 0, thread_.enclosing} {}
+      : thread_(thread_state()), enclosing_{&op, 0, nullptr, 0, thread_.enclosing, false} {}
   WriteScope(const WriteScope&) = delete;
   WriteScope& operator=(const WriteScope&) = delete;
   ~WriteScope();

@@ -119,7 +119,8 @@ std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
 
 Extent extent_of(const c10::TensorImpl& impl) {
   if (impl.has_symbolic_sizes_strides() || state::is_wrapper_subclass(impl) ||
-      state::storage(impl) == nullptr || impl.numel() == 0) {
+      impl.key_set().has(c10::DispatchKey::NestedTensor) || state::storage(impl) == nullptr ||
+      impl.numel() == 0) {
     return {};
   }
   const auto size = static_cast<int64_t>(impl.itemsize());
@@ -138,10 +139,13 @@ bool has_holes(const c10::TensorImpl& impl, const Extent& extent) {
   return extent.end - extent.begin != impl.numel() * static_cast<int64_t>(impl.itemsize());
 }
 
-// Tensors that stand for others while a program is traced are no memory of the program's.
+// Tensors that stand for others while a program is traced are no memory of the program's. A fake
+// tensor's own keys name the device that it stands for; its storage does not.
 bool is_stand_in(const c10::TensorImpl& impl) {
+  const c10::StorageImpl* storage = state::storage(impl);
   return impl.key_set().has(c10::DispatchKey::Functionalize) ||
-         impl.key_set().has_backend(c10::BackendComponent::MetaBit);
+         impl.key_set().has_backend(c10::BackendComponent::MetaBit) ||
+         (storage != nullptr && storage->device_type() == c10::DeviceType::Meta);
 }
 
 uint32_t use_count(const void* target) {
@@ -231,11 +235,11 @@ void record_write(
       }
       const int64_t version = state::version(impl);
       uint32_t flags = grad_mode ? kGradMode : 0;
-      // set_ and its like leave the tensor on another storage, and resize_ on more of it.
+      // As it is after the op: resize_ and out= change the sizes, set_ the storage.
       const c10::StorageImpl* storage = state::storage(impl);
-      Extent extent = target.extent;
-      if (storage != target.storage || extent.begin == extent.end) {
-        extent = extent_of(impl);
+      const Extent extent = extent_of(impl);
+      if (op.metadata_only && version == target.version && target.version >= 0) {
+        continue;
       }
       if (target.version < 0) {
         flags |= kInferenceTensor;
@@ -314,6 +318,24 @@ void record_refusal(
 
 }  // namespace
 
+// A tensor of vmap's: the write goes on to the tensor inside it, which has a counter of its own.
+bool stands_on_another(const c10::TensorImpl& impl) {
+  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
+}
+
+void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* written) {
+  if (around.inner_op != 0 || written == nullptr || !written->defined()) {
+    return;
+  }
+  const void* counter = state::counter_address(*written->unsafeGetTensorImpl());
+  for (size_t k = 0; k < around.counter_count; ++k) {
+    if (around.counters[k] == counter) {
+      around.inner_op = op.name;
+      return;
+    }
+  }
+}
+
 WriteScope::~WriteScope() {
   if (is_open_) {
     thread_.enclosing = enclosing_.outer;
@@ -327,6 +349,7 @@ void WriteScope::begin() {
     }
     for (const Target& target : targets) {
       counters_.push_back(target.counter);
+      enclosing_.is_wrapper |= stands_on_another(*target.tensor.unsafeGetTensorImpl());
     }
   });
   enclosing_.counters = counters_.data();
@@ -376,7 +399,8 @@ void forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* sta
 void on_write(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   before_nodes(keys);
-  if (!write_is_wanted(facts)) {
+  const c10::IValue& first = (*stack)[stack->size() - facts.arguments + facts.written[0]];
+  if (!write_is_wanted(facts, first.isTensor() ? &first.toTensor() : nullptr)) {
     forward(op, keys, stack);
     return;
   }
@@ -735,8 +759,10 @@ void forget_uncounted_writes() {
 }
 
 void note(const std::string& name, const at::Tensor& tensor) {
-  if (!active() || !tensor.defined()) {
-    return;
+  if (!active() || !tensor.defined() ||
+      is_enclosed(
+          thread_state().enclosing, state::counter_address(*tensor.unsafeGetTensorImpl()))) {
+    return;  // the op around it is recorded as the write
   }
   const uint32_t op = intern_name(name);
   const StackId stack = current_stack();

@@ -131,6 +131,7 @@ struct Target {
   Extent extent;
   int64_t version;
   uint16_t argument;
+  bool had_node;  // it was no leaf
 };
 
 using Targets = c10::SmallVector<Target, 2>;

@@ -167,7 +167,8 @@ void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
           state::storage(impl),
           extent_of(impl),
           state::version(impl),
-          argument});
+          argument,
+          !state::is_leaf(impl)});
 }
 
 namespace {
@@ -238,7 +239,8 @@ void record_write(
       // As it is after the op: resize_ and out= change the sizes, set_ the storage.
       const c10::StorageImpl* storage = state::storage(impl);
       const Extent extent = extent_of(impl);
-      if (op.metadata_only && version == target.version && target.version >= 0) {
+      if (op.metadata_only && version == target.version && target.version >= 0 &&
+          !target.had_node) {
         continue;
       }
       if (target.version < 0) {

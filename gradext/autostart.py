@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gradext import run_data
 from gradext import session as sessions
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", 
 
 def wanted() -> bool:
     """Whether the environment asks for this process to be recorded."""
-    return sessions.ENVIRONMENT in os.environ or _mode() is not None
+    return run_data.ENVIRONMENT in os.environ or _mode() is not None
 
 
 def start() -> None:
@@ -39,7 +40,7 @@ def start() -> None:
 
 
 def _start() -> None:
-    settings = sessions.Settings.from_environment()
+    settings = run_data.Settings.from_environment()
     if settings is None:
         mode = _mode()
         if mode is None:
@@ -47,7 +48,7 @@ def _start() -> None:
         path = os.environ.get(JSON)
         if path and any(os.environ.get(rank) for rank in RANKS):
             path = f"{path}.{os.getpid()}"
-        settings = sessions.Settings.new(path or None, mode != "light", None)
+        settings = run_data.Settings.new(path or None, mode != "light", None)
         settings.to_environment()
     session = sessions.Session(settings, write_early=False)
     session.begin()
@@ -145,7 +146,13 @@ class _Shared:
 _shared: _Shared | None = None
 
 
-def install(saves: bool = True, memory: int | None = None) -> Installation:
+def install(
+    saves: bool = True,
+    memory: int | None = None,
+    *,
+    births: bool | None = None,
+    cuts: bool | None = None,
+) -> Installation:
     """Record from here on, and report what goes wrong after Python has printed its traceback.
 
     For a program that is not started by `gradext run`. The report goes to stderr: after an
@@ -156,6 +163,7 @@ def install(saves: bool = True, memory: int | None = None) -> Installation:
     Args:
         saves: record saves for backward too; without them only culprits are named.
         memory: MiB that the journal may use.
+        births, cuts: as gradext.record takes them.
     """
     global _shared
     if _shared is None:
@@ -164,7 +172,7 @@ def install(saves: bool = True, memory: int | None = None) -> Installation:
             # `gradext run` or the environment records this process already, and goes on doing so.
             _shared = _Shared(session, [])
         else:
-            settings = sessions.Settings.new(None, saves, memory)
+            settings = run_data.Settings.new(None, saves, memory, births, cuts)
             session = sessions.Session(settings)
             session.begin()
             undo = [_hook(session), session.end]

@@ -54,9 +54,14 @@ def function_name(code: types.CodeType) -> str:
     return getattr(code, "co_qualname", code.co_name)
 
 
-@functools.lru_cache(maxsize=65536)
 def frame_of(code: types.CodeType, instruction: int) -> Frame:
     """The place in `code` of the instruction at byte offset `instruction`."""
+    return _frame_of(code, instruction, code.co_filename)
+
+
+@functools.lru_cache(maxsize=65536)
+def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
+    # Code objects that differ in nothing but their file are equal.
     line, end_line, column, end_column = _position(code, instruction)
     file = absolute(code.co_filename)
     source = linecache.getline(code.co_filename, line) if line else ""

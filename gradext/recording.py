@@ -1,7 +1,7 @@
-"""record() and what it leaves: a Recording of writes, saves, views and backward calls.
+"""record() and what it leaves: a Recording of what a program did to its tensors.
 
-Owns the switch of the C++ recorder and the Recording as plain data (save / load). It does not
-judge: gradext.diagnosis does, from Recordings. A recording holds ids of tensors, never tensors.
+Owns the switch of the C++ recorder, and save / load; the events themselves are gradext.events. It
+does not judge: gradext.diagnosis does, from Recordings. Holds ids of tensors, never tensors.
 """
 
 from __future__ import annotations
@@ -12,238 +12,38 @@ import json
 import operator
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 
-from gradext import _C, frames, watch
+from gradext import _C, watch
 from gradext._version import __version__
 from gradext.diagnosis.model import Diagnosis, Frame
+from gradext.events import (
+    BIRTH_COLUMNS,
+    FLAG_COLUMNS,
+    FLOW_COLUMNS,
+    SAVE_COLUMNS,
+    VIEW_COLUMNS,
+    WRITE_COLUMNS,
+    Backward,
+    Birth,
+    Data,
+    Flow,
+    Refused,
+    View,
+    Write,
+    extent,
+    table,
+)
+
+if TYPE_CHECKING:
+    from gradext.state import TensorState
 
 MEMORY = 64 << 20  # bytes that the journal may take, unless told otherwise
 FORMAT = "gradext-recording"
-FORMAT_VERSION = 1
-
-WRITE_COLUMNS = (
-    *("order", "storage", "counter", "begin", "end", "sequence", "thread", "stack", "op"),
-    *("inner_op", "version_before", "version_after", "geometry", "argument", "flags"),
-)
-VIEW_COLUMNS = (
-    *("order", "storage", "begin", "end", "sequence", "tensor", "thread", "stack", "op"),
-    "creation_meta",
-)
-SAVE_COLUMNS = ("thread", "sequence", "stack", "origin_thread", "origin_sequence")
-
-DECLARED_ONLY, SHARED_STORAGE, INFERENCE, GRAD_MODE, NOTE = 1, 2, 4, 8, 16
-
-_Array = numpy.ndarray[Any, numpy.dtype[numpy.int64]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Write:
-    """One in-place write of one tensor. Ids are opaque; bytes count from the storage's start.
-
-    Attributes:
-        order: position among all events of the process.
-        op: the outermost operator, "aten::dropout_"; inner_op: what it called to write, or "".
-        argument: index of the written argument in the op's schema.
-        storage, counter: ids as in TensorState.
-        begin, end: the bytes, from the first to one past the last.
-        version_before, version_after: of the counter; equal when the op bumped nothing.
-        thread, sequence: the thread's number and its autograd sequence number at the time.
-        stack: number of the Python stack, for Recording.frames().
-        geometry: (itemsize, sizes, strides) where elements of others lie between, else None.
-        declared_only: the schema says that it writes, and the counter did not move.
-        shared_storage: the memory belongs to tensors that this counter does not cover (`.data`).
-        is_inference: the tensor has no counter.
-        grad_mode: whether grad mode was on.
-        is_note: no op: a Python call that moves counters (mark_dirty, increment_version ...).
-    """
-
-    order: int
-    op: str
-    inner_op: str
-    argument: int
-    storage: int
-    counter: int
-    begin: int
-    end: int
-    version_before: int
-    version_after: int
-    thread: int
-    sequence: int
-    stack: int
-    geometry: tuple[int, tuple[int, ...], tuple[int, ...]] | None
-    declared_only: bool
-    shared_storage: bool
-    is_inference: bool
-    grad_mode: bool
-    is_note: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """A view that no graph node remembers: made without grad mode, or one of several of its op."""
-
-    order: int
-    op: str
-    storage: int
-    begin: int
-    end: int
-    tensor: int
-    thread: int
-    sequence: int
-    stack: int
-    creation_meta: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Backward:
-    """One call of the backward engine; `nodes` is int64[n, 2]: thread and sequence of each node."""
-
-    order: int
-    thread: int
-    stack: int
-    keeps_graph: bool
-    creates_graph: bool
-    whole: bool
-    nodes: _Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Refused:
-    """An in-place write that torch refused, with what was known of the tensor at that moment."""
-
-    order: int
-    op: str
-    what: str
-    storage: int
-    begin: int
-    end: int
-    tensor: int
-    base: int
-    thread: int
-    stack: int
-    creation_meta: str | None
-    is_view: bool
-    is_leaf: bool
-    requires_grad: bool
-    base_is_leaf: bool
-    is_inference: bool
-    grad_mode: bool
-    chain: tuple[tuple[str, int, int], ...]
-
-
-_CREATION_META = (
-    *("default", "in_custom_function", "multi_output_node", "no_grad_mode", "inference_mode"),
-)
-
-
-def _meta(value: int) -> str | None:
-    return _CREATION_META[value] if 0 <= value < len(_CREATION_META) else None
-
-
-class Data:
-    """The events of a recording as arrays, with the queries that diagnoses need. Immutable."""
-
-    def __init__(
-        self, snapshot: dict[str, Any], stacks: dict[int, tuple[Frame, ...]] | None
-    ) -> None:
-        self.writes: _Array = snapshot["writes"]
-        self.views: _Array = snapshot["views"]
-        self.saves: _Array = snapshot["saves"]
-        self.ops: dict[int, str] = snapshot["ops"]
-        self.geometries: list[list[int]] = snapshot["geometries"]
-        self.dropped: dict[str, int] = snapshot["dropped"]
-        self.order: int = snapshot["order"]
-        self.backwards = [Backward(*facts) for facts in snapshot["backwards"]]
-        self.refused = [
-            Refused(
-                **{
-                    **facts,
-                    "chain": tuple(tuple(node) for node in facts["chain"]),
-                    "creation_meta": _meta(facts["creation_meta"]),
-                }
-            )
-            for facts in snapshot["refused"]
-        ]
-        self._held = snapshot.get("held")  # keeps the ids in here from being used again
-        self._stacks = {} if stacks is None else dict(stacks)
-        self._live_stacks = stacks is None
-        self._by_thread: dict[int, _Array] = {}
-
-    def frames(self, stack: int) -> tuple[Frame, ...]:
-        """The Python frames of a stack, innermost first; empty where there were none."""
-        if stack not in self._stacks and self._live_stacks:
-            self._stacks[stack] = frames.stack_of(_C.recorder_frames(stack))
-        return self._stacks.get(stack, ())
-
-    def write(self, row: Any) -> Write:
-        facts = dict(zip(WRITE_COLUMNS, (int(value) for value in row), strict=True))
-        flags = facts.pop("flags")
-        shape = facts.pop("geometry")
-        geometry = None
-        if 0 < shape <= len(self.geometries):
-            itemsize, *numbers = self.geometries[shape - 1]
-            half = len(numbers) // 2
-            geometry = (itemsize, tuple(numbers[:half]), tuple(numbers[half:]))
-        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
-        facts["inner_op"] = self.ops.get(facts["inner_op"], "")  # type: ignore[assignment]
-        return Write(
-            **cast(Any, facts),
-            geometry=geometry,
-            declared_only=bool(flags & DECLARED_ONLY),
-            shared_storage=bool(flags & SHARED_STORAGE),
-            is_inference=bool(flags & INFERENCE),
-            grad_mode=bool(flags & GRAD_MODE),
-            is_note=bool(flags & NOTE),
-        )
-
-    def writes_of_counter(self, counter: int, after_version: int = -1) -> list[Write]:
-        """Writes through one version counter, oldest first, that end above `after_version`."""
-        table = self.writes
-        rows = table[(table[:, 2] == counter) & (table[:, 11] > after_version)]
-        return [self.write(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
-
-    def notes_of_counter(self, counter: int, from_version: int) -> list[Write]:
-        """Python calls that were about to move the counter from `from_version` or later."""
-        table = self.writes
-        chosen = (table[:, 2] == counter) & ((table[:, 14] & NOTE) != 0)
-        chosen &= table[:, 10] >= from_version
-        return [self.write(row) for row in table[chosen]]
-
-    def writes_of_storage(self, storage: int) -> list[Write]:
-        """Writes to one storage through any counter, oldest first."""
-        table = self.writes
-        rows = table[(table[:, 1] == storage) & ((table[:, 14] & NOTE) == 0)]
-        return [self.write(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
-
-    def view(self, row: Any) -> View:
-        facts = dict(zip(VIEW_COLUMNS, (int(value) for value in row), strict=True))
-        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
-        facts["creation_meta"] = _meta(facts["creation_meta"])  # type: ignore[assignment]
-        return View(**cast(Any, facts))
-
-    def views_of_storage(self, storage: int) -> list[View]:
-        return [self.view(row) for row in self.views[self.views[:, 1] == storage]]
-
-    def node_stack(self, thread: int, sequence: int) -> tuple[int, tuple[int, int] | None]:
-        """(stack that made a node, (thread, sequence) of the forward node being differentiated).
-
-        0 when the recording does not reach back so far, or noted no saves on that thread.
-        """
-        rows = self._by_thread.get(thread)
-        if rows is None:
-            rows = self.saves[self.saves[:, 0] == thread]
-            rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
-            self._by_thread[thread] = rows
-        at = int(numpy.searchsorted(rows[:, 1], sequence, side="right")) - 1
-        if at < 0:
-            return 0, None
-        row = rows[at]
-        origin = (int(row[3]), int(row[4])) if row[3] >= 0 else None
-        return int(row[2]), origin
+FORMAT_VERSION = 2
 
 
 class Mutations(list[Write]):
@@ -273,10 +73,21 @@ class Recording:
 
     Attributes:
         saves: False for the light mode, which knows culprits only.
+        births: whether the births of inference tensors are noted.
+        cuts: whether it is noted where values lose their gradient, and what is made of them.
     """
 
-    def __init__(self, saves: bool = True, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        saves: bool = True,
+        memory: int | None = None,
+        *,
+        births: bool | None = None,
+        cuts: bool | None = None,
+    ) -> None:
         self.saves = saves
+        self.births = saves if births is None else births
+        self.cuts = saves if cuts is None else cuts
         self._memory = MEMORY if memory is None else _checked_memory(memory)
         self._since = 0
         self._running = False
@@ -284,13 +95,17 @@ class Recording:
         self._data: Data | None = None
         self._memory_facts: dict[str, int] = {}
 
+    @property
+    def _wants(self) -> tuple[bool, bool, bool]:
+        return self.saves, self.births, self.cuts
+
     def start(self) -> Recording:
         """Begin; `with` does the same."""
         if self._running or self._data is not None:
             raise RuntimeError("a Recording starts once; make another one with gradext.record()")
         watch.install()
         try:
-            self._since = _C.recorder_start(self.saves, self._memory)
+            self._since = _C.recorder_start(*self._wants, self._memory)
         except BaseException:
             watch.uninstall()
             raise
@@ -308,7 +123,7 @@ class Recording:
                 self._memory_facts = _C.recorder_memory()
             finally:
                 watch.recordings.remove(self)
-                _C.recorder_stop(self.saves)
+                _C.recorder_stop(*self._wants)
                 watch.uninstall()
         return self
 
@@ -363,6 +178,41 @@ class Recording:
     def refused(self) -> list[Refused]:
         return self.data.refused
 
+    def birth(self, tensor: torch.Tensor) -> Birth | None:
+        """How an inference tensor came to be; None if it is none, or was made unrecorded.
+
+        Raises:
+            TypeError: `tensor` is no torch.Tensor.
+            RuntimeError: the recording was loaded from a file, whose ids mean no living tensor.
+        """
+        state = self._living(tensor, "birth")
+        if not state.is_inference:
+            return None
+        return self.data.birth_of(state.id if state.storage is None else state.storage)
+
+    def flow(self, tensor: torch.Tensor) -> Flow | None:
+        """How a tensor that requires no grad was made; None if nothing of it was noted.
+
+        Raises:
+            TypeError: `tensor` is no torch.Tensor.
+            RuntimeError: the recording was loaded from a file, whose ids mean no living tensor.
+        """
+        return self.data.flow_of(self._living(tensor, "flow").id)
+
+    def _living(self, tensor: torch.Tensor, asked: str) -> TensorState:
+        from gradext.state import _state
+
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"Recording.{asked}: expected a torch.Tensor, got "
+                f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+            )
+        if self._loaded:
+            raise RuntimeError(
+                f"Recording.{asked}: a loaded recording knows no living tensor; read its events"
+            )
+        return _state(tensor)
+
     def frames(self, stack: int) -> tuple[Frame, ...]:
         """The Python frames of an event's `stack`, innermost first."""
         return self.data.frames(stack)
@@ -374,28 +224,17 @@ class Recording:
             TypeError: `tensor` is no torch.Tensor.
             RuntimeError: the recording was loaded from a file, whose ids mean no living tensor.
         """
-        from gradext.state import _state
-
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                "Recording.mutations: expected a torch.Tensor, got "
-                f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-            )
-        if self._loaded:
-            raise RuntimeError(
-                "Recording.mutations: a loaded recording knows no living tensor; read its writes"
-            )
-        state = _state(tensor)
+        state = self._living(tensor, "mutations")
         data = self.data
-        table = data.writes
-        chosen = numpy.zeros(len(table), dtype=bool)
+        writes = data.writes
+        chosen = numpy.zeros(len(writes), dtype=bool)
         if state.version_counter is not None:
-            chosen |= table[:, 2] == state.version_counter
+            chosen |= writes[:, 2] == state.version_counter
         if state.storage is not None:
-            begin, end = _extent(tensor)
-            overlapping = (table[:, 3] < end) & (table[:, 4] > begin)
-            chosen |= (table[:, 1] == state.storage) & overlapping
-        rows = table[chosen]
+            begin, end = extent(tensor)
+            overlapping = (writes[:, 3] < end) & (writes[:, 4] > begin)
+            chosen |= (writes[:, 1] == state.storage) & overlapping
+        rows = writes[chosen]
         note = ""
         if data.dropped["writes"]:
             note = f"{data.dropped['writes']} older writes of the process were dropped"
@@ -410,9 +249,7 @@ class Recording:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recording as JSON (docs/recording-format.md); gzipped if `path` ends in .gz."""
         data = self.data
-        stacks = {int(s) for s in data.writes[:, 7]} | {int(s) for s in data.views[:, 7]}
-        stacks |= {int(s) for s in data.saves[:, 2]} | {b.stack for b in data.backwards}
-        stacks |= {r.stack for r in data.refused}
+        stacks = set(data.stacks())
         known: dict[Frame, int] = {}
         numbered = {
             str(stack): [known.setdefault(frame, len(known)) for frame in data.frames(stack)]
@@ -424,6 +261,8 @@ class Recording:
             "gradext": __version__,
             "torch": torch.__version__,
             "saves": self.saves,
+            "births": self.births,
+            "cuts": self.cuts,
             "order": data.order,
             "dropped": data.dropped,
             "memory": self.memory,
@@ -433,10 +272,16 @@ class Recording:
                 "writes": list(WRITE_COLUMNS),
                 "views": list(VIEW_COLUMNS),
                 "saved": list(SAVE_COLUMNS),
+                "born": list(BIRTH_COLUMNS),
+                "flows": list(FLOW_COLUMNS),
+                "flags": list(FLAG_COLUMNS),
             },
             "writes": data.writes.tolist(),
             "views": data.views.tolist(),
             "saved": data.saves.tolist(),
+            "born": data.births.tolist(),
+            "flows": data.flows.tolist(),
+            "flags": data.flags.tolist(),
             "backwards": [
                 {**dataclasses.asdict(b), "nodes": b.nodes.tolist()} for b in data.backwards
             ],
@@ -485,7 +330,12 @@ class Recording:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> Recording:
-        if document["version"] != FORMAT_VERSION:
+        if document["version"] == 1:  # before births and cuts
+            document = {**document, **dict.fromkeys(("born", "flows", "flags"), ())}
+            document |= {"births": False, "cuts": False}
+            document["dropped"] = {**document["dropped"], "births": 0, "flows": 0}
+            document["refused"] = [{**r, "is_leftover": False} for r in document["refused"]]
+        elif document["version"] != FORMAT_VERSION:
             raise ValueError(f"format version {document['version']!r}")
         known = [Frame(**facts) for facts in document["frames"]]
         stacks = {
@@ -493,9 +343,12 @@ class Recording:
             for stack, numbers in document["stacks"].items()
         }
         snapshot = {
-            "writes": _table(document["writes"], len(WRITE_COLUMNS)),
-            "views": _table(document["views"], len(VIEW_COLUMNS)),
-            "saves": _table(document["saved"], len(SAVE_COLUMNS)),
+            "writes": table(document["writes"], len(WRITE_COLUMNS)),
+            "views": table(document["views"], len(VIEW_COLUMNS)),
+            "saves": table(document["saved"], len(SAVE_COLUMNS)),
+            "births": table(document["born"], len(BIRTH_COLUMNS)),
+            "flows": table(document["flows"], len(FLOW_COLUMNS)),
+            "flags": table(document["flags"], len(FLAG_COLUMNS)),
             "ops": {int(number): name for number, name in document["ops"].items()},
             "geometries": document["geometries"],
             "dropped": dict(document["dropped"]),
@@ -503,10 +356,10 @@ class Recording:
             "backwards": [],
             "refused": [],
         }
-        recording = cls(saves=document["saves"])
+        recording = cls(document["saves"], births=document["births"], cuts=document["cuts"])
         data = Data(snapshot, stacks)
         data.backwards = [
-            Backward(**{**facts, "nodes": _table(facts["nodes"], 2)})
+            Backward(**{**facts, "nodes": table(facts["nodes"], 2)})
             for facts in document["backwards"]
         ]
         data.refused = [
@@ -528,8 +381,17 @@ class Recording:
         return f"<gradext.Recording {state}{mode}{count}>"
 
 
-def record(saves: bool = True, *, memory: int | None = None) -> Recording:
-    """Record in-place writes and saves for backward: ``with gradext.record() as recording:``.
+def record(
+    saves: bool = True,
+    *,
+    births: bool | None = None,
+    cuts: bool | None = None,
+    memory: int | None = None,
+) -> Recording:
+    """Record what a program does to its tensors: ``with gradext.record() as recording:``.
+
+    In-place writes, and what is saved for backward; how inference tensors come to be; where values
+    lose their gradient.
 
     Nestable and thread-aware: Python threads and autograd's own are recorded, those started before
     the block from their next Python call on. Off at exit whatever happened.
@@ -537,18 +399,26 @@ def record(saves: bool = True, *, memory: int | None = None) -> Recording:
     Args:
         saves: False for the light mode: writes only, so that diagnoses name culprits and no
             victims; the cost is then paid by writing ops alone.
+        births: note which line made each inference tensor (GX201 to GX204). Default: as `saves`.
+        cuts: note where values lose their gradient, and what is computed from them (GX301, GX304).
+            Default: as `saves`.
         memory: bytes that the journal may take (default 64 MiB); the oldest events go first.
 
     Raises:
         TypeError: `memory` is no int.
         ValueError: `memory` is below 1 MiB.
     """
-    return Recording(saves, memory)
+    return Recording(saves, memory, births=births, cuts=cuts)
 
 
-def start(saves: bool = True, memory: int | None = None) -> Recording:
+def start(
+    saves: bool = True,
+    memory: int | None = None,
+    births: bool | None = None,
+    cuts: bool | None = None,
+) -> Recording:
     """record(...).start(), for callers without a `with` block."""
-    return Recording(saves, memory).start()
+    return Recording(saves, memory, births=births, cuts=cuts).start()
 
 
 def current() -> Recording | None:
@@ -568,77 +438,3 @@ def _checked_memory(memory: int) -> int:
             f"gradext.record: memory is in bytes, at least 1 MiB (1048576); got {size}"
         )
     return size
-
-
-def _table(rows: list[list[int]], columns: int) -> _Array:
-    return numpy.array(rows, dtype=numpy.int64).reshape(len(rows), columns)
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte and one past the last byte of a strided tensor within its storage."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.numel() == 0:
-        return 0, 0
-    size = tensor.element_size()
-    begin = int(tensor.storage_offset()) * size
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (int(reach) + 1) * size
-
-
-def overlap(first: Write, offset: int, itemsize: int, sizes: Any, strides: Any) -> bool | None:
-    """Whether a write touched an element of a saved tensor; None if that is too large to decide.
-
-    The tensor lies in the same storage at `offset` (elements) with `sizes` and `strides`.
-    """
-    begin = offset * itemsize
-    end = begin + (sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) + 1) * itemsize
-    if 0 in sizes or first.begin >= end or first.end <= begin:
-        return False
-    dense = _is_dense(sizes, strides)
-    if first.geometry is None and dense:
-        return True
-    limit = 1 << 22
-    count = int(numpy.prod(sizes, dtype=numpy.int64))
-    shape = first.geometry
-    written = (first.end - first.begin) if shape is None else int(numpy.prod(shape[1])) * shape[0]
-    if count > limit or written > limit:
-        return None
-    mine = _bytes(begin, itemsize, sizes, strides)
-    if shape is None:
-        return bool(((mine + itemsize > first.begin) & (mine < first.end)).any())
-    theirs = _bytes(first.begin, shape[0], shape[1], shape[2])
-    if shape[0] == itemsize:
-        return bool(numpy.isin(mine, theirs).any())
-    units = numpy.add.outer(theirs, numpy.arange(shape[0])).ravel()
-    return bool(numpy.isin(numpy.add.outer(mine, numpy.arange(itemsize)).ravel(), units).any())
-
-
-def _bytes(begin: int, itemsize: int, sizes: Any, strides: Any) -> _Array:
-    offsets = numpy.zeros(1, dtype=numpy.int64)
-    for size, stride in zip(sizes, strides, strict=True):
-        steps = numpy.arange(size, dtype=numpy.int64) * stride * itemsize
-        offsets = numpy.add.outer(offsets, steps).ravel()
-    return offsets + begin
-
-
-def _is_dense(sizes: Any, strides: Any) -> bool:
-    expected = 1
-    for size, stride in sorted(zip(sizes, strides, strict=True), key=lambda pair: pair[1]):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def empty_snapshot() -> dict[str, Any]:
-    """What a recording in which nothing happened is made of."""
-    return {
-        "writes": _table([], len(WRITE_COLUMNS)),
-        "views": _table([], len(VIEW_COLUMNS)),
-        "saves": _table([], len(SAVE_COLUMNS)),
-        "ops": {},
-        "geometries": [],
-        "dropped": {"writes": 0, "views": 0, "saves": 0, "backwards": 0},
-        "order": 0,
-        "backwards": [],
-        "refused": [],
-    }

@@ -19,102 +19,22 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, ParamSpec
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from gradext import torch_import
 from gradext._version import __version__
+from gradext.run_data import CannotWrite, Entry, Settings
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
 
-ENVIRONMENT = "GRADEXT_RUN"  # tells the programs that this one starts that they are recorded too
 MAX_KEPT = 200  # different diagnoses of one process; a run that has more has one cause
 MAX_LISTED = 8  # process ids in one line of the report
 MAX_CHAIN = 64  # exceptions that one uncaught exception can lead to
 INTERRUPTED = 130
 
 P = ParamSpec("P")
-
-
-class Settings(NamedTuple):
-    """What the processes of one run share.
-
-    Attributes:
-        run: tells this run's files from those of another.
-        root: the process id of the one that reports.
-        path: absolute; the root's JSON. A child's is this and its process id.
-        keep: `path` was asked for; otherwise the root writes none and only the children's exist.
-        saves, memory: as gradext.record takes them; memory in MiB, None for the default.
-    """
-
-    run: str
-    root: int
-    path: str
-    keep: bool
-    saves: bool = True
-    memory: int | None = None
-
-    @classmethod
-    def new(cls, path: str | None, saves: bool, memory: int | None) -> Settings:
-        run = os.urandom(8).hex()
-        if path is None:
-            import tempfile
-
-            name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
-            return cls(run, os.getpid(), name, False, saves, memory)
-        # The file behind a link is replaced, not the link.
-        return cls(run, os.getpid(), os.path.realpath(path), True, saves, memory)
-
-    @classmethod
-    def from_environment(cls) -> Settings | None:
-        """Those of the run that this process belongs to; None where it belongs to none."""
-        try:
-            return cls(**json.loads(os.environ[ENVIRONMENT]))
-        except (KeyError, ValueError, TypeError):
-            return None  # also: the text of another version of gradext
-
-    def to_environment(self) -> None:
-        os.environ[ENVIRONMENT] = json.dumps(self._asdict())
-
-
-class CannotWrite(Exception):
-    """One line: the JSON's path and why it cannot be written."""
-
-
-@dataclasses.dataclass
-class _Entry:
-    """One diagnosis of this run, however often it was seen.
-
-    Attributes:
-        silent: torch raised nothing, so that nobody can have caught it.
-        uncaught: nobody caught the error.
-        error: the error's text; incident: the last that had this diagnosis, to tell its exception.
-        pid: of the child that it comes from; open: the child may have caught the error since.
-    """
-
-    diagnosis: Diagnosis
-    silent: bool = False
-    uncaught: bool = False
-    count: int = 1
-    error: str | None = None
-    incident: Any = None
-    pid: int | None = None
-    open: bool = False
-    printed: bool = False
-
-    def is_told_in(self, text: str) -> bool:
-        """Whether the text of another error tells of this one, which happened in a child."""
-        return self.pid is not None and bool(self.error) and str(self.error) in text
-
-    def key(self) -> tuple[object, ...]:
-        d = self.diagnosis
-        places = [
-            tuple((site.frame.file, site.frame.line) for site in sites)
-            for sites in (d.culprits, d.victims)
-        ]
-        window = d.window and tuple((frame.file, frame.line) for frame in d.window)
-        return (d.code, *places, window, self.pid)
 
 
 def _guarded(method: Callable[P, None]) -> Callable[P, None]:
@@ -147,7 +67,7 @@ class Session:
         self._write_early = write_early
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._entries: dict[tuple[object, ...], _Entry] = {}
+        self._entries: dict[tuple[object, ...], Entry] = {}
         self._more = 0
         # The entries of each thread's last error: whether the program catches it is not known yet.
         self._open: dict[int, set[tuple[object, ...]]] = {}
@@ -211,11 +131,18 @@ class Session:
             gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
             from gradext import recording, watch
 
-            memory = self.settings.memory
+            settings = self.settings
             self._recording = recording.start(
-                saves=self.settings.saves, memory=None if memory is None else memory * 2**20
+                saves=settings.saves,
+                memory=None if settings.memory is None else settings.memory * 2**20,
+                births=settings.births,
+                cuts=settings.cuts,
             )
             self._undo.append(watch.subscribe(self.on_incident))
+            if settings.guard:
+                from gradext import guarding
+
+                self._undo.append(guarding.start_quietly())
             self._watch_multiprocessing()
         except Exception as error:
             said = str(error) if isinstance(error, ImportError) else _text(error)
@@ -240,7 +167,7 @@ class Session:
             new = False
             keys = set()
             for diagnosis in incident.diagnoses:
-                entry, is_new = self._add(_Entry(diagnosis, silent=silent, error=incident.error))
+                entry, is_new = self._add(Entry(diagnosis, silent=silent, error=incident.error))
                 new |= is_new
                 if entry is not None:
                     entry.incident = incident
@@ -298,7 +225,7 @@ class Session:
         from gradext import diagnosis
 
         for found in diagnosis.explain(exception, self._recording):
-            entry = _Entry(found, error=text)
+            entry = Entry(found, error=text)
             # Two exceptions of one chain can have one explanation: that is not twice.
             same = self._entries.get(entry.key()) or self._add(entry)[0]
             if same is not None:
@@ -315,7 +242,7 @@ class Session:
         with self._lock:
             self._open.clear()
 
-    def _add(self, entry: _Entry) -> tuple[_Entry | None, bool]:
+    def _add(self, entry: Entry) -> tuple[Entry | None, bool]:
         """The entry that stands for this diagnosis, None where there are too many, and if new."""
         key = entry.key()
         known = self._entries.get(key)
@@ -336,20 +263,20 @@ class Session:
 
     # --- what is told -----------------------------------------------------------------------------
 
-    def _is_error(self, entry: _Entry) -> bool:
+    def _is_error(self, entry: Entry) -> bool:
         """Not caught, or not yet: the program may still be about to catch its last error."""
         return (
             entry.uncaught or entry.open or any(entry.key() in keys for keys in self._open.values())
         )
 
-    def _severity(self, entry: _Entry) -> str:
+    def _severity(self, entry: Entry) -> str:
         told_as_is = entry.silent or self._is_error(entry)
         return entry.diagnosis.severity if told_as_is else "warning"
 
-    def _ordered(self) -> list[_Entry]:
+    def _ordered(self) -> list[Entry]:
         """Those of the uncaught error, then the silent errors, then the warnings."""
 
-        def rank(entry: _Entry) -> int:
+        def rank(entry: Entry) -> int:
             if self._severity(entry) != "error":
                 return 3
             return 2 if entry.silent else 0 if entry.uncaught else 1
@@ -361,9 +288,9 @@ class Session:
         with self._lock:
             return self._as_told(self._ordered())
 
-    def _as_told(self, entries: Iterable[_Entry]) -> list[Diagnosis]:
+    def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
         """With what was seen of them as notes; what several processes met alike is told once."""
-        alike: dict[tuple[object, ...], list[_Entry]] = {}
+        alike: dict[tuple[object, ...], list[Entry]] = {}
         for entry in entries:
             alike.setdefault((*entry.key()[:-1], self._severity(entry)), []).append(entry)
         told = []
@@ -396,10 +323,12 @@ class Session:
         if not self.is_root:
             report["run"] = self.settings.run
             report["own"] = self._own
-            report["entries"] = [self._pack(entry) for entry in self._entries.values()]
+            report["entries"] = [
+                entry.pack(is_open=self._is_error(entry)) for entry in self._entries.values()
+            ]
         return report
 
-    def _entry_json(self, entry: _Entry) -> dict[str, Any]:
+    def _entry_json(self, entry: Entry) -> dict[str, Any]:
         report = entry.diagnosis.to_json()
         report["severity"] = self._severity(entry)
         if entry.count > 1:
@@ -407,17 +336,6 @@ class Session:
         if entry.pid is not None:
             report["pid"] = entry.pid
         return report
-
-    def _pack(self, entry: _Entry) -> dict[str, Any]:
-        """For the root, which cannot ask whether this process still was about to catch an error."""
-        return {
-            "diagnosis": dataclasses.asdict(entry.diagnosis),
-            "silent": entry.silent,
-            "uncaught": entry.uncaught,
-            "open": self._is_error(entry),
-            "count": entry.count,
-            "error": entry.error,
-        }
 
     def _check_path(self) -> None:
         path = self.settings.path
@@ -580,7 +498,7 @@ class Session:
                     content = json.load(file)
                 if content.get("run") != self.settings.run:
                     continue  # another run's, or no file of gradext
-                entries = [_unpack(packed, int(pid)) for packed in content["entries"]]
+                entries = [Entry.unpack(packed, int(pid)) for packed in content["entries"]]
                 own = [f"{line} (in process {pid})" for line in content["own"]]
                 os.unlink(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -745,27 +663,3 @@ def _say(text: str) -> None:
                 return
         except Exception:
             continue
-
-
-# --- a diagnosis on its way from a child to the root ---------------------------------------------
-
-
-def _unpack(packed: dict[str, Any], pid: int) -> _Entry:
-    from gradext.diagnosis.model import Diagnosis, Frame, Site
-
-    def frames(items: Iterable[dict[str, Any]]) -> Iterator[Frame]:
-        return (Frame(**item) for item in items)
-
-    def site(item: dict[str, Any]) -> Site:
-        stack, callers = tuple(frames(item["stack"])), tuple(frames(item["callers"]))
-        return Site(**{**item, "frame": Frame(**item["frame"]), "stack": stack, "callers": callers})
-
-    fields = dict(packed["diagnosis"])
-    fields["culprits"] = tuple(map(site, fields["culprits"]))
-    fields["victims"] = tuple(map(site, fields["victims"]))
-    fields["notes"] = tuple(fields["notes"])
-    if fields["window"] is not None:
-        after, before = frames(fields["window"])
-        fields["window"] = (after, before)
-    others = {name: packed[name] for name in ("silent", "uncaught", "open", "count", "error")}
-    return _Entry(Diagnosis(**fields), pid=pid, **others)

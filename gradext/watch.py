@@ -37,7 +37,7 @@ class Incident:
     Holds no exception, traceback or tensor: only what identifies the exception while it lives.
     """
 
-    kind: str  # "backward" or "silent"
+    kind: str  # "backward", "silent" or "cut"
     diagnoses: tuple[Diagnosis, ...]
     error: str | None = None
     _mark: tuple[int, int] | None = None  # (process, number), as set on the exception
@@ -85,6 +85,11 @@ def subscribe(callback: Callable[[Incident], None]) -> Callable[[], None]:
             _subscribers.remove(callback)
 
     return unsubscribe
+
+
+def is_heard() -> bool:
+    """Whether somebody hears of incidents, and so tells of them."""
+    return bool(_subscribers)
 
 
 def own_error(error: BaseException, where: str) -> None:
@@ -173,6 +178,11 @@ def _wrap_all() -> None:
     _replace(level, "apply", _C.wrap_apply(apply))
     _let_higher_order_ops_pass()
 
+    left = _C.patch_entries()
+    _undo.append(_C.unpatch_entries)
+    for name in left:
+        own_error(RuntimeError("not of a kind that gradext knows; not recorded"), name)
+
 
 def _replace(owner: Any, name: str, value: Any) -> None:
     had_own = name in vars(owner)
@@ -229,8 +239,12 @@ def _on_error(error: BaseException, outputs: Any) -> None:
         _tell(Incident("backward", tuple(found), describe(error), mark))
 
 
-def _on_suspicion(outputs: Any) -> None:
-    """Before a backward over a graph that is older, in part, than a write without a bump."""
+# Why a backward is looked at before it runs (csrc/recorder/python.h).
+UNCOUNTED_WRITE = 1
+
+
+def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
+    """Before a backward that may be silently wrong; `why` is a sum of reasons."""
     import time
 
     from gradext import diagnosis
@@ -239,17 +253,21 @@ def _on_suspicion(outputs: Any) -> None:
         return
     start = time.perf_counter()
     if _looked["spent"] > 1.0 + _SHARE * (start - _looked["since"]):
-        _looked["skipped"] += 1
+        _looked["skipped"] += bool(why & UNCOUNTED_WRITE)
         return
     try:
-        found = diagnosis.of_silent_writes(outputs, recordings[-1])
+        if why & UNCOUNTED_WRITE:
+            found = diagnosis.of_silent_writes(outputs, recordings[-1])
+            if found:
+                _tell(Incident("silent", tuple(found)))
+        if why & ~UNCOUNTED_WRITE:
+            found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
+            if found:
+                _tell(Incident("cut", tuple(found)))
     except Exception as fault:
-        own_error(fault, "check for silent writes")
-        return
+        own_error(fault, "check for silent errors")
     finally:
         _looked["spent"] += time.perf_counter() - start
-    if found:
-        _tell(Incident("silent", tuple(found)))
 
 
 def incident_of(error: BaseException) -> Incident | None:
@@ -275,3 +293,13 @@ def frames_above() -> list[Any]:
             found.append(frame)
         frame = frame.f_back
     return found
+
+
+def frames_of_error(error: BaseException) -> list[Any]:
+    """The live frames of an error's traceback, innermost first."""
+    found = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        found.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    return found[::-1]

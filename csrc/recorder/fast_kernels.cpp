@@ -1,8 +1,12 @@
 // Unboxed kernels for the ops that nearly every program runs: with nothing to note they cost one
 // more step of the dispatcher, a tenth of what boxing costs. All other ops get the boxed kernels of
 // observer.cpp, which do the same.
+#include "crossings.h"
 #include "kernels.h"
+#include "origins.h"
+#include "state/state.h"
 
+#include <ATen/ops/_local_scalar_dense_ops.h>
 #include <ATen/ops/_log_softmax_backward_data_ops.h>
 #include <ATen/ops/_log_softmax_ops.h>
 #include <ATen/ops/_reshape_alias_ops.h>
@@ -18,13 +22,19 @@
 #include <ATen/ops/addcmul_ops.h>
 #include <ATen/ops/addmm_ops.h>
 #include <ATen/ops/alias_ops.h>
+#include <ATen/ops/all_ops.h>
 #include <ATen/ops/amax_ops.h>
+#include <ATen/ops/any_ops.h>
+#include <ATen/ops/arange_ops.h>
+#include <ATen/ops/argmax_ops.h>
 #include <ATen/ops/as_strided_ops.h>
 #include <ATen/ops/avg_pool2d_ops.h>
 #include <ATen/ops/baddbmm_ops.h>
 #include <ATen/ops/bernoulli_ops.h>
 #include <ATen/ops/binary_cross_entropy_ops.h>
 #include <ATen/ops/bitwise_and_ops.h>
+#include <ATen/ops/bitwise_not_ops.h>
+#include <ATen/ops/bitwise_or_ops.h>
 #include <ATen/ops/bmm_ops.h>
 #include <ATen/ops/cat_ops.h>
 #include <ATen/ops/clamp_min_ops.h>
@@ -44,11 +54,14 @@
 #include <ATen/ops/embedding_dense_backward_ops.h>
 #include <ATen/ops/embedding_ops.h>
 #include <ATen/ops/empty_like_ops.h>
+#include <ATen/ops/empty_ops.h>
+#include <ATen/ops/empty_strided_ops.h>
 #include <ATen/ops/eq_ops.h>
 #include <ATen/ops/erf_ops.h>
 #include <ATen/ops/exp_ops.h>
 #include <ATen/ops/expand_ops.h>
 #include <ATen/ops/fill_ops.h>
+#include <ATen/ops/full_ops.h>
 #include <ATen/ops/gather_ops.h>
 #include <ATen/ops/ge_ops.h>
 #include <ATen/ops/gelu_backward_ops.h>
@@ -61,7 +74,9 @@
 #include <ATen/ops/leaky_relu_ops.h>
 #include <ATen/ops/lerp_ops.h>
 #include <ATen/ops/linalg_vector_norm_ops.h>
+#include <ATen/ops/linear_ops.h>
 #include <ATen/ops/log_ops.h>
+#include <ATen/ops/logical_and_ops.h>
 #include <ATen/ops/logical_not_ops.h>
 #include <ATen/ops/lt_ops.h>
 #include <ATen/ops/masked_fill_ops.h>
@@ -81,10 +96,12 @@
 #include <ATen/ops/native_dropout_ops.h>
 #include <ATen/ops/native_layer_norm_backward_ops.h>
 #include <ATen/ops/native_layer_norm_ops.h>
+#include <ATen/ops/ne_ops.h>
 #include <ATen/ops/neg_ops.h>
 #include <ATen/ops/nll_loss_backward_ops.h>
 #include <ATen/ops/nll_loss_forward_ops.h>
 #include <ATen/ops/ones_like_ops.h>
+#include <ATen/ops/ones_ops.h>
 #include <ATen/ops/permute_ops.h>
 #include <ATen/ops/pow_ops.h>
 #include <ATen/ops/reciprocal_ops.h>
@@ -92,6 +109,7 @@
 #include <ATen/ops/repeat_ops.h>
 #include <ATen/ops/rsqrt_ops.h>
 #include <ATen/ops/rsub_ops.h>
+#include <ATen/ops/scalar_tensor_ops.h>
 #include <ATen/ops/select_ops.h>
 #include <ATen/ops/sigmoid_backward_ops.h>
 #include <ATen/ops/sigmoid_ops.h>
@@ -121,6 +139,7 @@
 #include <ATen/ops/where_ops.h>
 #include <ATen/ops/zero_ops.h>
 #include <ATen/ops/zeros_like_ops.h>
+#include <ATen/ops/zeros_ops.h>
 
 #include <type_traits>
 
@@ -129,14 +148,130 @@ namespace {
 
 namespace ops = at::_ops;
 
+// Before the stack is taken: of most views under inference_mode there is nothing to record.
+inline bool is_tracked(const at::Tensor& tensor) {
+  return tensor.defined() && state::backward_view_meta(*tensor.unsafeGetTensorImpl()) != nullptr;
+}
+
 inline void record_views(uint32_t op, const at::Tensor& tensor) {
-  record_view(op, tensor, current_stack());
+  if (is_tracked(tensor)) {
+    record_view(op, tensor, current_stack());
+  }
 }
 
 inline void record_views(uint32_t op, const std::vector<at::Tensor>& tensors) {
+  if (tensors.empty() || !is_tracked(tensors[0])) {
+    return;
+  }
   const StackId where = current_stack();
   for (const at::Tensor& tensor : tensors) {
     record_view(op, tensor, where);
+  }
+}
+
+// The tensors among an op's arguments. They belong to the caller, and outlive the call.
+inline void collect(Inputs& inputs, const at::Tensor& tensor) {
+  if (tensor.defined()) {
+    inputs.push_back(tensor.unsafeGetTensorImpl());
+  }
+}
+inline void collect(Inputs& inputs, const std::optional<at::Tensor>& tensor) {
+  if (tensor) {
+    collect(inputs, *tensor);
+  }
+}
+inline void collect(Inputs& inputs, at::TensorList tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    collect(inputs, tensor);
+  }
+}
+inline void collect(Inputs& inputs, const at::ITensorListRef& tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    collect(inputs, tensor);
+  }
+}
+inline void collect(Inputs& inputs, const c10::List<std::optional<at::Tensor>>& tensors) {
+  for (const std::optional<at::Tensor>& tensor : tensors.vec()) {
+    collect(inputs, tensor);
+  }
+}
+template <class Other>
+inline void collect(Inputs&, const Other&) {}
+
+template <class... Arguments>
+inline Inputs inputs_of(const Arguments&... arguments) {
+  Inputs inputs;
+  (collect(inputs, arguments), ...);
+  return inputs;
+}
+
+template <class T>
+inline constexpr bool kIsTensor = std::is_same_v<std::decay_t<T>, at::Tensor>;
+
+template <class... T>
+inline constexpr bool kTakesTensors =
+    ((kIsTensor<T> || std::is_same_v<std::decay_t<T>, std::optional<at::Tensor>>) || ...);
+
+inline bool has_gradient(const at::Tensor& tensor) {
+  return tensor.defined() && state::requires_grad(*tensor.unsafeGetTensorImpl());
+}
+
+// Nothing is to be noted of most results: they require grad, as they should.
+inline bool is_noteworthy(Watch watch, const OpFacts& facts, const at::Tensor& result) {
+  return watch == Watch::kBirths || facts.is_additive || !has_gradient(result) ||
+         pending_python.load(std::memory_order_relaxed) > 0;
+}
+
+// Of the further results of an op only those that a program computes with on purpose are values
+// that have lost their gradient: the indices of max(), not the mask of a dropout.
+template <class First, class... Others>
+inline bool is_noteworthy(
+    Watch watch, const OpFacts& facts, const std::tuple<First, Others...>& results) {
+  return watch == Watch::kBirths || facts.gives_indices || !has_gradient(std::get<0>(results)) ||
+         pending_python.load(std::memory_order_relaxed) > 0;
+}
+
+// Out of line: instantiated for every op, they would take half of the compiler's time.
+void note_one(Watch watch, const OpFacts& facts, const Inputs& inputs, const at::Tensor& result) {
+  safely([&] { note_results(watch, facts, inputs, result); });
+}
+
+void note_failure(const OpFacts& facts, const Inputs& inputs, const c10::Error& error) {
+  safely([&] { note_misuse(facts, inputs, error); });
+}
+
+inline void note_each(
+    Watch watch, const OpFacts& facts, const Inputs& inputs, const at::Tensor& result) {
+  note_one(watch, facts, inputs, result);
+}
+template <class... T>
+inline void note_each(
+    Watch watch, const OpFacts& facts, const Inputs& inputs, const std::tuple<T...>& results) {
+  std::apply(
+      [&](const auto&... each) {
+        const auto one = [&](const auto& result) {
+          if constexpr (kIsTensor<decltype(result)>) {
+            note_one(watch, facts, inputs, result);
+          }
+        };
+        (one(each), ...);
+      },
+      results);
+}
+
+inline void note_views(
+    Watch watch, const OpFacts& facts, const at::Tensor& base, const at::Tensor& view) {
+  if (!has_gradient(view)) {
+    note_view(watch, facts, base, view);
+  }
+}
+inline void note_views(
+    Watch watch,
+    const OpFacts& facts,
+    const at::Tensor& base,
+    const std::vector<at::Tensor>& views) {
+  for (const at::Tensor& view : views) {
+    note_views(watch, facts, base, view);
   }
 }
 
@@ -148,27 +283,83 @@ struct Fast<Op, Result(Arguments...)> {
   static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
   static inline OpFacts* facts = nullptr;  // never freed: kernels outlive everything
 
-  static Result node(c10::DispatchKeySet keys, Arguments... arguments) {
+  static Result result(c10::DispatchKeySet keys, Arguments... arguments) {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
       return Op::call(arguments...);
     }
     before_nodes(keys);
-    return Op::redispatch(below<kNodeKey>(keys), arguments...);
+    const Watch watch = how_to_watch(facts->is_factory);
+    if (watch == Watch::kNone) {
+      return Op::redispatch(below<kNodeKey>(keys), arguments...);
+    }
+    WatchedOp running(*facts);
+    const Inputs inputs = inputs_of(arguments...);
+    try {
+      Result made = Op::redispatch(below<kNodeKey>(keys), arguments...);
+      if (is_noteworthy(watch, *facts, made)) {
+        note_each(watch, *facts, inputs, made);
+      }
+      return made;
+    } catch (const c10::Error& error) {
+      note_failure(*facts, inputs, error);
+      throw;
+    }
   }
+};
 
-  static Result view(c10::DispatchKeySet keys, Arguments... arguments) {
+template <class Op, class Signature>
+struct FastView;
+
+template <class Op, class Result, class... Arguments>
+struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
+  static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
+  static inline OpFacts* facts = nullptr;
+
+  static Result view(c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
-      return Op::call(arguments...);
+      return Op::call(self, arguments...);
     }
     before_nodes(keys);
-    if (C10_LIKELY(!view_is_wanted(kMany))) {
-      return Op::redispatch(below<kKey>(keys), arguments...);
+    const bool wanted = view_is_wanted(kMany);
+    const Watch watch = how_to_watch();
+    // A parameter that is made under inference_mode is a detached alias of its data.
+    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad ||
+                         (watch == Watch::kBirths && std::is_same_v<Op, ops::detach>);
+    if (!wanted && !follows) {
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
     }
-    Result result = Op::redispatch(below<kKey>(keys), arguments...);
-    safely([&] { record_views(facts->name, result); });
+    Result result = Op::redispatch(below<kKey>(keys), self, arguments...);
+    safely([&] {
+      if (wanted) {
+        record_views(facts->name, result);
+      }
+      if (follows) {
+        note_views(watch, *facts, self, result);
+      }
+    });
     return result;
+  }
+};
+
+// `item()` and what calls it: a value leaves for Python.
+struct FastExit {
+  static inline OpFacts* facts = nullptr;
+
+  static at::Scalar exit(c10::DispatchKeySet keys, const at::Tensor& self) {
+    using Op = ops::_local_scalar_dense;
+    if (python_dispatches()) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
+      return Op::call(self);
+    }
+    at::Scalar value = Op::redispatch(below<kNodeKey>(keys), self);
+    const bool wanted = cuts_are_on() && thread_state().watched_ops == 0 &&
+                        !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
+    if (wanted) {
+      safely([&] { note_exit(facts->name, self, value.isComplex() ? 0.0 : value.toDouble()); });
+    }
+    return value;
   }
 };
 
@@ -192,13 +383,25 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
     WriteScope scope(*facts);
     safely([&] { add_target(scope.targets, self, 0); });
     scope.begin();
+    Watch watch = Watch::kNone;
+    if constexpr (kTakesTensors<Arguments...>) {
+      watch = how_to_watch();
+    }
     try {
+      WatchedOp running(*facts);
       Op::redispatch(below<kKey>(keys), self, arguments...);
     } catch (const c10::Error& error) {
       scope.refused(error);
+      if (watch == Watch::kGrad) {
+        safely([&] { note_misuse(*facts, inputs_of(arguments...), error); });
+      }
       throw;
     }
     scope.end();
+    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
+    if (follows && (facts->is_additive || !has_gradient(self))) {
+      safely([&] { note_flow_into(watch, *facts, self, inputs_of(arguments...)); });
+    }
     return self;
   }
 };
@@ -213,11 +416,12 @@ std::string full_name() {
 }
 
 template <class... Ops>
-void add_nodes(FastKernels& kernels) {
+void add_results(FastKernels& kernels) {
   (kernels.emplace(
        full_name<Ops>(),
-       [](std::unique_ptr<OpFacts>) {
-         return torch::CppFunction(TORCH_FN((Fast<Ops, typename Ops::schema>::node)));
+       [](std::unique_ptr<OpFacts> facts) {
+         Fast<Ops, typename Ops::schema>::facts = facts.release();
+         return torch::CppFunction(TORCH_FN((Fast<Ops, typename Ops::schema>::result)));
        }),
    ...);
 }
@@ -227,8 +431,8 @@ void add_views(FastKernels& kernels) {
   (kernels.emplace(
        full_name<Ops>(),
        [](std::unique_ptr<OpFacts> facts) {
-         Fast<Ops, typename Ops::schema>::facts = facts.release();
-         return torch::CppFunction(TORCH_FN((Fast<Ops, typename Ops::schema>::view)));
+         FastView<Ops, typename Ops::schema>::facts = facts.release();
+         return torch::CppFunction(TORCH_FN((FastView<Ops, typename Ops::schema>::view)));
        }),
    ...);
 }
@@ -284,7 +488,7 @@ FastKernels fast_kernels() {
       ops::unbind_int,
       ops::split_Tensor,
       ops::split_with_sizes>(kernels);
-  add_nodes<
+  add_results<
       ops::add_Tensor,
       ops::sub_Tensor,
       ops::rsub_Scalar,
@@ -326,6 +530,7 @@ FastKernels fast_kernels() {
       ops::bmm,
       ops::addmm,
       ops::baddbmm,
+      ops::linear,
       ops::mv,
       ops::dot,
       ops::convolution,
@@ -362,6 +567,22 @@ FastKernels fast_kernels() {
       ops::repeat,
       ops::tril,
       ops::triu,
+      ops::arange,
+      ops::arange_start,
+      ops::arange_start_step,
+      ops::empty_memory_format,
+      ops::empty_strided,
+      ops::full,
+      ops::ones,
+      ops::zeros,
+      ops::scalar_tensor,
+      ops::argmax,
+      ops::logical_and,
+      ops::any,
+      ops::all,
+      ops::ne_Scalar,
+      ops::bitwise_or_Tensor,
+      ops::bitwise_not,
       ops::zeros_like,
       ops::ones_like,
       ops::empty_like,
@@ -390,6 +611,10 @@ FastKernels fast_kernels() {
       ops::bitwise_and_Tensor,
       ops::_scaled_dot_product_flash_attention_for_cpu,
       ops::_scaled_dot_product_flash_attention_for_cpu_backward>(kernels);
+  kernels.emplace(full_name<ops::_local_scalar_dense>(), [](std::unique_ptr<OpFacts> facts) {
+    FastExit::facts = facts.release();
+    return torch::CppFunction(TORCH_FN(FastExit::exit));
+  });
   return kernels;
 }
 

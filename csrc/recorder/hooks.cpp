@@ -1,17 +1,17 @@
 #include "hooks.h"
 
+#include "crossings.h"
 #include "observer.h"
+#include "origins.h"
 #include "python.h"
+#include "state/state.h"
+#include "taps.h"
+#include "threads.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <memory>
 #include <string>
-
-#if PY_VERSION_HEX >= 0x030d0000 && PY_VERSION_HEX < 0x030e0000
-// 3.13 moved the declaration to an internal header; the function is exported as before.
-extern "C" int _PyEval_SetProfile(PyThreadState*, Py_tracefunc, PyObject*);
-#endif
 
 namespace py = pybind11;
 
@@ -53,21 +53,83 @@ void quietly(Work&& work) {
   }
 }
 
+// Whether a keyword argument is there and true.
+bool is_given(PyObject* const* args, Py_ssize_t count, PyObject* keywords, const char* name) {
+  for (Py_ssize_t k = 0; keywords != nullptr && k < PyTuple_GET_SIZE(keywords); ++k) {
+    if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(keywords, k), name) == 0) {
+      return PyObject_IsTrue(args[count + k]) == 1;
+    }
+  }
+  return false;
+}
+
+// Gradients that come out of grad() and cannot be differentiated themselves.
+void note_constant_gradients(PyObject* roots, PyObject* inputs, PyObject* result) {
+  if (!PyTuple_Check(result)) {
+    return;
+  }
+  static PyObject* parameter = py::module_::import("torch.nn.parameter")
+                                   .attr("Parameter")
+                                   .cast<py::object>()
+                                   .release()
+                                   .ptr();
+  std::vector<at::Tensor> gradients;
+  std::vector<std::pair<int64_t, bool>> by;
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
+    PyObject* item = PyTuple_GET_ITEM(result, k);
+    gradients.push_back(THPVariable_Check(item) ? THPVariable_Unpack(item) : at::Tensor());
+    const bool known = inputs != nullptr && PyTuple_Check(inputs) && k < PyTuple_GET_SIZE(inputs);
+    PyObject* input = known ? PyTuple_GET_ITEM(inputs, k) : nullptr;
+    if (input == nullptr || !THPVariable_Check(input)) {
+      by.emplace_back(0, true);
+      continue;
+    }
+    by.emplace_back(
+        state::opaque_id(THPVariable_Unpack(input).unsafeGetTensorImpl()),
+        PyType_IsSubtype(Py_TYPE(input), reinterpret_cast<PyTypeObject*>(parameter)) != 0);
+  }
+  static const uint32_t name = intern_name("torch.autograd.grad");
+  note_gradients(name, gradients, by, first_node(roots));
+}
+
 // `_engine_run_backward(t_outputs, grad_tensors, keep_graph, create_graph, inputs, ...)`, through
 // which every backward() and grad() goes.
 PyObject* call_backward(
     PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
   const bool watched = active() && count >= 4;
+  const bool accumulates = watched && is_given(args, count, keywords, "accumulate_grad");
+  bool creates_graph = false;
   if (watched) {
     quietly([&] {
-      if (enter_backward(args[0], PyObject_IsTrue(args[2]) == 1, PyObject_IsTrue(args[3]) == 1)) {
-        wrapped.on_suspicion(py::handle(args[0]));
+      creates_graph = PyObject_IsTrue(args[3]) == 1;
+      const uint32_t why =
+          enter_backward(args[0], PyObject_IsTrue(args[2]) == 1, creates_graph, accumulates);
+      if (why != 0) {
+        wrapped.on_suspicion(py::handle(args[0]), why, py::handle(args[1]));
       }
     });
   }
+  const Taps* tap = watched ? listener() : nullptr;
+  if (tap != nullptr) {
+    quietly([&] { tap->backward_begins(root_nodes(args[0])); });
+  }
   PyObject* result =
       PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
+  if (tap != nullptr) {
+    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+    PyErr_Fetch(&type, &value, &trace);
+    const bool stops = tap->backward_ended();
+    if (type != nullptr || !stops) {
+      PyErr_Clear();
+      PyErr_Restore(type, value, trace);
+    } else {
+      Py_CLEAR(result);
+    }
+  }
+  if (result != nullptr && watched && !accumulates && !creates_graph && cuts_are_on()) {
+    quietly([&] { note_constant_gradients(args[0], count > 4 ? args[4] : nullptr, result); });
+  }
   if (result == nullptr && watched && active()) {
     PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
     PyErr_Fetch(&type, &value, &trace);
@@ -133,12 +195,90 @@ py::object wrap_noting(std::string name, py::object original, bool is_method) {
                    : wrapper;
 }
 
+// While an autograd.Function runs its forward(), grad mode is off because of it.
+class FunctionScope {
+ public:
+  FunctionScope() : is_on_(cuts_are_on() && c10::GradMode::is_enabled()) {
+    if (is_on_) {
+      ThreadState& thread = thread_state();
+      before_ = thread.off;
+      quietly([&] { thread.off = GradModeOff{current_stack(), true}; });
+    }
+  }
+  FunctionScope(const FunctionScope&) = delete;
+  FunctionScope& operator=(const FunctionScope&) = delete;
+  ~FunctionScope() {
+    restore();
+  }
+
+  // With the arguments and the result of apply(); null where it raised.
+  void left(PyObject* const* args, Py_ssize_t count, PyObject* result) {
+    if (!is_on_) {
+      return;
+    }
+    restore();
+    static const uint32_t name = intern_name("autograd.Function.apply");
+    Inputs inputs;
+    for (Py_ssize_t k = 0; k < count; ++k) {
+      if (THPVariable_Check(args[k])) {
+        inputs.push_back(THPVariable_Unpack(args[k]).unsafeGetTensorImpl());
+      }
+    }
+    if (result == nullptr) {
+      note_refusal(name, inputs);
+      return;
+    }
+    quietly([&] {
+      const auto note = [&](PyObject* item) {
+        if (THPVariable_Check(item) && !THPVariable_Unpack(item).requires_grad()) {
+          note_function_result(name, inputs, THPVariable_Unpack(item));
+        }
+      };
+      if (PyTuple_Check(result)) {
+        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
+          note(PyTuple_GET_ITEM(result, k));
+        }
+      } else {
+        note(result);
+      }
+    });
+  }
+
+ private:
+  void restore() {
+    if (is_on_ && !is_restored_) {
+      thread_state().off = before_;
+      is_restored_ = true;
+    }
+  }
+  static void note_refusal(uint32_t name, const Inputs& inputs) {
+    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    quietly([&] {
+      PyObject* words = value != nullptr ? PyObject_Str(value) : nullptr;
+      const char* text = words != nullptr ? PyUnicode_AsUTF8(words) : nullptr;
+      if (text != nullptr) {
+        note_misuse(name, inputs, text);
+      }
+      Py_XDECREF(words);
+    });
+    PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+  }
+
+  bool is_on_;
+  bool is_restored_ = false;
+  GradModeOff before_;
+};
+
 // `apply(cls, *args)` of autograd.Function: the node that it makes is made by no op.
 PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
   if (recording_saves()) {
     note_nodes();
   }
+  FunctionScope scope;
   if (count < 1) {
     PyErr_SetString(PyExc_TypeError, "apply() needs a class");
     return nullptr;
@@ -151,6 +291,10 @@ PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
   }
   PyObject* result = PyObject_Vectorcall(bound, args + 1, static_cast<size_t>(count - 1), keywords);
   Py_DECREF(bound);
+  scope.left(args + 1, count - 1, result);
+  if (const Taps* tap = result != nullptr ? listener() : nullptr) {
+    quietly([&] { tap->applied(result); });
+  }
   return result;
 }
 
@@ -168,7 +312,12 @@ py::object wrap_apply(py::object original) {
 // threading.Thread._bootstrap_inner: the first thing of a new thread that is its own.
 PyObject* call_bootstrap(
     PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
-  quietly([] { sync_thread(); });
+  quietly([] {
+    sync_thread();
+    if (const Taps* tap = listener()) {
+      tap->thread_starts();
+    }
+  });
   return PyObject_Vectorcall(
       wrapped_in(self).original.ptr(), args, static_cast<size_t>(count), keywords);
 }
@@ -195,14 +344,11 @@ int wake(PyObject*, PyFrameObject*, int, PyObject*) {
 }
 
 void wake_threads() {
-  PyThreadState* own = PyThreadState_Get();
-  for (PyThreadState* other = PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(own));
-       other != nullptr;
-       other = PyThreadState_Next(other)) {
-    if (other != own && other->c_profilefunc == nullptr) {
+  each_other_thread([](PyThreadState* other) {
+    if (other->c_profilefunc == nullptr) {
       _PyEval_SetProfile(other, &wake, nullptr);
     }
-  }
+  });
 }
 
 #else  // an interpreter that this was not tried with: such threads are not recorded

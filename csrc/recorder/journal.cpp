@@ -70,12 +70,12 @@ Journal& Journal::get() {
   return *journal;
 }
 
-// Three quarters for writes, an eighth each for views and for the saves of all threads: a save
-// takes 16 bytes.
+// Half for writes, an eighth each for views and for the saves of all threads (a save takes 16
+// bytes); the rest is for births and cuts (Origins::set_memory).
 void Journal::set_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex);
   memory_ = bytes;
-  writes.set_capacity(bytes / 4 * 3 / kWriteBytes);
+  writes.set_capacity(bytes / 2 / kWriteBytes);
   views.set_capacity(bytes / 8 / kViewBytes);
   save_blocks.limit = std::max<size_t>(1, bytes / 8 / sizeof(decltype(SaveLog::saves)::Block));
 }

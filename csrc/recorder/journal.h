@@ -148,7 +148,7 @@ struct Backward {
   std::vector<NodeId> nodes;  // sorted
 };
 
-// A write that torch refused.
+// A write that torch refused, or a use of an inference tensor.
 struct Refused {
   uint64_t order = 0;
   uint64_t storage = 0;
@@ -164,6 +164,8 @@ struct Refused {
   bool requires_grad = false;
   bool base_is_leaf = false;
   bool is_inference = false;
+  bool is_leftover =
+      false;  // an inference tensor once: it has no counter, and no flag that says so
   bool grad_mode = false;
   std::string what;
   // The nodes from the refused tensor towards its base, nearest first.

@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/library.h>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -35,6 +36,13 @@ struct OpFacts {
   bool is_aten = false;
   bool makes_views = false;
   bool makes_many_views = false;
+  bool writes_lists = false;   // as the ops of optimizers do
+  bool detaches = false;       // detach_
+  bool is_factory = false;     // takes no tensor
+  bool carries_data = true;    // false: only shape and type of its inputs matter (zeros_like)
+  bool gives_indices = false;  // beside its first result
+  bool is_scaling = false;     // mul, div: a number without gradient is a weight
+  bool is_additive = false;    // a term of a loss goes in, the loss comes out
 };
 
 // A writing op that is running on this thread.
@@ -47,9 +55,35 @@ struct Enclosing {
   bool is_wrapper = false;  // its ops on the tensor inside are writes of their own
 };
 
+// How often recording has ended: what a thread remembers from before it means nothing.
+extern std::atomic<uint64_t> ended_recordings;
+
+// Where this thread's grad mode was switched off.
+struct GradModeOff {
+  StackId stack = 0;
+  bool in_function = false;  // by the forward() of an autograd.Function
+};
+
+// A value that went to Python.
+struct Exit {
+  uint64_t number = 0;  // of its flow
+  double value = 0;     // NaN: it was not one number
+  int64_t numel = 0;
+  uint64_t epoch = 0;
+  uint64_t recording = 0;
+};
+
 struct ThreadState {
   uint64_t id = at::RecordFunction::currentThreadId();
   Enclosing* enclosing = nullptr;
+  int watched_ops = 0;  // that are running, each within the one before
+  GradModeOff off;
+  GradModeOff suspended;  // what `off` was when grad mode was last switched on
+  std::vector<StackId>
+      inference;               // where inference mode was entered; 0: where it was left for a while
+  std::array<Exit, 64> exits;  // the latest values that have left the graph for Python
+  size_t exit_count = 0;
+  uint64_t epoch = 0;  // calls of backward so far
   std::shared_ptr<SaveLog> log;
   ~ThreadState() {
     if (log) {
@@ -67,6 +101,16 @@ inline ThreadState& thread_state() {
 extern std::atomic<int> recordings;
 extern std::atomic<int> recordings_with_saves;
 extern std::atomic<bool> injected;
+// Whether births of inference tensors, and cuts of gradient paths, are recorded: bits of Wanted.
+extern std::atomic<uint32_t> origins_wanted;
+enum Wanted : uint32_t { kBirthsWanted = 1, kCutsWanted = 2 };
+
+inline bool births_are_on() {
+  return (origins_wanted.load(std::memory_order_relaxed) & kBirthsWanted) != 0;
+}
+inline bool cuts_are_on() {
+  return (origins_wanted.load(std::memory_order_relaxed) & kCutsWanted) != 0;
+}
 
 // Runs gradext's own work: what goes wrong in it is counted, and never reaches the program.
 template <class Work>
@@ -86,6 +130,7 @@ inline void safely(Work&& work) noexcept {
 }
 
 uint32_t intern_name(const std::string& name);
+std::mutex& names_mutex();
 
 template <c10::DispatchKey key>
 inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
@@ -119,9 +164,62 @@ inline bool view_is_wanted(bool is_one_of_many) {
     return false;
   }
   return recordings.load(std::memory_order_relaxed) > 0 && thread_state().enclosing == nullptr &&
+         thread_state().watched_ops == 0 &&
          !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
          !torch::autograd::get_current_node();
 }
+
+// What is to be noted of the results of an op that is about to run on this thread.
+enum class Watch : uint8_t {
+  kNone,
+  kBirths,  // inference mode is on
+  kGrad,    // grad mode is on
+  kNoGrad,  // it is off, and this is no backward
+};
+
+inline Watch how_to_watch(bool is_factory = false) {
+  const uint32_t wanted = origins_wanted.load(std::memory_order_relaxed);
+  // Within another op's kernel nothing that is made is seen by the program.
+  if (wanted == 0 || thread_state().watched_ops > 0) {
+    return Watch::kNone;
+  }
+  if (c10::InferenceMode::is_enabled()) {
+    return (wanted & kBirthsWanted) != 0 ? Watch::kBirths : Watch::kNone;
+  }
+  // Python's factories call theirs below autograd.
+  if ((wanted & kCutsWanted) == 0 ||
+      (!is_factory && c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView))) {
+    return Watch::kNone;
+  }
+  if (C10_LIKELY(c10::GradMode::is_enabled())) {
+    return Watch::kGrad;
+  }
+  return torch::autograd::get_current_node() ? Watch::kNone : Watch::kNoGrad;
+}
+
+// While it lives, the ops that this thread runs belong to the one that it stands for. Ops of the
+// program's own are made of what the program wants to know about, and are no such bracket.
+class WatchedOp {
+ public:
+  explicit WatchedOp(const OpFacts& op) : count_(thread_state().watched_ops), step_(op.is_aten) {
+    count_ += step_;
+  }
+  WatchedOp(const WatchedOp&) = delete;
+  WatchedOp& operator=(const WatchedOp&) = delete;
+  ~WatchedOp() {
+    count_ -= step_;
+  }
+
+ private:
+  int& count_;
+  int step_;
+};
+
+// Tensors that stand for others while a program is traced are no memory of the program's. A fake
+// tensor's own keys name the device that it stands for; its storage does not.
+bool is_stand_in(const c10::TensorImpl& impl);
+// A tensor of vmap's: the write goes on to the tensor inside it, which has a counter of its own.
+bool stands_on_another(const c10::TensorImpl& impl);
 
 // One tensor that an op is about to write.
 struct Target {
@@ -137,6 +235,7 @@ struct Target {
 using Targets = c10::SmallVector<Target, 2>;
 
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
+void add_targets(Targets& targets, const OpFacts& op, const Stack& stack);
 
 // Keeps the op's name if it writes what the op around it writes.
 void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* written);
@@ -144,8 +243,10 @@ void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* writt
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
 // or does what the op around it is recorded for.
 inline bool write_is_wanted(const OpFacts& op, const at::Tensor* written) {
-  Enclosing* around = thread_state().enclosing;
-  if ((around != nullptr && around->op->is_aten && !around->is_wrapper) ||
+  const ThreadState& thread = thread_state();
+  Enclosing* around = thread.enclosing;
+  if ((thread.watched_ops > 0 && around == nullptr) ||
+      (around != nullptr && around->op->is_aten && !around->is_wrapper) ||
       c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) {
     if (around != nullptr) {
       name_inner_op(*around, op, written);
@@ -179,6 +280,18 @@ class WriteScope {
 
 void record_view(uint32_t op, const at::Tensor& tensor, StackId stack);
 StackId current_stack();
+
+// Kernels for every op, over the boxed arguments.
+torch::CppFunction boxed_write(std::unique_ptr<OpFacts> facts);
+torch::CppFunction boxed_view(std::unique_ptr<OpFacts> facts);
+torch::CppFunction boxed_result(std::unique_ptr<OpFacts> facts);
+// For ops that are registered after register_kernels().
+torch::CppFunction boxed_fallback();
+std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema);
+
+// Once per process, at the first recording (registration.cpp).
+void register_kernels();
+void register_fork_handlers();
 
 // Kernels without boxing for the ops of every program, by their full names.
 using FastKernel = std::function<torch::CppFunction(std::unique_ptr<OpFacts>)>;

@@ -1,47 +1,26 @@
 #include "observer.h"
 
 #include "kernels.h"
+#include "origins.h"
 #include "state/state.h"
+#include "taps.h"
 
 #include <ATen/SequenceNumber.h>
 #include <c10/util/SmallVector.h>
-#include <pthread.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <cstring>
-#include <unordered_set>
 
 namespace gradext::recorder {
 
 std::atomic<int> recordings{0};
 std::atomic<int> recordings_with_saves{0};
 std::atomic<bool> injected{false};
+std::atomic<uint32_t> origins_wanted{0};
+std::atomic<uint64_t> ended_recordings{0};
+std::atomic<const Taps*> taps{nullptr};
 
 namespace {
-
-// In-place ops that change how a tensor looks at its memory, and not the memory.
-const std::unordered_set<std::string>& metadata_ops() {
-  static const std::unordered_set<std::string> names = {
-      "aten::detach_",
-      "aten::squeeze_",
-      "aten::unsqueeze_",
-      "aten::t_",
-      "aten::transpose_",
-      "aten::swapaxes_",
-      "aten::swapdims_",
-      "aten::as_strided_",
-      "aten::requires_grad_",
-      "aten::rename_",
-      "aten::set_",
-      "aten::record_stream",
-      "aten::_coalesced_",
-      "aten::retain_grad",
-      "aten::resize_",
-      "aten::resize_as_",
-      "aten::set_data",
-      "aten::sparse_resize_"};
-  return names;
-}
 
 struct Global {
   std::atomic<StackId> backward_stack{0};
@@ -51,9 +30,7 @@ struct Global {
   std::string last_fault;
   std::vector<std::string> names{""};
   std::unordered_map<std::string, uint32_t> name_index;
-  std::unordered_map<std::string, std::unique_ptr<OpFacts>> late_ops;
   std::vector<NodeId> uncounted_from;  // per thread: its sequence number at the last such write
-  bool registered = false;
 };
 
 Global& global() {
@@ -90,33 +67,6 @@ StackId current_stack() {
 
 namespace {
 
-std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
-  auto facts = std::make_unique<OpFacts>();
-  facts->arguments = schema.arguments().size();
-  for (size_t k = 0; k < schema.arguments().size(); ++k) {
-    const auto* alias = schema.arguments()[k].alias_info();
-    if (alias != nullptr && alias->isWrite()) {
-      facts->written.push_back(static_cast<uint16_t>(k));
-    }
-  }
-  if (facts->written.empty()) {
-    for (const auto& result : schema.returns()) {
-      if (result.alias_info() != nullptr) {
-        facts->makes_views = true;
-        facts->makes_many_views |=
-            result.type()->kind() == c10::TypeKind::ListType || schema.returns().size() > 1;
-      }
-    }
-  }
-  if (!facts->written.empty() || facts->makes_views) {
-    const std::string& name = schema.name();
-    facts->name = intern_name(name);
-    facts->is_aten = name.compare(0, 6, "aten::") == 0;
-    facts->metadata_only = metadata_ops().count(name) != 0;
-  }
-  return facts;
-}
-
 Extent extent_of(const c10::TensorImpl& impl) {
   if (impl.has_symbolic_sizes_strides() || state::is_wrapper_subclass(impl) ||
       impl.key_set().has(c10::DispatchKey::NestedTensor) || state::storage(impl) == nullptr ||
@@ -139,8 +89,13 @@ bool has_holes(const c10::TensorImpl& impl, const Extent& extent) {
   return extent.end - extent.begin != impl.numel() * static_cast<int64_t>(impl.itemsize());
 }
 
-// Tensors that stand for others while a program is traced are no memory of the program's. A fake
-// tensor's own keys name the device that it stands for; its storage does not.
+uint32_t use_count(const void* target) {
+  auto* held = static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(target));
+  return held ? c10::raw::intrusive_ptr::use_count(held) : 0;
+}
+
+}  // namespace
+
 bool is_stand_in(const c10::TensorImpl& impl) {
   const c10::StorageImpl* storage = state::storage(impl);
   return impl.key_set().has(c10::DispatchKey::Functionalize) ||
@@ -148,12 +103,9 @@ bool is_stand_in(const c10::TensorImpl& impl) {
          (storage != nullptr && storage->device_type() == c10::DeviceType::Meta);
 }
 
-uint32_t use_count(const void* target) {
-  auto* held = static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(target));
-  return held ? c10::raw::intrusive_ptr::use_count(held) : 0;
+bool stands_on_another(const c10::TensorImpl& impl) {
+  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
 }
-
-}  // namespace
 
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
   if (!tensor.defined() || is_stand_in(*tensor.unsafeGetTensorImpl())) {
@@ -170,8 +122,6 @@ void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
           argument,
           !state::is_leaf(impl)});
 }
-
-namespace {
 
 void add_targets(Targets& targets, const OpFacts& op, const Stack& stack) {
   const size_t first = stack.size() - op.arguments;
@@ -192,6 +142,8 @@ void add_targets(Targets& targets, const OpFacts& op, const Stack& stack) {
     }
   }
 }
+
+namespace {
 
 bool is_enclosed(const Enclosing* enclosing, const void* counter) {
   for (; enclosing != nullptr; enclosing = enclosing->outer) {
@@ -320,11 +272,6 @@ void record_refusal(
 
 }  // namespace
 
-// A tensor of vmap's: the write goes on to the tensor inside it, which has a counter of its own.
-bool stands_on_another(const c10::TensorImpl& impl) {
-  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
-}
-
 void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* written) {
   if (around.inner_op != 0 || written == nullptr || !written->defined()) {
     return;
@@ -373,7 +320,17 @@ void WriteScope::refused(const c10::Error& error) {
   is_open_ = false;
   if (!targets.empty()) {
     safely([&] {
-      record_refusal(thread_, *enclosing_.op, targets[0], stack_, error.what_without_backtrace());
+      const std::string what = error.what_without_backtrace();
+      const Target* blamed = &targets[0];
+      if (what.find("nference tensor") != std::string::npos) {
+        for (const Target& target : targets) {
+          if (state::is_inference(*target.tensor.unsafeGetTensorImpl())) {
+            blamed = &target;
+            break;
+          }
+        }
+      }
+      record_refusal(thread_, *enclosing_.op, *blamed, stack_, what);
     });
   }
 }
@@ -385,40 +342,6 @@ bool must_leave() {
   sync_thread();
   return true;
 }
-
-namespace {
-
-template <c10::DispatchKey key = kKey>
-void forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  if (python_dispatches()) {
-    c10::impl::ExcludeDispatchKeyGuard guard(key);
-    op.callBoxed(stack);
-    return;
-  }
-  op.redispatchBoxed(below<key>(keys), stack);
-}
-
-void on_write(
-    const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
-  const c10::IValue& first = (*stack)[stack->size() - facts.arguments + facts.written[0]];
-  if (!write_is_wanted(facts, first.isTensor() ? &first.toTensor() : nullptr)) {
-    forward(op, keys, stack);
-    return;
-  }
-  WriteScope scope(facts);
-  safely([&] { add_targets(scope.targets, facts, *stack); });
-  scope.begin();
-  try {
-    forward(op, keys, stack);
-  } catch (const c10::Error& error) {
-    scope.refused(error);
-    throw;
-  }
-  scope.end();
-}
-
-}  // namespace
 
 void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
   if (!tensor.defined() || is_stand_in(*tensor.unsafeGetTensorImpl())) {
@@ -444,196 +367,6 @@ void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
 }
 
 namespace {
-
-void on_view(
-    const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
-  if (!view_is_wanted(facts.makes_many_views)) {
-    forward(op, keys, stack);
-    return;
-  }
-  const size_t results = op.schema().returns().size();
-  forward(op, keys, stack);
-  safely([&] {
-    const StackId where = current_stack();
-    for (size_t k = stack->size() - results; k < stack->size(); ++k) {
-      const c10::IValue& value = (*stack)[k];
-      if (value.isTensor()) {
-        record_view(facts.name, value.toTensor(), where);
-      } else if (value.isTensorList()) {
-        for (const at::Tensor& tensor : value.toTensorVector()) {
-          record_view(facts.name, tensor, where);
-        }
-      }
-    }
-  });
-}
-
-class WriteKernel final : public c10::OperatorKernel {
- public:
-  explicit WriteKernel(std::unique_ptr<OpFacts> facts) : facts_(std::move(facts)) {}
-  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    on_write(*facts_, op, keys, stack);
-  }
-
- private:
-  std::unique_ptr<OpFacts> facts_;
-};
-
-class ViewKernel final : public c10::OperatorKernel {
- public:
-  explicit ViewKernel(std::unique_ptr<OpFacts> facts) : facts_(std::move(facts)) {}
-  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    on_view(*facts_, op, keys, stack);
-  }
-
- private:
-  std::unique_ptr<OpFacts> facts_;
-};
-
-// For ops that may make graph nodes, and neither write nor make views.
-void on_node(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
-  forward<kNodeKey>(op, keys, stack);
-}
-
-// Ops that were registered after register_kernels(): a custom op that the program defines itself.
-void on_late_op(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  Global& g = global();
-  const std::string name = c10::toString(op.operator_name());
-  OpFacts* facts = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(g.mutex);
-    auto known = g.late_ops.find(name);
-    facts = known == g.late_ops.end() ? nullptr : known->second.get();
-  }
-  if (facts == nullptr) {
-    std::unique_ptr<OpFacts> made = facts_of(op.schema());
-    std::lock_guard<std::mutex> lock(g.mutex);
-    facts = g.late_ops.emplace(name, std::move(made)).first->second.get();
-  }
-  if (!facts->written.empty()) {
-    on_write(*facts, op, keys, stack);
-  } else if (facts->makes_views) {
-    on_view(*facts, op, keys, stack);
-  } else {
-    before_nodes(keys);
-    forward(op, keys, stack);
-  }
-}
-
-// Factories have such kernels too, and no tensor to differentiate.
-bool may_make_nodes(const c10::OperatorHandle& op) {
-  bool takes_tensor = false;
-  for (const auto& argument : op.schema().arguments()) {
-    const std::string type = argument.type()->str();
-    takes_tensor |= type.find("Tensor") != std::string::npos;
-  }
-  if (!takes_tensor) {
-    return false;
-  }
-  for (c10::DispatchKey key :
-       {c10::DispatchKey::Autograd,
-        c10::DispatchKey::AutogradCPU,
-        c10::DispatchKey::AutogradCUDA,
-        c10::DispatchKey::AutogradNestedTensor}) {
-    if (op.hasKernelForDispatchKey(key)) {
-      return true;
-    }
-  }
-  return false;
-}
-
-// Once per process, at the first recording. The kernels stay registered: on a thread without the
-// key nothing reaches them, and the dispatcher does the same work with or without them.
-void register_kernels() {
-  using Libraries = std::unordered_map<std::string, std::unique_ptr<torch::Library>>;
-  static auto* libraries = new Libraries;  // never destroyed, so never deregistered
-  const auto library = [](const std::string& space, c10::DispatchKey key) -> torch::Library& {
-    auto& place = (*libraries)[space + (key == kKey ? "" : " nodes")];
-    if (!place) {
-      place = std::make_unique<torch::Library>(
-          torch::Library::IMPL, space, key, "csrc/recorder/observer.cpp", 0);
-    }
-    return *place;
-  };
-  c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
-  const FastKernels fast_ones = fast_kernels();
-  library("_", kKey).fallback(torch::CppFunction::makeFromBoxedFunction<&on_late_op>());
-  library("_", kNodeKey).fallback(torch::CppFunction::makeFallthrough());
-  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
-    const auto op = dispatcher.findSchema(name);
-    const auto space = name.getNamespace();
-    if (!op || !space) {
-      continue;
-    }
-    const std::string full = c10::toString(name);
-    const std::string short_name = full.substr(space->size() + 2);
-    std::unique_ptr<OpFacts> facts = facts_of(op->schema());
-    torch::Library& target = library(std::string(*space), kKey);
-    const auto fast = fast_ones.find(full);
-    if (!facts->written.empty()) {
-      target.impl(
-          short_name.c_str(),
-          fast != fast_ones.end() ? fast->second(std::move(facts))
-                                  : torch::CppFunction::makeFromBoxedKernel(
-                                        c10::BoxedKernel::makeFromFunctor(
-                                            std::make_unique<WriteKernel>(std::move(facts)))));
-    } else if (
-        facts->makes_views &&
-        !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) {
-      target.impl(
-          short_name.c_str(),
-          fast != fast_ones.end() ? fast->second(std::move(facts))
-                                  : torch::CppFunction::makeFromBoxedKernel(
-                                        c10::BoxedKernel::makeFromFunctor(
-                                            std::make_unique<ViewKernel>(std::move(facts)))));
-    } else {
-      // Composites: the ops that they call are seen themselves.
-      target.impl(short_name.c_str(), torch::CppFunction::makeFallthrough());
-      if (fast != fast_ones.end()) {
-        library(std::string(*space), kNodeKey)
-            .impl(short_name.c_str(), fast->second(std::move(facts)));
-      } else if (may_make_nodes(*op)) {
-        library(std::string(*space), kNodeKey)
-            .impl(short_name.c_str(), torch::CppFunction::makeFromBoxedFunction<&on_node>());
-      }
-    }
-  }
-}
-
-void fork_locks() {
-  // A fork while another thread holds one of these would leave it locked in the child for ever.
-  static auto* held = new std::vector<std::mutex*>;
-  pthread_atfork(
-      [] {
-        Journal& journal = Journal::get();
-        journal.mutex.lock();
-        global().mutex.lock();
-        held->clear();
-        for (const auto& log : journal.save_logs) {
-          log->mutex.lock();
-          held->push_back(&log->mutex);
-        }
-        stacks_lock();
-      },
-      [] {
-        stacks_unlock();
-        for (std::mutex* mutex : *held) {
-          mutex->unlock();
-        }
-        global().mutex.unlock();
-        Journal::get().mutex.unlock();
-      },
-      [] {
-        stacks_unlock();
-        for (std::mutex* mutex : *held) {
-          mutex->unlock();
-        }
-        global().mutex.unlock();
-        Journal::get().mutex.unlock();
-      });
-}
 
 uint32_t origin_of(ThreadState& thread) {
   auto node = torch::autograd::get_current_node();
@@ -684,7 +417,7 @@ void note_nodes() {
 
 void sync_thread() {
   const bool on = active();
-  const bool with_nodes = on && recording_saves();
+  const bool with_nodes = on && (recording_saves() || origins_wanted.load() != 0);
   if (c10::impl::tls_is_dispatch_key_included(kKey) != on) {
     c10::impl::tls_set_dispatch_key_included(kKey, on);
   }
@@ -693,28 +426,39 @@ void sync_thread() {
   }
 }
 
-void start(bool saves) {
-  Global& g = global();
-  {
-    static std::mutex once;
-    std::lock_guard<std::mutex> lock(once);
-    if (!g.registered) {
-      register_kernels();
-      fork_locks();
-      g.registered = true;
-    }
-  }
-  recordings_with_saves += saves;
-  ++recordings;
+namespace {
+
+std::atomic<int> recordings_with_births{0};
+std::atomic<int> recordings_with_cuts{0};
+
+void count(Wants wants, int step) {
+  recordings_with_saves += wants.saves * step;
+  recordings_with_births += wants.births * step;
+  recordings_with_cuts += wants.cuts * step;
+  origins_wanted = (recordings_with_births > 0 ? kBirthsWanted : 0) |
+                   (recordings_with_cuts > 0 ? kCutsWanted : 0);
+  recordings += step;
+}
+
+}  // namespace
+
+void start(Wants wants) {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    register_kernels();
+    register_fork_handlers();
+  });
+  count(wants, 1);
   sync_thread();
 }
 
-void stop(bool saves) {
-  recordings_with_saves -= saves;
-  --recordings;
+void stop(Wants wants) {
+  count(wants, -1);
   sync_thread();
   if (!active()) {
     Journal::get().clear();
+    Origins::get().clear();
+    ++ended_recordings;
     forget_uncounted_writes();
     global().backward_stack = 0;
   }
@@ -760,13 +504,9 @@ void forget_uncounted_writes() {
   g.uncounted = 0;
 }
 
-void note(const std::string& name, const at::Tensor& tensor) {
-  if (!active() || !tensor.defined() ||
-      is_enclosed(
-          thread_state().enclosing, state::counter_address(*tensor.unsafeGetTensorImpl()))) {
-    return;  // the op around it is recorded as the write
-  }
-  const uint32_t op = intern_name(name);
+namespace {
+
+void record_note(uint32_t op, const at::Tensor& tensor, uint16_t flags) {
   const StackId stack = current_stack();
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   Journal& journal = Journal::get();
@@ -782,7 +522,26 @@ void note(const std::string& name, const at::Tensor& tensor) {
   event.op = op;
   event.version_before = event.version_after =
       static_cast<uint32_t>(std::max<int64_t>(state::version(impl), 0));
-  event.flags = kNote;
+  event.flags = flags;
+}
+
+}  // namespace
+
+void note(const std::string& name, const at::Tensor& tensor) {
+  if (!active() || !tensor.defined() ||
+      is_enclosed(
+          thread_state().enclosing, state::counter_address(*tensor.unsafeGetTensorImpl()))) {
+    return;  // the op around it is recorded as the write
+  }
+  record_note(intern_name(name), tensor, kNote);
+}
+
+void note_exchange(uint32_t name, const at::Tensor& tensor) {
+  record_note(name, tensor, kNote | kDeclaredOnly);
+}
+
+std::mutex& names_mutex() {
+  return global().mutex;
 }
 
 std::string op_name(uint32_t op) {

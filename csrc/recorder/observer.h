@@ -1,6 +1,6 @@
-// What sees the program: kernels on a dispatch key of its own, for ops that write, make views or
-// make graph nodes. The key is in a thread's set only while a recording is on; on other threads
-// nothing reaches the kernels.
+// What sees the program: kernels on dispatch keys of its own, for ops that write, make views, make
+// graph nodes or new tensors. The key is in a thread's set only while a recording is on; on other
+// threads nothing reaches the kernels.
 //
 // Why no RecordFunction callback: it is called for every op of a thread, at about 0.2 us each, and
 // nine tenths of them are in backward and in the optimizer, where nothing is saved.
@@ -18,14 +18,21 @@ namespace gradext::recorder {
 
 // Keys that torch defines for tests of its dispatcher and gives to no tensor. They lie above
 // everything but PreDispatch and PythonDispatcher, so they see ops before any wrapper does. Ops
-// that write or make views have kernels on the first; those that only make graph nodes on the
-// second, which a thread has only while saves are recorded. No op has kernels on both.
+// that write or make views have kernels on the first; all others on the second, which a thread has
+// only while saves, births or cuts are recorded. No op has kernels on both.
 inline constexpr c10::DispatchKey kKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
 inline constexpr c10::DispatchKey kNodeKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
+// What one recording asks for on top of writes and views.
+struct Wants {
+  bool saves = true;
+  bool births = true;
+  bool cuts = true;
+};
+
 // One recording more or less; the calling thread records from now on. Nestable.
-void start(bool saves);
-void stop(bool saves);
+void start(Wants wants);
+void stop(Wants wants);
 bool active();
 bool recording_saves();
 
@@ -46,6 +53,8 @@ void forget_uncounted_writes();
 
 // A Python call that moves the tensor's counter without an op.
 void note(const std::string& name, const at::Tensor& tensor);
+// The program has given the tensor other memory (`tensor.data = other`), past its counter.
+void note_exchange(uint32_t name, const at::Tensor& tensor);
 
 // An op's name by its number in the events.
 std::string op_name(uint32_t op);

@@ -1,22 +1,22 @@
 #include "python.h"
 
+#include "crossings.h"
+#include "entries.h"
 #include "hooks.h"
 #include "journal.h"
 #include "observer.h"
+#include "origins.h"
+#include "snapshot.h"
 #include "stacks.h"
 #include "state/graph.h"
 #include "state/state.h"
 
 #include <ATen/record_function.h>
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_cpp_function.h>
 #include <torch/csrc/autograd/python_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
-
-#include <unordered_map>
-#include <unordered_set>
 
 namespace py = pybind11;
 
@@ -56,6 +56,8 @@ Node* node_behind(py::handle object) {
   return nullptr;
 }
 
+}  // namespace
+
 // Tensors and GradientEdges (tuples whose first item is a node), as torch.autograd takes them.
 std::vector<Node*> root_nodes(py::handle roots) {
   std::vector<Node*> nodes;
@@ -81,6 +83,8 @@ std::vector<Node*> root_nodes(py::handle roots) {
   }
   return nodes;
 }
+
+namespace {
 
 // A set of node addresses that is filled anew for every backward: open addressing, no allocation
 // after the first few.
@@ -160,7 +164,35 @@ std::vector<NodeId> node_ids(const std::vector<Node*>& roots, bool& whole) {
 
 }  // namespace
 
-bool enter_backward(py::handle roots, bool keeps_graph, bool creates_graph) {
+namespace {
+
+// A root that is a leaf which requires grad: backward() fills its own .grad and nothing else.
+bool has_leaf_root(py::handle roots) {
+  if (!PyTuple_Check(roots.ptr())) {
+    return false;
+  }
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(roots.ptr()); ++k) {
+    PyObject* item = PyTuple_GET_ITEM(roots.ptr(), k);
+    if (THPVariable_Check(item)) {
+      const c10::TensorImpl& impl = *THPVariable_Unpack(item).unsafeGetTensorImpl();
+      if (state::requires_grad(impl) && state::is_leaf(impl)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+NodeId first_node(py::handle roots) {
+  for (Node* node : root_nodes(roots)) {
+    return NodeId{node->thread_id(), node->sequence_nr()};
+  }
+  return NodeId{0, 0};
+}
+
+uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, bool accumulates) {
   Backward event;
   event.stack = capture_stack();
   event.thread = at::RecordFunction::currentThreadId();
@@ -169,7 +201,14 @@ bool enter_backward(py::handle roots, bool keeps_graph, bool creates_graph) {
   set_backward_stack(event.stack);
   sync_thread();
   event.nodes = node_ids(root_nodes(roots), event.whole);
-  const bool suspicious = spans_uncounted_write(event.nodes);
+  uint32_t suspicious = spans_uncounted_write(event.nodes) ? kUncountedWrite : 0;
+  if (accumulates && cuts_are_on()) {
+    suspicious |= has_leaf_root(roots) ? kLeafRoot : 0;
+    suspicious |= uses_merge(event.nodes) ? kConstantTerm : 0;
+    suspicious |= pending_rebuilt.exchange(0) > 0 ? kRebuiltLeaf : 0;
+    pending_python = 0;
+    ++thread_state().epoch;
+  }
   Journal& journal = Journal::get();
   event.order = journal.next_order();
   journal.push_backward(std::move(event));
@@ -177,207 +216,6 @@ bool enter_backward(py::handle roots, bool keeps_graph, bool creates_graph) {
 }
 
 namespace {
-
-// Keeps the addresses in a snapshot from being used again, and so their meaning.
-struct Held {
-  std::vector<Hold> holds;
-};
-
-// The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS, SAVE_COLUMNS.
-constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
-
-struct Columns {
-  std::vector<int64_t> values;
-  void row(std::initializer_list<int64_t> facts) {
-    values.insert(values.end(), facts);
-  }
-  py::array_t<int64_t> array(size_t columns) const {
-    const auto rows = static_cast<py::ssize_t>(values.size() / columns);
-    py::array_t<int64_t> out({rows, static_cast<py::ssize_t>(columns)});
-    std::copy(values.begin(), values.end(), out.mutable_data());
-    return out;
-  }
-};
-
-int64_t number(uint64_t value) {
-  return static_cast<int64_t>(value);
-}
-
-// Everything that a snapshot takes from the journal, as plain C++: no Python object may be made
-// under the journal's mutex (a collection may run anything), nor the GIL be waited for.
-struct Copied {
-  Columns writes, views, saves;
-  std::vector<Backward> backwards;
-  std::vector<std::pair<int64_t, Refused>> refused;  // with the storage as shown
-  std::vector<std::vector<int64_t>> geometries;
-  std::unique_ptr<Held> held = std::make_unique<Held>();
-  size_t dropped_writes = 0, dropped_views = 0, dropped_saves = 0, dropped_backwards = 0;
-  uint64_t order = 0;
-};
-
-Copied copy_journal(uint64_t since) {
-  Journal& journal = Journal::get();
-  Copied out;
-  std::lock_guard<std::mutex> lock(journal.mutex);
-  // The living go by their addresses, which is what everybody else knows of them; the dead by
-  // numbers that nothing else has.
-  std::unordered_map<uint64_t, int64_t> shown;
-  const auto show = [&](uint64_t identity) -> int64_t {
-    if (identity == 0) {
-      return 0;
-    }
-    auto [place, is_new] = shown.emplace(identity, -number(identity));
-    const void* address = is_new ? journal.identities.address_of(identity) : nullptr;
-    if (address != nullptr) {
-      out.held->holds.emplace_back(address);
-      place->second = static_cast<int64_t>(reinterpret_cast<intptr_t>(address));
-    }
-    return place->second;
-  };
-  journal.writes.each([&](const Write& e) {
-    if (e.order > since) {
-      out.writes.row(
-          {number(e.order),
-           show(e.storage),
-           show(e.counter),
-           e.extent.begin,
-           e.extent.end,
-           number(e.sequence),
-           e.thread,
-           e.stack,
-           e.op,
-           e.inner_op,
-           e.version_before,
-           e.version_after,
-           e.geometry,
-           e.argument,
-           e.flags});
-    }
-  });
-  journal.views.each([&](const View& e) {
-    if (e.order > since) {
-      out.views.row(
-          {number(e.order),
-           show(e.storage),
-           e.extent.begin,
-           e.extent.end,
-           number(e.sequence),
-           e.tensor,
-           e.thread,
-           e.stack,
-           e.op,
-           e.flags});
-    }
-  });
-  for (const auto& log : journal.save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
-    log->saves.each([&](const Save& e) {
-      const bool known = e.origin > log->origins_dropped;
-      const NodeId origin =
-          known ? log->origins[e.origin - 1 - log->origins_dropped] : NodeId{0, 0};
-      out.saves.row(
-          {number(log->thread),
-           number(e.sequence),
-           e.stack,
-           known ? number(origin.thread) : -1,
-           known ? number(origin.sequence) : -1});
-    });
-    out.dropped_saves += log->saves.dropped();
-  }
-  for (const Backward& e : journal.backwards) {
-    if (e.order > since) {
-      out.backwards.push_back(e);
-    }
-  }
-  for (const Refused& e : journal.refused) {
-    if (e.order > since) {
-      out.refused.emplace_back(show(e.storage), e);
-    }
-  }
-  out.geometries = journal.geometries;
-  out.dropped_writes = journal.writes.dropped();
-  out.dropped_views = journal.views.dropped();
-  out.dropped_backwards = journal.backwards_dropped;
-  out.order = journal.order();
-  return out;
-}
-
-py::dict shown_refused(int64_t storage, const Refused& e) {
-  py::list chain;
-  for (const auto& [name, id] : e.chain) {
-    chain.append(py::make_tuple(name, id.thread, id.sequence));
-  }
-  py::dict facts;
-  facts["order"] = e.order;
-  facts["storage"] = storage;
-  facts["begin"] = e.extent.begin;
-  facts["end"] = e.extent.end;
-  facts["tensor"] = e.tensor;
-  facts["base"] = e.base;
-  facts["thread"] = e.thread;
-  facts["stack"] = e.stack;
-  facts["op"] = op_name(e.op);
-  facts["creation_meta"] = e.creation_meta;
-  facts["is_view"] = e.is_view;
-  facts["is_leaf"] = e.is_leaf;
-  facts["requires_grad"] = e.requires_grad;
-  facts["base_is_leaf"] = e.base_is_leaf;
-  facts["is_inference"] = e.is_inference;
-  facts["grad_mode"] = e.grad_mode;
-  // Not necessarily UTF-8: the text may quote bytes of a user's.
-  facts["what"] = py::reinterpret_steal<py::object>(
-      PyUnicode_DecodeUTF8(e.what.data(), static_cast<Py_ssize_t>(e.what.size()), "replace"));
-  facts["chain"] = chain;
-  return facts;
-}
-
-py::dict snapshot(uint64_t since) {
-  Copied copied;
-  {
-    py::gil_scoped_release release;
-    copied = copy_journal(since);
-  }
-  py::list backwards, refused;
-  for (const Backward& e : copied.backwards) {
-    Columns nodes;
-    for (const NodeId& id : e.nodes) {
-      nodes.row({number(id.thread), number(id.sequence)});
-    }
-    backwards.append(
-        py::make_tuple(
-            e.order, e.thread, e.stack, e.keeps_graph, e.creates_graph, e.whole, nodes.array(2)));
-  }
-  for (const auto& [storage, e] : copied.refused) {
-    refused.append(shown_refused(storage, e));
-  }
-  std::unordered_set<int64_t> ops;
-  for (size_t k = 0; k < copied.writes.values.size(); k += kWriteColumns) {
-    ops.insert(copied.writes.values[k + 8]);
-    ops.insert(copied.writes.values[k + 9]);
-  }
-  for (size_t k = 0; k < copied.views.values.size(); k += kViewColumns) {
-    ops.insert(copied.views.values[k + 8]);
-  }
-  py::dict names, dropped, out;
-  for (int64_t op : ops) {
-    names[py::int_(op)] = op_name(static_cast<uint32_t>(op));
-  }
-  dropped["writes"] = copied.dropped_writes;
-  dropped["views"] = copied.dropped_views;
-  dropped["saves"] = copied.dropped_saves;
-  dropped["backwards"] = copied.dropped_backwards;
-  out["held"] = py::cast(std::move(copied.held));
-  out["order"] = copied.order;
-  out["writes"] = copied.writes.array(kWriteColumns);
-  out["views"] = copied.views.array(kViewColumns);
-  out["saves"] = copied.saves.array(kSaveColumns);
-  out["backwards"] = backwards;
-  out["refused"] = refused;
-  out["geometries"] = copied.geometries;
-  out["ops"] = names;
-  out["dropped"] = dropped;
-  return out;
-}
 
 py::list frames(StackId stack) {
   py::list out;
@@ -411,10 +249,9 @@ py::tuple graph(py::object roots, size_t most) {
   return py::make_tuple(out, whole);
 }
 
-// What a SavedTensor holds, without unpacking it.
-py::dict saved(py::handle object) {
-  const auto& variable = py::cast<const torch::autograd::SavedVariable&>(object);
-  const state::SavedFacts facts = state::saved_facts(variable);
+}  // namespace
+
+py::dict facts_of_saved(const state::SavedFacts& facts) {
   py::dict out;
   out["kind"] = facts.kind;
   if (!facts.tensor.defined()) {
@@ -442,6 +279,14 @@ py::dict saved(py::handle object) {
   out["offset"] = strided ? impl.storage_offset() : 0;
   out["is_strided"] = strided;
   return out;
+}
+
+namespace {
+
+// What a SavedTensor holds, without unpacking it.
+py::dict saved(py::handle object) {
+  return facts_of_saved(
+      state::saved_facts(py::cast<const torch::autograd::SavedVariable&>(object)));
 }
 
 // A floor to measure against: a RecordFunction callback that does nothing.
@@ -472,6 +317,7 @@ class EmptyObserver {
 
 py::dict memory() {
   size_t writes = 0, views = 0, saves = 0, held = 0, identities = 0, limit = 0;
+  size_t births = 0, flows = 0;
   const StackStats stacks = stack_stats();
   {
     py::gil_scoped_release release;
@@ -488,16 +334,25 @@ py::dict memory() {
       saves += log->saves.size();
       held += log->saves.capacity_bytes();
     }
+    Origins& origins = Origins::get();
+    std::lock_guard<std::mutex> origins_lock(origins.mutex);
+    births = origins.births.size();
+    flows = origins.flows.size() + origins.past.size();
+    held += origins.bytes();
   }
   py::dict out;
   out["write_bytes"] = kWriteBytes;
   out["view_bytes"] = kViewBytes;
   out["save_bytes"] = kSaveBytes;
+  out["birth_bytes"] = kBirthBytes;
+  out["flow_bytes"] = kFlowBytes;
   out["limit_bytes"] = limit;
   out["held_bytes"] = held;
   out["writes"] = writes;
   out["views"] = views;
   out["saves"] = saves;
+  out["births"] = births;
+  out["flows"] = flows;
   out["identities"] = identities;
   out["stacks"] = stacks.nodes;
   out["stack_bytes"] = stacks.bytes;
@@ -508,22 +363,22 @@ py::dict memory() {
 }  // namespace
 
 void bind(py::module_& m) {
-  m.def("recorder_start", [](bool saves, size_t memory) {
-    if (!active()) {
+  m.def("recorder_start", [](bool saves, bool births, bool cuts, size_t memory) {
+    if (!active() || memory > Journal::get().memory()) {
       Journal::get().set_memory(memory);
-    } else if (memory > Journal::get().memory()) {
-      Journal::get().set_memory(memory);
+      Origins::get().set_memory(memory);
     }
-    start(saves);
+    start({saves, births, cuts});
     return Journal::get().order();
   });
-  m.def("recorder_stop", &stop);
+  m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
   m.def("recorder_active", &active);
   m.def("recorder_sync_thread", &sync_thread);
   m.def("recorder_note", [](const std::string& name, py::handle tensor) {
     note(name, unpack(tensor));
   });
-  m.def("recorder_snapshot", &snapshot);
+  m.def("recorder_judged", &judged);
+  bind_snapshot(m);
   m.def("recorder_frames", &frames);
   m.def("recorder_stack", &capture_stack);
   m.def("recorder_memory", &memory);
@@ -534,8 +389,8 @@ void bind(py::module_& m) {
   });
   m.def("recorder_inject_fault", &inject_fault);
   m.def("recorder_op", &op_name);
-  py::class_<Held>(m, "Held");
   bind_hooks(m);
+  bind_entries(m);
   m.def("graph", &graph, py::arg("roots"), py::arg("most") = size_t{1} << 20);
   m.def("saved", &saved);
   py::class_<EmptyObserver>(m, "empty_observer")

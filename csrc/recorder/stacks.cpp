@@ -329,6 +329,18 @@ StackId capture_stack() {
 
 #endif
 
+StackId stack_parent(StackId stack) {
+  Tree& all = tree();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  return stack < all.nodes.size() ? all.nodes[stack].parent : 0;
+}
+
+PyCodeObject* stack_code(StackId stack) {
+  Tree& all = tree();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  return stack != 0 && stack < all.nodes.size() ? all.codes[all.nodes[stack].code] : nullptr;
+}
+
 std::vector<Frame> stack_frames(StackId stack) {
   Tree& all = tree();
   std::lock_guard<std::mutex> lock(all.mutex);

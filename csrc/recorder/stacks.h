@@ -23,6 +23,10 @@ struct Frame {
 // seen before.
 StackId capture_stack();
 
+// The stack without its innermost frame, and that frame's code.
+StackId stack_parent(StackId stack);
+PyCodeObject* stack_code(StackId stack);
+
 // Innermost frame first.
 std::vector<Frame> stack_frames(StackId stack);
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradext import _install, program, session
+from gradext import _install, program, run_data, session
 
 BAD_INPUT = 2
 UNUSABLE = 1
@@ -44,13 +44,23 @@ class RunCommand:
             help="record writes only: costs less, names the culprit but not who saved the tensor",
         )
         parser.add_argument(
+            "--no-births",
+            action="store_true",
+            help="do not note which line makes each inference tensor (GX201 to GX204)",
+        )
+        parser.add_argument(
+            "--no-cuts",
+            action="store_true",
+            help="do not note where values lose their gradient (GX301, GX304)",
+        )
+        parser.add_argument(
             "--memory", metavar="MIB", type=_positive, help="let the journal use MIB mebibytes"
         )
         parser.add_argument(
             "--guard",
             action="store_true",
-            help="accepted; content fingerprints are not part of this version, "
-            "so the program is recorded exactly as without it",
+            help="compare the bytes of what is saved for backward too: finds writes that no "
+            "version counter shows (GX401 to GX404); costs a read at each save and each use",
         )
         # Shown by --help only: what they introduce is taken off before argparse sees the words.
         parser.add_argument("-m", metavar="MODULE", help="run a module, as python -m does")
@@ -71,7 +81,16 @@ class RunCommand:
         target: program.Target | None = args.target
         if target is None:
             parser.error("nothing to run: name a script, -m MODULE or -c CODE")
-        settings = session.Settings.new(args.json, not args.light, args.memory)
+        if args.guard and args.light:
+            parser.error("--guard needs to know what is saved; --light records writes only")
+        settings = run_data.Settings.new(
+            args.json,
+            not args.light,
+            args.memory,
+            births=False if args.no_births else None,
+            cuts=False if args.no_cuts else None,
+            guard=args.guard,
+        )
         program.enter(target)
         fault = unusable()
         if fault is not None:
@@ -80,7 +99,7 @@ class RunCommand:
         recorded = session.Session(settings)
         try:
             recorded.begin()
-        except session.CannotWrite as error:
+        except run_data.CannotWrite as error:
             print(f"gradext run: {error}", file=sys.stderr)
             return BAD_INPUT
         settings.to_environment()
@@ -93,7 +112,7 @@ class RunCommand:
         def leaving(code: int) -> None:
             recorded.exit_code = code
             recorded.end()
-            os.environ.pop(session.ENVIRONMENT)
+            os.environ.pop(run_data.ENVIRONMENT)
 
         try:
             recorded.exit_code = program.run(target, uncaught, leaving)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gradext.diagnosis.model import Frame
 
 if TYPE_CHECKING:
-    from gradext.recording import Write
+    from gradext.events import Write
 
 _HEAD = ("version", "op", "where", "code", "")
 _MOST_CODE = 48

@@ -21,7 +21,8 @@ import gradext
 from gradext import _C, ops
 from gradext.diagnosis import sites
 from gradext.diagnosis.model import Frame
-from gradext.recording import Recording, Write
+from gradext.events import Write
+from gradext.recording import Recording
 
 
 def recorded(program: Callable[[], object], **options: Any) -> Recording:

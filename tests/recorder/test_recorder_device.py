@@ -61,3 +61,32 @@ def test_a_fused_optimizer_between_two_backwards_is_reported(device: str) -> Non
         (found,) = gradext.check_backward(y)
     assert found.code == "GX401"
     assert found.culprits[0].frame.line == stepped_at
+
+
+def test_an_inference_tensor_has_a_birth(device: str) -> None:
+    with gradext.record() as recording:
+        with torch.inference_mode():
+            entered_at = _line() - 1
+            made, born_at = torch.arange(4, device=device).cos(), _line()
+        w = torch.ones(4, device=device, requires_grad=True)
+        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved") as caught:
+            w * made
+        (found,) = gradext.explain(caught.value)
+        birth = recording.birth(made[1:])
+    assert birth is not None
+    assert birth.op == "aten::cos"
+    assert found.code == "GX201"
+    assert [site.frame.line for site in found.culprits] == [born_at, entered_at]
+
+
+def test_a_cut_is_found_from_the_loss(device: str) -> None:
+    w = torch.ones(4, device=device, requires_grad=True)
+    with gradext.record():
+        h = w * 2.5
+        value, left_at = h.sum().item(), _line()
+        loss = torch.tensor(value, device=device) * 2
+        with pytest.raises(RuntimeError, match="does not require grad") as caught:
+            loss.backward()
+        (found,) = gradext.explain(caught.value)
+    assert found.code == "GX301"
+    assert found.culprits[0].frame.line == left_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,18 @@ import torch
 from events import recorded, run_program
 
 import gradext
-from gradext.recording import (
+from gradext.events import (
+    BIRTH_COLUMNS,
+    FLAG_COLUMNS,
+    FLOW_COLUMNS,
     SAVE_COLUMNS,
     VIEW_COLUMNS,
     WRITE_COLUMNS,
     Data,
-    Mutations,
-    Recording,
     Write,
     empty_snapshot,
 )
+from gradext.recording import Mutations, Recording
 
 
 def eventful() -> gradext.Recording:
@@ -109,24 +112,41 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     path = tmp_path / "recording.json"
     eventful().save(path)
     found = json.loads(path.read_text())
-    assert (found["format"], found["version"]) == ("gradext-recording", 1)
+    assert (found["format"], found["version"]) == ("gradext-recording", 2)
     assert found["gradext"] == gradext.__version__
     assert found["torch"] == torch.__version__
     assert found["columns"] == {
         "writes": list(WRITE_COLUMNS),
         "views": list(VIEW_COLUMNS),
         "saved": list(SAVE_COLUMNS),
+        "born": list(BIRTH_COLUMNS),
+        "flows": list(FLOW_COLUMNS),
+        "flags": list(FLAG_COLUMNS),
     }
-    for table in ("writes", "views", "saved"):
-        assert {len(row) for row in found[table]} == {len(found["columns"][table])}
+    for table in found["columns"]:
+        assert {len(row) for row in found[table]} <= {len(found["columns"][table])}
+    assert all(found[table] for table in ("writes", "views", "saved", "flows"))
     page = Path(__file__).parents[2] / "docs" / "recording-format.md"
     text = page.read_text(encoding="utf-8")
     names = {*found, *found["dropped"], *found["memory"]}
-    names |= {*WRITE_COLUMNS, *VIEW_COLUMNS, *SAVE_COLUMNS}
+    names |= {*WRITE_COLUMNS, *VIEW_COLUMNS, *SAVE_COLUMNS, *BIRTH_COLUMNS, *FLAG_COLUMNS}
+    names |= {name for name in FLOW_COLUMNS if not re.fullmatch("parent[12]|unused", name)}
     for table in ("backwards", "refused", "frames"):
         names |= set(found[table][0])
     missing = sorted(name for name in names if f"`{name}`" not in text)
     assert missing == []
+
+
+def test_a_file_of_the_first_format() -> None:
+    """Before births and cuts: everything else is read as it was."""
+    facts = document()
+    for name in ("born", "flows", "flags", "births", "cuts"):
+        del facts[name]
+    del facts["dropped"]["births"], facts["dropped"]["flows"]
+    recording = loaded_from({**facts, "version": 1})
+    assert (recording.saves, recording.births, recording.cuts) == (True, False, False)
+    assert recording.data.flows.shape == (0, len(FLOW_COLUMNS))
+    assert recording.dropped["births"] == 0
 
 
 def test_a_file_of_another_process(tmp_path: Path) -> None:
@@ -151,12 +171,21 @@ def test_a_file_of_another_process(tmp_path: Path) -> None:
 def document() -> dict[str, Any]:
     return {
         "format": "gradext-recording",
-        "version": 1,
+        "version": 2,
         "gradext": "0",
         "torch": "0",
         "saves": True,
+        "births": True,
+        "cuts": True,
         "order": 0,
-        "dropped": {"writes": 0, "views": 0, "saves": 0, "backwards": 0},
+        "dropped": {
+            "writes": 0,
+            "views": 0,
+            "saves": 0,
+            "backwards": 0,
+            "births": 0,
+            "flows": 0,
+        },
         "memory": {},
         "ops": {},
         "geometries": [],
@@ -164,10 +193,16 @@ def document() -> dict[str, Any]:
             "writes": list(WRITE_COLUMNS),
             "views": list(VIEW_COLUMNS),
             "saved": list(SAVE_COLUMNS),
+            "born": list(BIRTH_COLUMNS),
+            "flows": list(FLOW_COLUMNS),
+            "flags": list(FLAG_COLUMNS),
         },
         "writes": [],
         "views": [],
         "saved": [],
+        "born": [],
+        "flows": [],
+        "flags": [],
         "backwards": [],
         "refused": [],
         "frames": [],
@@ -201,8 +236,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a list": (lambda: [1, 2], 'no gradext recording .no "format": "gradext-recording" in it'),
     "another format": (lambda: {"format": "x"}, "no gradext recording"),
     "newer": (
-        lambda: {**document(), "version": 2, "gradext": "9.9"},
-        r"has recording format 2, this gradext reads 1; open it with gradext 9\.9",
+        lambda: {**document(), "version": 3, "gradext": "9.9"},
+        r"has recording format 3, this gradext reads 2; open it with gradext 9\.9",
     ),
     "no version": (lambda: without("version"), "no gradext recording .damaged"),
     "no writes": (lambda: without("writes"), "no gradext recording .damaged"),

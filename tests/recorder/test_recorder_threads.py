@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Callable
@@ -217,36 +218,53 @@ def test_backward_in_a_thread() -> None:
     assert call.thread != writes(main)[0].thread
 
 
-def test_autograds_own_threads() -> None:
+# A process of its own: once autograd has started threads, it refuses to run in a fork, which other
+# tests of a worker make.
+OWN_THREADS = """
+import json, threading
+import torch
+import gradext
+from gradext.diagnosis import sites
+
+side, threads = torch.zeros(1), set()
+
+class Deep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, depth):
+        ctx.depth = depth
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        threads.add(threading.get_ident())
+        if ctx.depth:
+            with torch.enable_grad():
+                x = torch.ones(1, requires_grad=True)
+                Deep.apply(x, ctx.depth - 1).sum().backward()
+        else:
+            side.add_(1.0)  # deepest
+        return grad, None
+
+w = torch.ones(1, requires_grad=True)
+with gradext.record() as recording:
+    Deep.apply(w, 70).sum().backward()
+found = [write for write in recording.mutations(side) if not write.is_note]
+print(json.dumps({
+    "threads": len(threads),
+    "writes": [[e.op, e.version_before, e.version_after] for e in found],
+    "code": [sites.user_frame(recording.frames(e.stack)).code for e in found],
+    "backwards": len(recording.backwards),
+}))
+"""
+
+
+def test_autograds_own_threads(tmp_path: Path) -> None:
     """A reentrant backward deeper than torch's limit goes on in worker threads without frames."""
-    side = torch.zeros(1)
-
-    class Deep(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: object, x: torch.Tensor, depth: int) -> torch.Tensor:
-            ctx.depth = depth  # type: ignore[attr-defined]
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-            depth = ctx.depth  # type: ignore[attr-defined]
-            threads.add(threading.get_ident())
-            if depth:
-                with torch.enable_grad():
-                    x = torch.ones(1, requires_grad=True)
-                    Deep.apply(x, depth - 1).sum().backward()
-            else:
-                side.add_(1.0)  # deepest
-            return grad, None
-
-    threads: set[int] = set()
-    w = torch.ones(1, requires_grad=True)
-    recording = recorded(lambda: Deep.apply(w, 70).sum().backward())
-    assert len(threads) > 1
-    assert history(recording, side) == [("add_", 0, 1)]
-    (write,) = recording.mutations(side)
-    assert user_line(recording, write).code == "side.add_(1.0)  # deepest"
-    assert len(recording.backwards) == 71
+    found = json.loads(run_program(OWN_THREADS, tmp_path).stdout)
+    assert found["threads"] > 1
+    assert found["writes"] == [["aten::add_", 0, 1]]
+    assert found["code"] == ["side.add_(1.0)  # deepest"]
+    assert found["backwards"] == 71
 
 
 def test_threads_by_the_hundred() -> None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from gradext import run_data
 from gradext import session as sessions
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
@@ -33,7 +34,7 @@ class Incident:
 @pytest.fixture
 def session(tmp_path):
     """A root with a file; its hooks are not installed."""
-    made = sessions.Session(sessions.Settings.new(str(tmp_path / "r.json"), True, None))
+    made = sessions.Session(run_data.Settings.new(str(tmp_path / "r.json"), True, None))
     return made
 
 
@@ -238,14 +239,14 @@ def test_a_child_that_writes_again_is_not_counted_twice(session):
 
 
 def test_the_settings_cross_the_environment(session, monkeypatch):
-    monkeypatch.delenv(sessions.ENVIRONMENT, raising=False)
-    assert sessions.Settings.from_environment() is None
-    monkeypatch.setenv(sessions.ENVIRONMENT, "")
+    monkeypatch.delenv(run_data.ENVIRONMENT, raising=False)
+    assert run_data.Settings.from_environment() is None
+    monkeypatch.setenv(run_data.ENVIRONMENT, "")
     session.settings.to_environment()
-    assert sessions.Settings.from_environment() == session.settings
+    assert run_data.Settings.from_environment() == session.settings
     for text in ("", "null", "[1]", '{"a": 1}', "{"):
-        monkeypatch.setenv(sessions.ENVIRONMENT, text)
-        assert sessions.Settings.from_environment() is None
+        monkeypatch.setenv(run_data.ENVIRONMENT, text)
+        assert run_data.Settings.from_environment() is None
 
 
 @pytest.mark.parametrize(

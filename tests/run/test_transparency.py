@@ -417,11 +417,11 @@ def test_options_that_make_no_sense(plain, write, words):
     assert words[0] in done.errors.splitlines()[-1]
 
 
-def test_help_says_what_guard_does_not_do(plain):
+def test_help_says_what_guard_does(plain):
     done = plain("-m", "gradext", "run", "--help")
     assert done.code == 0
     said = " ".join(done.text.split())
-    assert "content fingerprints are not part of this version" in said
+    assert "compare the bytes of what is saved for backward too" in said
     for option in ("--json", "--light", "--memory", "--guard", "-m MODULE", "-c CODE", "SCRIPT"):
         assert option in said
 

@@ -1,0 +1,10 @@
+// The journal as Python reads it: copied out, so that readers hold no lock.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gradext::recorder {
+
+void bind_snapshot(pybind11::module_& m);
+
+}  // namespace gradext::recorder

@@ -1,0 +1,33 @@
+// Where a room above the recorder listens in. The recorder calls what is set and knows nothing of
+// who set it; without one it pays a load of an atomic.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <Python.h>
+
+#include <atomic>
+#include <vector>
+
+namespace gradext::recorder {
+
+struct Taps {
+  // The engine is about to run below these nodes; and has returned. Under the GIL.
+  void (*backward_begins)(const std::vector<torch::autograd::Node*>& roots);
+  // True: it has set a Python error, which is to reach the program.
+  bool (*backward_ended)();
+  // An autograd.Function has returned this (a tensor, a tuple, anything).
+  void (*applied)(PyObject* result);
+  // The program got hold of the tensor's memory itself.
+  void (*exposed)(const at::Tensor& tensor);
+  // A Python thread starts.
+  void (*thread_starts)();
+};
+extern std::atomic<const Taps*> taps;
+
+inline const Taps* listener() {
+  return taps.load(std::memory_order_acquire);
+}
+
+}  // namespace gradext::recorder

@@ -22,6 +22,7 @@ from gradext.diagnosis.model import CODES
 
 HERE = Path(__file__).resolve().parent
 INDEX = "README.md"
+GUARDED = ("GX402", "GX403", "GX404")  # found with --guard alone
 REPORT = re.compile(r"^(?:gradext: |(?:error|warning)\[GX\d{3}\])", re.M)
 
 
@@ -33,30 +34,36 @@ def example(text: str, heading: str) -> str:
     return match[1]
 
 
-def printed(script: str) -> str:
-    """What `gradext run` reports for a script called wrong.py."""
+def printed(script: str, *options: str) -> str | None:
+    """What `gradext run` reports for a script called wrong.py; None if it reports nothing."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "wrong.py").write_text(script, encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "gradext", "run", "wrong.py"],
+            [sys.executable, "-m", "gradext", "run", *options, "wrong.py"],
             capture_output=True,
             text=True,
             cwd=folder,
             env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
         )
     start = REPORT.search(done.stderr)
-    if start is None:
-        raise SystemExit(f"gradext reported nothing for this script:\n{script}\n{done.stderr}")
-    return done.stderr[start.start() :].rstrip()
+    return None if start is None else done.stderr[start.start() :].rstrip()
 
 
 def fill(code: str) -> None:
-    """Put into the page of `code` what gradext prints for its wrong example."""
+    """Put into the page of `code` what gradext prints for its wrong example.
+
+    A page has the marks exactly if there is a report: GX204 has none, and says so in words.
+    """
     path = explain.PAGES / f"{code}.md"
     text = path.read_text(encoding="utf-8")
-    report = printed(example(text, "Wrong"))
-    block = f"<!-- generated: {code} -->\n```\n{report}\n```\n<!-- /generated -->"
+    report = printed(example(text, "Wrong"), *(["--guard"] if code in GUARDED else []))
     pattern = rf"<!-- generated: {code} -->\n.*?<!-- /generated -->"
+    has_marks = re.search(pattern, text, re.S) is not None
+    if has_marks and report is None:
+        raise SystemExit(f"gradext reported nothing for the wrong example of {code}")
+    if not has_marks and report is not None:
+        raise SystemExit(f"the page of {code} has no marks for this report:\n{report}")
+    block = f"<!-- generated: {code} -->\n```\n{report}\n```\n<!-- /generated -->"
     path.write_text(re.sub(pattern, lambda _: block, text, flags=re.S), encoding="utf-8")
 
 

@@ -1,7 +1,9 @@
 """Diagnoses: one rule per failure, from (error, graph, Recording) to Diagnosis.
 
 `explain` is the public door; `of_backward` and `of_silent_writes` are what the watch on backward
-asks. Rules live in `saved` (GX101, GX401), `views` (GX102 to GX106) and `graph` (GX302, GX303).
+asks. Rules live in `stale` (GX101), `views` (GX102 to GX106), `inference` (GX201 to GX203),
+`cuts` (GX301), `silent_cuts` (GX304), `graph` (GX302, GX303), `silent_writes` (GX401) and `guarded`
+(what a guard finds); `checking` is check_backward().
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
     if not isinstance(error, BaseException):
         raise TypeError(f"gradext.explain: expected an exception, got {type(error).__qualname__}")
     from gradext import watch
-    from gradext.diagnosis import graph, saved, views
+    from gradext.diagnosis import cuts, graph, inference, stale, views
 
     chain = _chain(error)
     for at in chain:
@@ -46,7 +48,10 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
         recording = watch.recordings[-1]
     data = recording.data if recording is not None else None
     for at in chain:
-        for rule in (views.refused_write, graph.second_backward, graph.unused_input, saved.stale):
+        for rule in (
+            *(views.refused_write, graph.second_backward, graph.unused_input, stale.stale),
+            *(inference.misused, cuts.no_gradient),
+        ):
             found = rule(at, data)
             if found:
                 return found
@@ -102,17 +107,21 @@ def _chain(error: BaseException) -> list[BaseException]:
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
     """Diagnoses of an error that the engine raised on the graph below `outputs`."""
     from gradext import watch
-    from gradext.diagnosis import evidence, graph, naming, saved, views
+    from gradext.diagnosis import cuts, evidence, graph, inference, naming, stale, views
 
     text = str(error)
-    known = (saved.PATTERN, graph.FREED, graph.UNUSED, views.ANY)
+    known = (stale.PATTERN, graph.FREED, graph.UNUSED, views.ANY, inference.ANY, cuts.ANY)
     if not any(pattern.search(text) for pattern in known):
         return []
-    live = evidence.read(outputs)
     data = recording.data
-    names = naming.Names([*_frames_of(error), *watch.frames_above()])
+    found = cuts.no_gradient(error, data, outputs) or inference.misused(error, data)
+    if found:
+        _remember(error, found)
+        return found
+    live = evidence.read(outputs)
+    names = naming.Names([*watch.frames_of_error(error), *watch.frames_above()])
     found = (
-        saved.stale(error, data, live, names)
+        stale.stale(error, data, live, names)
         or graph.second_backward(error, data, live, names)
         or graph.unused_input(error, data, live, names)
         or views.refused_write(error, data)
@@ -125,13 +134,22 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
 def of_silent_writes(outputs: Any, recording: Recording) -> list[Diagnosis]:
     """GX401: saved tensors below `outputs` whose memory was written without a version bump."""
     from gradext import watch
-    from gradext.diagnosis import evidence, naming, saved
+    from gradext.diagnosis import evidence, naming, silent_writes
 
     data = recording.data
     live = evidence.read(outputs)
-    if not saved.any_silent(data, live):
+    if not silent_writes.any_silent(data, live):
         return []
-    return saved.silent(data, live, naming.Names(watch.frames_above()))
+    return silent_writes.silent(data, live, naming.Names(watch.frames_above()))
+
+
+def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> list[Diagnosis]:
+    """GX304: values below `outputs` that lost their gradient, and hide it."""
+    from gradext.diagnosis import silence, silent_cuts
+
+    if not recording.cuts:
+        return []
+    return silence.kept(silent_cuts.silent(outputs, why, recording.data))
 
 
 def check_backward(loss: Any, recording: Recording | None = None) -> list[Diagnosis]:
@@ -147,15 +165,6 @@ def check_backward(loss: Any, recording: Recording | None = None) -> list[Diagno
     Raises:
         TypeError: `loss` is no tensor and holds none.
     """
-    from gradext.diagnosis import saved
+    from gradext.diagnosis import checking
 
-    return saved.check(loss, recording)
-
-
-def _frames_of(error: BaseException) -> list[Any]:
-    found = []
-    traceback = error.__traceback__
-    while traceback is not None:
-        found.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    return found[::-1]
+    return checking.check(loss, recording)

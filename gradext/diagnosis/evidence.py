@@ -190,27 +190,30 @@ def _read_saved(item: Any, label: str, saved: list[Saved], hooked: list[str]) ->
     if facts["kind"] == "hooked":
         hooked.append(label)
     elif facts["kind"] == "tensor":
-        saved.append(
-            Saved(
-                attribute=label,
-                saved_version=facts["saved_version"],
-                version=facts["version"],
-                counter=facts["counter"],
-                storage=facts["storage"],
-                tensor=facts["id"],
-                is_original=facts["is_original"],
-                is_output=facts["is_output"],
-                is_leaf=facts["is_leaf"],
-                output_nr=facts["output_nr"],
-                dtype=facts["dtype"],
-                itemsize=facts["itemsize"],
-                sizes=tuple(facts["sizes"]),
-                strides=tuple(facts["strides"]),
-                offset=facts["offset"],
-                is_strided=facts["is_strided"],
-            )
-        )
+        saved.append(saved_of(facts, label))
     return False
+
+
+def saved_of(facts: dict[str, Any], attribute: str) -> Saved:
+    """What `_C.saved` says of one saved tensor."""
+    return Saved(
+        attribute=attribute,
+        saved_version=facts["saved_version"],
+        version=facts["version"],
+        counter=facts["counter"],
+        storage=facts["storage"],
+        tensor=facts["id"],
+        is_original=facts["is_original"],
+        is_output=facts["is_output"],
+        is_leaf=facts["is_leaf"],
+        output_nr=facts["output_nr"],
+        dtype=facts["dtype"],
+        itemsize=facts["itemsize"],
+        sizes=tuple(facts["sizes"]),
+        strides=tuple(facts["strides"]),
+        offset=facts["offset"],
+        is_strided=facts["is_strided"],
+    )
 
 
 def _is_readable(kind: type, name: str) -> bool:

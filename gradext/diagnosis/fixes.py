@@ -360,6 +360,92 @@ def written_name(site: Site) -> str | None:
     return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
 
 
+def is_running_sum(site: Site, name: str) -> bool:
+    """`name += x` or `name = name + x`."""
+    node = statement(site)
+    if isinstance(node, ast.AugAssign):
+        return isinstance(node.op, ast.Add) and ast.unparse(node.target) == name
+    if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
+        value = node.value
+        while isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+            if name in (ast.unparse(value.left), ast.unparse(value.right)):
+                return True
+            value = value.left
+    return False
+
+
+def is_step_along(step: Site, grad: Site) -> bool:
+    """Whether a line adds to the very tensor that a call of autograd.grad differentiated by."""
+    node, call = statement(step), statement(grad)
+    value = getattr(node, "value", None)
+    if node is None or call is None or not isinstance(value, ast.expr):
+        return False
+    inputs: set[str] = set()
+    for part in ast.walk(call):
+        if isinstance(part, ast.Call) and ast.unparse(part.func).rsplit(".", 1)[-1] == "grad":
+            given = [k.value for k in part.keywords if k.arg == "inputs"] or part.args[1:2]
+            for item in given:
+                inputs |= {ast.unparse(n) for n in ast.walk(item) if isinstance(n, ast.expr)}
+    terms = [value] if not isinstance(node, ast.AugAssign) else [value, node.target]
+    direct: set[str] = set()
+    while terms:
+        term = terms.pop()
+        if isinstance(term, ast.BinOp) and isinstance(term.op, (ast.Add, ast.Sub)):
+            terms += [term.left, term.right]
+        elif isinstance(term, (ast.Name, ast.Attribute, ast.Subscript)):
+            direct.add(ast.unparse(term))
+    return bool(inputs & direct)
+
+
+def without_call(site: Site, name: str) -> str | None:
+    """The statement without `.detach()` (or `.data`); "" where it is nothing else, None unknown."""
+    node = statement(site)
+    if node is None or isinstance(node, BLOCKS):
+        return None
+    change = _Without(name)
+    rewritten = change.visit(_copy(node))
+    if not change.count:
+        return None
+    if isinstance(rewritten, ast.Expr) and not any(
+        isinstance(n, ast.Call) for n in ast.walk(rewritten)
+    ):
+        return ""
+    if isinstance(rewritten, ast.Assign) and len(rewritten.targets) == 1:
+        target, value = ast.unparse(rewritten.targets[0]), ast.unparse(rewritten.value)
+        if target == value:
+            return ""  # `x = x` is left of `x = x.detach()`
+    text = _first_line(ast.unparse(rewritten))
+    return text if change.count == 1 and not text.endswith("...") else None
+
+
+_MAKES_LEAVES = {"Variable", "tensor", "as_tensor", "Tensor", "Parameter"}
+
+
+class _Without(ast.NodeTransformer):
+    """Drops `.name()`, and `.data` where that is the name."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.count = name, 0
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = node.func
+        if isinstance(called, ast.Attribute) and called.attr == self.name and self.name != "data":
+            self.count += 1
+            return called.value
+        rebuilt = ast.unparse(called).rsplit(".", 1)[-1] in _MAKES_LEAVES and node.args
+        if self.count and rebuilt and any(k.arg == "requires_grad" for k in node.keywords):
+            return node.args[0]  # the value itself, and not a new leaf of it
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        self.generic_visit(node)
+        if node.attr == self.name == "data":
+            self.count += 1
+            return node.value
+        return node
+
+
 def cloned_value(site: Site) -> str | None:
     """`h = f(x).clone()` for `h = f(x)`; `return f(x).clone()` for `return f(x)`."""
     node = statement(site)
@@ -406,10 +492,22 @@ def carried_name(made: Site, linking: Site | None) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def assigning(made: Site, name: str | None) -> Site:
-    """The site moved out to the caller's line that gives the result its name, if there is one."""
+def assigning(made: Site, name: str | None, running: set[tuple[str, str]] | None = None) -> Site:
+    """The site moved out to the caller's line that gives the result its name, if there is one.
+
+    `running` are (file, name) of the functions that have not returned, and so still hold it: their
+    lines come before those of others that use the same name.
+    """
     if name is None:
         return made
+    if running:
+        frames = (made.frame, *made.callers)
+        held = [i for i, f in enumerate(frames) if (f.file, f.function.split(".")[-1]) in running]
+        for index in held:
+            place = dataclasses.replace(made, frame=frames[index])
+            if index and name.split("[")[0] in (n.split("[")[0] for n in assigned_names(place)):
+                inner = (*reversed(frames[1:index]), made.frame, *made.stack)
+                return dataclasses.replace(place, stack=inner, callers=frames[index + 1 :])
     wanted = name.split("[")[0]
     attribute = f".{wanted.rsplit('.', 1)[-1]}" if "." in wanted else None
     for index, frame in enumerate((made.frame, *made.callers)):

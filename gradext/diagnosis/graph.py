@@ -6,16 +6,16 @@ Work from a copy of the graph (evidence) and a recording's data.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradext.diagnosis import fixes, saved, sites
+from gradext.diagnosis import fixes, sites, stale
 from gradext.diagnosis.evidence import Graph, Node
 from gradext.diagnosis.model import Diagnosis, Site
 
 if TYPE_CHECKING:
     from gradext.diagnosis.naming import Names
-    from gradext.recording import Backward, Data
+    from gradext.events import Backward, Data
 
 FREED = re.compile(r"Trying to backward through the graph a second time")
 # 2.13 names the index; older ones say "One of the differentiated Tensors appears to ...".
@@ -89,10 +89,15 @@ def freed(
     if call is not None:
         first = sites.site(data.frames(call.stack), label="this backward() freed the graph")
     name = names.of_node(node.thread, node.sequence)
+    named = node
+    if name is None and call is not None and outer is not None:
+        # `h` of `h, state = rnn(x, state)` was used up, and `state` itself, made beside it, not.
+        named = _named_above(graph, index, call, names) or node
+        name = names.of_node(named.thread, named.sequence)
     what = f"`{name}`" if name else "this result"
-    made = _site_of(data, node, f"{what} leads back into the graph that was freed")
+    made = _site_of(data, named, f"{what} leads back into the graph that was freed")
     if made is not None:
-        made = fixes.assigning(made, name)
+        made = fixes.assigning(made, name, _running())
     linking = _site_of(data, outer, f"{_op(outer)} uses it again") if outer else None
     maker = _site_of(data, node, f"{_op(node)} made a part of the graph that was freed")
     whole = outer is None
@@ -104,7 +109,7 @@ def freed(
         )
     else:
         culprits = sites.distinct([made, linking, first])
-        carried = f"`{name}`, made there," if name else "a tensor made there"
+        carried = _held(made, linking, name)
         message = (
             f"The graph of this backward() reaches {node.name} of an earlier one that has already "
             f"been freed: {carried} was used again with its history."
@@ -139,6 +144,80 @@ def freed(
     ]
 
 
+def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
+    """What links the two graphs, and what holds it: "`net.lif.v`, a buffer,"."""
+    target = name
+    if made is not None:
+        target = target or fixes.carried_name(made, linking)
+    if made is None or target is None:
+        return "a tensor made there"
+    function = made.frame.function.split(".<locals>.")[-1]
+    spoken, how = target, ""
+    owner, _, attribute = target.partition(".")
+    whole = attribute.split("[")[0]
+    if owner == "self" and "." not in whole and "." in function:
+        kind = function.rsplit(".", 2)[-2]
+        how = f"an attribute of {kind}"
+        found = _module_with(kind, whole)
+        if found is not None:
+            path, is_buffer = found
+            spoken = f"{path}.{attribute}"
+            how = f"a buffer of {kind}" if is_buffer else how
+    elif fixes.is_running_sum(made, target):
+        how = "a running sum"
+    elif "[" in target:
+        how = f"an entry of `{target.rpartition('[')[0]}`"
+    elif not attribute:
+        inner = function.rsplit(".", 1)[-1]
+        how = "a global variable" if inner == "<module>" else f"a local of {inner}()"
+    elif _buffer_at(target):
+        how = "a buffer"
+    else:
+        how = f"an attribute of `{target.rpartition('.')[0]}`"
+    return f"`{spoken}`, {how},"
+
+
+def _named_modules() -> Iterator[tuple[str, Any]]:
+    from gradext import holders
+    from gradext.diagnosis import naming
+
+    for path, root in holders.modules():
+        seen: set[int] = set()
+        pending = [(path, root)]
+        while pending:
+            name, module = pending.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+                pending += [
+                    (naming.child_path(name, k), m) for k, m in naming._group(module, "_modules")
+                ]
+
+
+def _module_with(kind: str, attribute: str) -> tuple[str, bool] | None:
+    """(path, whether it is a buffer) of the one module of this class that has the attribute."""
+    from gradext.diagnosis import naming
+
+    found = []
+    for path, module in _named_modules():
+        if any(base.__name__ == kind for base in naming.mro_of(type(module))):
+            is_buffer = attribute in dict(naming._group(module, "_buffers"))
+            if is_buffer or attribute in naming.dict_of(module):
+                found.append((path, is_buffer))
+    # Which of several it is that line does not say.
+    return found[0] if len(found) == 1 else None
+
+
+def _buffer_at(path: str) -> bool:
+    from gradext.diagnosis import naming
+
+    owner, _, attribute = path.rpartition(".")
+    return any(
+        name == owner and attribute in dict(naming._group(module, "_buffers"))
+        for name, module in _named_modules()
+    )
+
+
 def _op(node: Node) -> str:
     return re.sub(r"Backward\d*$", "", node.name.rsplit("::", 1)[-1])
 
@@ -165,6 +244,36 @@ def _entries(graph: Graph, freeing: dict[int, int]) -> list[tuple[Node | None, i
         elif index not in has_parent:
             found.append((None, index))
     return sorted(found, key=lambda pair: -(nodes[pair[1]].sequence or 0))
+
+
+def _running() -> set[tuple[str, str]]:
+    """(file, name) of the functions that are being run."""
+    from gradext import watch
+
+    return {(f.f_code.co_filename, f.f_code.co_name) for f in watch.frames_above()}
+
+
+def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node | None:
+    """The nearest node above that a variable holds and that was made before the call freed any."""
+    start = graph.nodes[index]
+    own = call.nodes[call.nodes[:, 0] == start.thread]
+    last = int(own[:, 1].max()) if len(own) else -1
+    above: list[list[int]] = [[] for _ in graph.nodes]
+    for number, node in enumerate(graph.nodes):
+        for following in node.next:
+            if following >= 0:
+                above[following].append(number)
+    pending, seen = list(above[index]), {index}
+    while pending:
+        number = pending.pop(0)
+        node = graph.nodes[number]
+        if number in seen or node.thread != start.thread or (node.sequence or 0) > last:
+            continue
+        seen.add(number)
+        if node.sequence is not None and names.of_node(node.thread, node.sequence):
+            return node
+        pending += above[number]
+    return None
 
 
 def _leads_to_freed(graph: Graph) -> list[bool]:
@@ -259,7 +368,7 @@ def _fix(
             f"or keep the graph for the second: `retain_graph=True`{place}; if the second is not "
             f"to reach it, {detached}{use}"
         )
-    if loops and not saved.runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
+    if loops and not stale.runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
         return (
             f"{spoken} is made once, at {line}, and used by every backward(): compute it again in "
             f"each iteration; or, if nothing below it is to be trained, {detached} there"

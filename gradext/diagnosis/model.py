@@ -28,6 +28,7 @@ CODES = {
     "GX402": "check-disabled",
     "GX403": "gradient-written",
     "GX404": "overlapping-write",
+    "GX405": "watched-tensor-changed",
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,6 +79,10 @@ class Names:
     def is_parameter(self, tensor: int) -> bool:
         return tensor in self.parameters
 
+    def is_of_module(self, tensor: int) -> bool:
+        """Whether a module holds it, as a parameter, a buffer or any attribute."""
+        return isinstance(self._by_id.get(tensor), tuple)
+
     def is_of_leaf(self, counter: int) -> bool:
         """Whether a leaf that requires grad (a parameter) has this version counter."""
         return counter in self._leaf_counters
@@ -90,7 +94,7 @@ class Names:
         prefix = self._prefixes.get(index)
         if prefix is None:
             root = self._roots[index]
-            prefix = self._attribute_name(root) or type(root).__name__
+            prefix = attribute_name(root, self._variables, self._roots) or type(root).__name__
             self._prefixes[index] = prefix
         return prefix + path
 
@@ -123,16 +127,7 @@ class Names:
                 self._add(grad, of_grad)
 
     def _modules(self) -> None:
-        every: list[Any] = []
-        for thing in gc.get_objects():
-            # type(), not isinstance(): a user's object may answer __class__ with code of its own.
-            if issubclass(type(thing), torch.nn.Module):
-                every.append(thing)
-                if len(every) > _MOST_MODULES:
-                    break
-        del thing
-        children = {id(child) for module in every for _, child in _group(module, "_modules")}
-        self._roots = [module for module in every if id(module) not in children]
+        self._roots = root_modules()
         for index, root in enumerate(self._roots):
             known = self._variables.get(id(root))
             if known is not None:
@@ -151,33 +146,11 @@ class Names:
                 for name, tensor in _group(module, group):
                     self._add(tensor, (index, f"{path}.{name}"))
             for name, child in _group(module, "_modules"):
-                pending.append((child, f"{path}[{name}]" if name.isdigit() else f"{path}.{name}"))
+                pending.append((child, child_path(path, name, dot=".")))
             for name, value in _items(dict_of(module)):
                 if name not in _MODULE_DICTS:
                     for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
                         self._add(tensor, (index, where))
-
-    def _attribute_name(self, root: Any, depth: int = 2) -> str | None:
-        """`learner.q` for a module that is an attribute, or an item, of something with a name."""
-        if depth == 0:
-            return None
-        for holder in gc.get_referrers(root):
-            if type(holder) is dict:
-                key = next((k for k, v in _items(holder) if v is root), None)
-                if key is None:
-                    continue
-                for owner in gc.get_referrers(holder):
-                    if dict_of(owner) is holder and not issubclass(type(owner), type):
-                        name = self._variables.get(id(owner)) or type(owner).__name__
-                        return f"{name}.{key}"
-            elif type(holder) in (list, tuple) and holder is not self._roots:
-                for index, item in enumerate(holder[:_MOST_ITEMS]):
-                    if item is root:
-                        found = self._variables.get(id(holder))
-                        found = found or self._attribute_name(holder, depth - 1)
-                        if found:
-                            return f"{found}[{index}]"
-        return None
 
 
 _Name = str | tuple[int, str]  # or the path below one of the roots
@@ -185,6 +158,65 @@ _MODULE_DICTS = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_hooks"),
     *("_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks"),
 }
+
+
+def root_modules() -> list[Any]:
+    """The torch modules that exist and are part of no other."""
+    every: list[Any] = []
+    for thing in gc.get_objects():
+        # type(), not isinstance(): a user's object may answer __class__ with code of its own.
+        if issubclass(type(thing), torch.nn.Module):
+            every.append(thing)
+            if len(every) > _MOST_MODULES:
+                break
+    del thing
+    children = {id(child) for module in every for _, child in _group(module, "_modules")}
+    return [module for module in every if id(module) not in children]
+
+
+def attribute_name(
+    thing: Any, variables: Mapping[int, str], ours: Any = None, depth: int = 2
+) -> str | None:
+    """`learner.q` for a module that is an attribute, or an item, of something with a name.
+
+    Args:
+        variables: names of objects by id().
+        ours: a list of the caller's, which is no name of what lies in it.
+    """
+    if depth == 0:
+        return None
+    for holder in gc.get_referrers(thing):
+        of_object = dict_of(holder)
+        if type(of_object) is dict and not issubclass(type(holder), (type, types.ModuleType)):
+            # Python 3.11 and newer keep the attributes of most objects in no dict until it is asked
+            # for: then the object itself is the referrer.
+            key = next((k for k, v in _items(of_object) if v is thing), None)
+            if key is not None:
+                name = variables.get(id(holder)) or type(holder).__name__
+                return f"{name}.{key}"
+        if type(holder) is dict:
+            key = next((k for k, v in _items(holder) if v is thing), None)
+            if key is None:
+                continue
+            for owner in gc.get_referrers(holder):
+                if dict_of(owner) is holder and not issubclass(type(owner), type):
+                    name = variables.get(id(owner)) or type(owner).__name__
+                    return f"{name}.{key}"
+        elif (type(holder) is list or type(holder) is tuple) and holder is not ours:
+            for index, item in enumerate(holder[:_MOST_ITEMS]):
+                if item is thing:
+                    found = variables.get(id(holder))
+                    found = found or attribute_name(holder, variables, ours, depth - 1)
+                    if found:
+                        return f"{found}[{index}]"
+    return None
+
+
+def child_path(path: str, name: str, dot: str = "") -> str:
+    """The path of a submodule or parameter: `net[0]` for a Sequential's, else `net.name`."""
+    if name.isdigit():
+        return f"{path}[{name}]"
+    return f"{path}.{name}" if path or dot else name
 
 
 def facts_of(value: Any) -> TensorState | None:
@@ -231,13 +263,31 @@ def _group(module: Any, name: str) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in _items(group) if v is not None]
 
 
+_mro: Any = type.__dict__["__mro__"]
+_class_dict: Any = type.__dict__["__dict__"]
+
+
+def mro_of(kind: type) -> tuple[type, ...]:
+    """`kind.__mro__`, past what a metaclass may say of it."""
+    found: tuple[type, ...] = _mro.__get__(kind)
+    return found
+
+
+def class_dict(kind: type) -> types.MappingProxyType[str, Any]:
+    """`kind.__dict__`, past what a metaclass may say of it."""
+    found: types.MappingProxyType[str, Any] = _class_dict.__get__(kind)
+    return found
+
+
 def dict_of(owner: Any) -> Any:
     """The `__dict__` of an object, without its own code running; None if it has none."""
-    for kind in type(owner).__mro__:
+    for kind in mro_of(type(owner)):
         # A class may define a `__dict__` of its own, as a property.
-        found = type.__getattribute__(kind, "__dict__").get("__dict__")
+        found = class_dict(kind).get("__dict__")
         if found is not None:
-            if type(found) is not types.GetSetDescriptorType:
+            # `is`, not `in`: a metaclass may answer == with code of its own.
+            kind = type(found)
+            if kind is not types.GetSetDescriptorType and kind is not types.MemberDescriptorType:
                 return None
             break
     try:
@@ -269,12 +319,12 @@ def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.T
         for key, item in _items(dict_of(value))[:_MOST_ITEMS]:
             if issubclass(type(item), torch.Tensor):
                 yield f"{name}.{key}", item
-    elif kind in (list, tuple):
+    elif kind is list or kind is tuple:
         for index, item in enumerate(value[:_MOST_ITEMS]):
             yield from tensors_in(item, f"{name}[{index}]", depth - 1)
     elif issubclass(kind, dict):
         for key, item in list(dict.items(value))[:_MOST_ITEMS]:
-            if type(key) in (str, int):
+            if type(key) is str or type(key) is int:
                 yield from tensors_in(item, f"{name}[{key!r}]", depth - 1)
     elif issubclass(kind, tuple):  # a named tuple
         fields = kind.__dict__.get("_fields") if type(kind) is type else None

@@ -1,7 +1,7 @@
-"""GX101 and GX401: a tensor that was saved for backward was written before backward used it.
+"""What is said of a tensor that was saved for backward and of those who wrote it.
 
-torch's check is by version counter: GX101 is what it sees, GX401 what it cannot. The rules work
-from a copy of the graph (evidence) and a recording's data; they touch no tensor.
+Shared by the rules that tell of one: stale (GX101), silent_writes (GX401) and guarded (GX401,
+GX402). Works from a copy of the graph (evidence) and a recording's data; touches no tensor.
 """
 
 from __future__ import annotations
@@ -12,191 +12,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis import fixes, sites
-from gradext.diagnosis.evidence import Graph, Node, Saved, read
+from gradext.diagnosis.evidence import Graph, Node, Saved
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
     from gradext.diagnosis.naming import Names
-    from gradext.recording import Backward, Data, Recording, Write
+    from gradext.events import Data, Write
 
-PATTERN = re.compile(
-    r"one of the variables needed for gradient computation has been modified by an inplace"
-    r"|Trying to use a saved tensor that has been detached in-place"
-)
-_DETACHED = re.compile(r"saved tensor that has been detached in-place")
-_DETAIL = re.compile(
-    r"\[(?P<type>[\w.]+) \[(?P<sizes>[\d, ]*)\]\]"
-    r"(?:, which is output (?P<output>\d+) of (?P<node>[\w:]+),)?"
-    r" is at version (?P<version>\d+); expected version (?P<saved>\d+)"
-)
-_MOST_DIAGNOSES = 8
-_MOST_PAIRS = 256  # stale tensors that are looked at; a parameter may be saved 10,000 times
-
-
-@dataclasses.dataclass
-class _Blame:
-    """The writes between the saved version and the current one of one saved tensor."""
-
-    writes: list[Write]
-    touched: list[bool | None]  # whether each write's bytes overlap what was saved
-    gap: tuple[int, int] | None  # versions that no recorded write explains
-    before: Write | None  # the last recorded write before the gap
-    after: Write | None  # the first one after it
-    note: Write | None  # a Python call that explains the gap
-
-
-def stale(
-    error: BaseException,
-    data: Data | None,
-    graph: Graph | None = None,
-    names: Names | None = None,
-) -> list[Diagnosis]:
-    """GX101 for the saved tensor that the engine tripped over, then for the other stale ones."""
-    text = str(error)
-    if not PATTERN.search(text):
-        return []
-    wanted = _DETAIL.search(text)
-    if data is None:
-        return [_from_text(error, text)]
-    if _DETACHED.search(text):
-        return [_detached(error, data, graph, names)]
-    pairs = graph.stale() if graph is not None else []
-    first = _failing(pairs, wanted)
-    if first is None or graph is None or names is None:
-        return [_from_text(error, text, data, _by_versions(data, wanted), graph is None)]
-    pairs.remove(first)
-    return _all_stale(graph, [first, *pairs], data, names, failed=True)
-
-
-def _all_stale(
-    graph: Graph, pairs: Sequence[tuple[Node, Saved]], data: Data, names: Names, *, failed: bool
-) -> list[Diagnosis]:
-    """One diagnosis for the saved tensors of the same lines. `failed`: backward has raised."""
-    diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
-    counts: dict[tuple[Any, ...], int] = {}
-    for node, saved in pairs[:_MOST_PAIRS]:
-        if len(diagnoses) >= _MOST_DIAGNOSES:
-            break
-        diagnosis = _stale_one(graph, node, saved, data, names, failed)
-        key = _key(diagnosis)
-        diagnoses.setdefault(key, diagnosis)
-        counts[key] = counts.get(key, 0) + 1
-    return [_with_count(d, counts[key]) for key, d in diagnoses.items()]
-
-
-def _key(diagnosis: Diagnosis) -> tuple[Any, ...]:
-    return (
-        diagnosis.code,
-        tuple(sites.line_of(site) for site in diagnosis.culprits),
-        tuple(sites.line_of(site) for site in diagnosis.victims),
-    )
-
-
-def _with_count(diagnosis: Diagnosis, count: int) -> Diagnosis:
-    if count == 1:
-        return diagnosis
-    more = f"{count - 1} more saved tensor{'s' if count > 2 else ''} of the same lines "
-    more += f"{'are' if count > 2 else 'is'} stale as well"
-    return dataclasses.replace(diagnosis, notes=(*diagnosis.notes, more))
-
-
-def _failing(
-    pairs: Sequence[tuple[Node, Saved]], wanted: re.Match[str] | None
-) -> tuple[Node, Saved] | None:
-    """The stale tensor that the message describes; the first that the engine meets if several."""
-    if wanted is None:
-        return pairs[0] if pairs else None
-    sizes = tuple(int(n) for n in re.findall(r"\d+", wanted["sizes"]))
-    version, saved_version = int(wanted["version"]), int(wanted["saved"])
-    fitting = [
-        pair
-        for pair in pairs
-        if pair[1].version == version and pair[1].saved_version == saved_version
-    ]
-    exact = [pair for pair in fitting if pair[1].sizes == sizes]
-    chosen = exact or fitting
-    return chosen[0] if chosen else None
-
-
-def _blame(data: Data, saved: Saved) -> _Blame:
-    from gradext import recording
-
-    writes = [
-        write
-        for write in data.writes_of_counter(saved.counter, saved.saved_version)
-        if not write.is_note
-    ]
-    touched = [
-        recording.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
-        if saved.is_strided and write.storage == saved.storage
-        else None
-        for write in writes
-    ]
-    gap = None
-    before = after = None
-    at = saved.saved_version
-    known = data.writes_of_counter(saved.counter)
-    for write in writes:
-        if write.version_before > at and gap is None:
-            gap, after = (at, write.version_before), write
-            earlier = [w for w in known if w.order < write.order and not w.is_note]
-            before = earlier[-1] if earlier else None
-        at = max(at, write.version_after)
-    if gap is None and saved.version is not None and at < saved.version:
-        gap = (at, saved.version)
-        before = writes[-1] if writes else None
-    note = None
-    if gap is not None:
-        notes = data.notes_of_counter(saved.counter, gap[0])
-        note = next((n for n in notes if n.version_before < gap[1]), None)
-    return _Blame(writes, touched, gap, before, after, note)
-
-
-def _write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Site | None:
-    op = write.op
-    if name is None:
-        place = sites.site(data.frames(write.stack))
-        name = fixes.written_name(place) if place and not place.stack else None
-    label = f"{_verb(write)} {_quoted(name)}"
-    if write.version_after > write.version_before:
-        label += f": version {write.version_before} -> {write.version_after}"
-    if times > 1:
-        label += f", the first of {times} writes on this line"
-    return sites.site(
-        data.frames(write.stack),
-        op=op,
-        version_before=write.version_before,
-        version_after=write.version_after,
-        label=label,
-        times=times,
-    )
-
-
-def _verb(write: Write) -> str:
-    if write.is_note:
-        return f"{write.op.rsplit('.', 1)[-1]}() counts a write of"
-    return f"{write.op.rsplit('::', 1)[-1]} writes"
-
-
-def _quoted(name: str | None) -> str:
-    return f"`{name}`" if name else "it in place"
-
-
-def _culprits(data: Data, blame: _Blame, name: str | None) -> tuple[Site, ...]:
-    """Lines that wrote, those that touched saved bytes first, then in order of time."""
-    ranked = sorted(
-        zip(blame.writes, blame.touched, strict=True),
-        key=lambda pair: (pair[1] is False, pair[0].order),
-    )
-    by_line: dict[tuple[str, int], list[Write]] = {}
-    for write, _ in ranked:
-        frame = sites.user_frame(data.frames(write.stack))
-        if frame is not None:
-            by_line.setdefault((frame.file, frame.line), []).append(write)
-    found = [_write_site(data, same[0], name, len(same)) for same in by_line.values()]
-    if blame.note is not None:
-        found.append(_write_site(data, blame.note, name))
-    return sites.distinct(found)
+MOST_DIAGNOSES = 8
+MOST_PAIRS = 256  # stale tensors that are looked at; a parameter may be saved 10,000 times
 
 
 def victims_of(data: Data, graph: Graph, node: Node, label: str) -> tuple[Site, ...]:
@@ -233,7 +57,7 @@ def _save_lines(node: Node) -> list[Frame]:
     return found
 
 
-def _tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
+def tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
     """(its name or None, how a sentence speaks of it)."""
     kind = str(saved.dtype).removeprefix("torch.")
     shape = f"{kind} {list(saved.sizes)}"
@@ -246,564 +70,110 @@ def _tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
     return name, f"A {shape} alias of `{name}`"
 
 
-def _stale_one(
-    graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
-) -> Diagnosis:
-    name, spoken = _tensor_text(saved, names)
-    blame = _blame(data, saved)
-    culprits = _culprits(data, blame, name)
-    label = f"{_op_of(node)} saves {_quoted(name) if name else 'it'} for backward, "
-    label += f"at version {saved.saved_version}"
-    victims = victims_of(data, graph, node, label)
-    message = (
-        f"{spoken} was saved for backward by {node.name} at version {saved.saved_version}; "
-        f"it has been written in place since and is now at version {saved.version}."
-    )
-    notes: list[str] = []
-    window = None
-    if blame.gap is not None and blame.note is None:
-        text, window = _gap(data, blame, victims)
-        notes.append(text)
-        if blame.writes and culprits:
-            window = None
-    if blame.writes and all(touched is False for touched in blame.touched):
-        notes.append(
-            "none of these writes touched the bytes that were saved; torch checks by the version "
-            "counter, which all views of one memory share, and refuses all the same"
-        )
-    if sum(touched is not False for touched in blame.touched) > 1 and len(culprits) > 1:
-        notes.append(
-            "each of the lines named here is enough to break this backward; mend all of them"
-        )
-    if saved.is_output:
-        notes.append(f"{node.name} keeps its own result for its derivative")
-    if not victims:
-        notes.append(_no_victims(data))
-    return Diagnosis(
-        code="GX101",
-        severity="error",
-        message=message,
-        culprits=() if window else culprits,
-        victims=victims,
-        fix=_fix(graph, saved, data, blame, culprits, victims, names, failed),
-        notes=tuple(notes),
-        window=window,
+def write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Site | None:
+    op = write.op
+    if name is None:
+        place = sites.site(data.frames(write.stack))
+        name = fixes.written_name(place) if place and not place.stack else None
+    label = f"{_verb(write)} {quoted(name)}"
+    if write.version_after > write.version_before:
+        label += f": version {write.version_before} -> {write.version_after}"
+    if times > 1:
+        label += f", the first of {times} writes on this line"
+    return sites.site(
+        data.frames(write.stack),
+        op=op,
+        version_before=write.version_before,
+        version_after=write.version_after,
+        label=label,
+        times=times,
     )
 
 
-def _no_victims(data: Data) -> str:
-    if data.dropped.get("saves"):
-        return "the line that saved it is older than the journal reaches; raise the memory limit"
-    if not len(data.saves):
-        return "the light mode records no saves, so the line that saved it is not known"
-    return "the line that saved it was not recorded (its op ran before the recording began)"
+def _verb(write: Write) -> str:
+    if write.is_note:
+        return f"{write.op.rsplit('.', 1)[-1]}() counts a write of"
+    return f"{write.op.rsplit('::', 1)[-1]} writes"
 
 
-def _gap(
-    data: Data, blame: _Blame, victims: tuple[Site, ...]
-) -> tuple[str, tuple[Frame, Frame] | None]:
-    assert blame.gap is not None
-    first, last = blame.gap
-    text = f"no recorded op explains the step from version {first} to {last}"
-    if data.dropped.get("writes"):
-        return text + "; the journal dropped older writes, raise the memory limit", None
-    text += " (compiled code, a C++ extension or a thread that was not recorded)"
-    start = sites.user_frame(data.frames(blame.before.stack)) if blame.before else None
-    if start is None and victims:
-        start = victims[0].frame
-    end = sites.user_frame(data.frames(blame.after.stack)) if blame.after else None
-    if end is None and data.backwards:
-        end = sites.user_frame(data.frames(data.backwards[-1].stack))
-    return text, (start, end) if start and end else None
+def quoted(name: str | None) -> str:
+    return f"`{name}`" if name else "it in place"
 
 
-def _op_of(node: Node) -> str:
+def culprits(
+    data: Data,
+    writes: Sequence[Write],
+    name: str | None,
+    touched: Sequence[bool | None] | None = None,
+    note: Write | None = None,
+) -> tuple[Site, ...]:
+    """Lines that wrote, those that touched saved bytes first, then in order of time.
+
+    Args:
+        touched: for each write, whether it reached what was saved; None: all did.
+        note: a Python call that moves the counter without a write.
+    """
+    ranked = sorted(
+        zip(writes, touched or [True] * len(writes), strict=True),
+        key=lambda pair: (pair[1] is False, pair[0].order),
+    )
+    by_line: dict[tuple[str, int], list[Write]] = {}
+    for write, _ in ranked:
+        frame = sites.user_frame(data.frames(write.stack))
+        if frame is not None:
+            by_line.setdefault((frame.file, frame.line), []).append(write)
+    found = [write_site(data, same[0], name, len(same)) for same in by_line.values()]
+    if note is not None:
+        found.append(write_site(data, note, name))
+    return sites.distinct(found)
+
+
+def op_of(node: Node) -> str:
     name = node.name.rsplit("::", 1)[-1]
     found = re.fullmatch(r"(\w+?)Backward\d*", name)
     return found[1] if found else name
 
 
-def _fix(
-    graph: Graph,
-    saved: Saved,
-    data: Data,
-    blame: _Blame,
-    culprits: tuple[Site, ...],
-    victims: tuple[Site, ...],
-    names: Names,
-    failed: bool,
-) -> str:
-    name, _ = names.of_saved(saved)
-    if not culprits:
-        place = f" at {sites.where(victims[0].frame)}" if victims else ""
-        return f"save a copy: use {f'`{name}.clone()`' if name else 'a clone()'}{place}"
-    culprit = culprits[0]
-    write = next(
-        (
-            w
-            for w in blame.writes
-            if (f := sites.user_frame(data.frames(w.stack)))
-            and (f.file, f.line) == sites.line_of(culprit)
-        ),
-        None,
-    )
-    # The backward that raised, which the write has to come after.
-    call = data.backwards[-1] if failed and data.backwards else None
-    stack = data.frames(call.stack) if call is not None else ()
-    last = sites.user_frame(stack)
-    if fixes.is_optimizer_step(culprit):
-        return _fix_step(graph, data, culprit, write, victims, names, call)
-    inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
-    op = (write.op if write else culprit.op) or ""
-    if "embedding_renorm_" in op:
-        return (
-            f"nn.Embedding(max_norm=...) rescales its weight in place when it is called: use "
-            f"`{name or 'weight'}.clone()` at {_place(victims)}, or do the lookup before that line"
-        )
-    if any("/nn/parallel/" in path or "/torch/distributed/" in path for path in inside):
-        return (
-            "DistributedDataParallel copies buffers in place before each forward: construct it "
-            "with broadcast_buffers=False, or run one backward per forward"
-        )
-    if re.search(r"zero_grad", culprit.frame.code):
-        return "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
-    if "copy_buffers" in culprit.frame.code or _is_buffer_copy(culprit):
-        return (
-            f"give the forward a copy of the buffer: `{name or 'buffer'}.clone()` at "
-            f"{_place(victims)}, or write the buffer after backward()"
-        )
-    is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
-    if is_leaf and write is not None and not write.grad_mode:
-        # An update of a parameter or a buffer: a new tensor in its place would not be the same.
-        below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
-        return (
-            f"move `{fixes.source(culprit)}` ({sites.where(culprit.frame)}) below {below}, or let "
-            f"the forward use a copy: `{name or 'the tensor'}.clone()` at {_place(victims)}"
-        )
-    copied = f"`{name}`" if name else "the tensor"
-    return (
-        fixes.module_inplace(culprit, op)
-        or fixes.out_of_place(culprit)
-        or f"write into a copy: `.clone()` {copied} before {sites.where(culprit.frame)}, or use "
-        f"`.clone()` of it at {_place(victims)}"
-    )
-
-
-def _fix_step(
-    graph: Graph,
-    data: Data,
-    culprit: Site,
-    write: Write | None,
-    victims: tuple[Site, ...],
-    names: Names,
-    call: Backward | None,
-) -> str:
-    """An optimizer updated what the graph still needs; `call` is the backward that failed."""
-    backward = data.frames(call.stack) if call is not None else ()
-    step = fixes.step_call(culprit)
-    place = fixes.step_frame(culprit)
-    line = sites.where(place)
-    if any(
-        (f.file, f.line, f.function) == (place.file, place.line, place.function) for f in backward
-    ):
-        return (
-            f"`{step}` ({line}) calls its closure more than once and updates in between: run the "
-            f"forward ({_place(victims)}) inside the closure, so that each call has a new graph"
-        )
-    last = sites.user_frame(backward)
-    loops = call is not None and any(
-        earlier.stack == call.stack and earlier is not call for earlier in data.backwards
-    )
-    carried = _carried(graph, data, write)
-    if carried is not None:
-        node, made = carried
-        again = write is not None and runs_again(data, node.thread, write.sequence, made)
-        target = names.of_node(node.thread, node.sequence) or fixes.carried_name(made, made)
-        what = fixes.detached(target, made)
-        made = fixes.assigning(made, target)
-        if again:
-            return (
-                f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
-                f"made at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum "
-                "the losses and call backward() once"
-            )
-        if loops:
-            spoken = f"`{target}`" if target else "the tensor"
-            return (
-                f"{spoken} is made once, at {sites.where(made.frame)}, before `{step}` ({line}), "
-                "and used in every iteration: compute it again in each one; or, if nothing below "
-                f"it is to be trained, {what} there"
-            )
-    below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
-    return (
-        f"move `{step}` ({line}) below {below} that uses this graph, or run the forward "
-        f"({_place(victims)}) again after it"
-    )
-
-
-def _is_buffer_copy(culprit: Site) -> bool:
-    return "copy_(" in culprit.frame.code and "buffer" in culprit.frame.code
-
-
-def _place(victims: tuple[Site, ...]) -> str:
+def place(victims: tuple[Site, ...]) -> str:
     return sites.where(victims[0].frame) if victims else "the line that saves it"
 
 
-def _carried(graph: Graph, data: Data, write: Write | None) -> tuple[Node, Site] | None:
-    """Where a graph made after `write` still reaches nodes made before it: the carried tensor."""
-    if write is None:
-        return None
-    new = [
-        n.sequence is not None and n.thread == write.thread and n.sequence >= write.sequence
-        for n in graph.nodes
-    ]
-    if not any(new):
-        return None
-    best: Node | None = None
-    for index, node in enumerate(graph.nodes):
-        if not new[index]:
-            continue
-        for following in node.next:
-            if following < 0 or new[following]:
-                continue
-            old = graph.nodes[following]
-            if old.sequence is not None and (
-                best is None or best.sequence is None or old.sequence > best.sequence
-            ):
-                best = old
-    if best is None or best.sequence is None:
-        return None
-    stack, _ = data.node_stack(best.thread, best.sequence)
-    made = sites.site(data.frames(stack))
-    return (best, made) if made is not None else None
-
-
-def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
-    """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
-    wanted = sites.path_of((made.frame, *made.callers))
-    table = data.saves
-    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
-    first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
-    return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})
-
-
-def _by_versions(data: Data, wanted: re.Match[str] | None) -> list[Write]:
-    """Writes that fit the message, where the graph does not show the tensor; the latest counter's.
-
-    The message has the versions, the sizes and the type; a write of a part of the tensor has fewer
-    bytes, never more versions.
-    """
-    if wanted is None:
-        return []
-    version, saved_version = int(wanted["version"]), int(wanted["saved"])
-    table = data.writes
-    fitting = table[(table[:, 11] == version) & (table[:, 10] >= saved_version)]
-    kind = wanted["type"].rsplit(".", 1)[-1]
-    itemsize = _ITEMSIZE.get(kind.replace("CUDA", "").removesuffix("Type"))
-    if itemsize is not None:
-        size = itemsize
-        for number in re.findall(r"\d+", wanted["sizes"]):
-            size *= int(number)
-        whole = fitting[fitting[:, 4] - fitting[:, 3] == size]
-        fitting = whole if len(whole) else fitting
-    if not len(fitting):
-        return []
-    counter = int(fitting[fitting[:, 0].argmax(), 2])
-    writes = data.writes_of_counter(counter, saved_version)
-    return [write for write in writes if not write.is_note and write.version_after <= version]
-
-
-_ITEMSIZE = {
-    "FloatTensor": 4, "DoubleTensor": 8, "HalfTensor": 2, "BFloat16Tensor": 2, "IntTensor": 4,
-    "LongTensor": 8, "ShortTensor": 2, "CharTensor": 1, "ByteTensor": 1, "BoolTensor": 1,
-    "ComplexFloatTensor": 8, "ComplexDoubleTensor": 16,
-}  # fmt: skip
-
-
-def _detached(
-    error: BaseException, data: Data, graph: Graph | None, names: Names | None
-) -> Diagnosis:
-    """detach_() took the history off a tensor that a node had saved; no version moves."""
-    from gradext import frames
-
-    taken = [w for row in data.writes if (w := data.write(row)).op == "aten::detach_"]
-    found: tuple[Node | None, Saved | None, Write | None] = (None, None, None)
-    for node in sorted(graph.nodes, key=graph.order, reverse=True) if graph else ():
-        for saved in node.saved:
-            later = [
-                w
-                for w in taken
-                if w.counter == saved.counter
-                and (w.thread != node.thread or w.sequence > (node.sequence or 0))
-            ]
-            if later and found[0] is None:
-                found = (node, saved, later[0])
-    maker, held, write = found
-    if write is None and taken:
-        write = taken[-1]
-    name = names.of_saved(held)[0] if names is not None and held is not None else None
-    spoken = f"`{name}`" if name else "A tensor"
-    culprits: tuple[Site, ...] = ()
-    victims: tuple[Site, ...] = ()
-    if write is not None:
-        label = f"detach_ takes the history off {_quoted(name)[:60] if name else 'it'}"
-        culprits = sites.distinct([sites.site(data.frames(write.stack), op=write.op, label=label)])
-    if maker is not None and graph is not None:
-        victims = victims_of(data, graph, maker, f"{_op_of(maker)} saves it for backward")
-    if not victims:
-        failed = sites.site(
-            frames.frames_of_traceback(error.__traceback__), label="the backward that failed"
-        )
-        victims = (failed,) if failed else ()
-    fix = "use `.detach()`, which makes a new tensor, instead of `.detach_()`"
-    if culprits and "zero_grad" in culprits[0].frame.code:
-        fix = "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
-    elif culprits:
-        fix = fixes.out_of_place(culprits[0]) or fix
-    return Diagnosis(
-        code="GX101",
-        severity="error",
-        message=(
-            f"{spoken} was saved for backward, and detach_() has taken its history off since: "
-            "backward cannot go on from it."
-        ),
-        culprits=culprits,
-        victims=victims,
-        fix=fix,
+def key(diagnosis: Diagnosis) -> tuple[Any, ...]:
+    return (
+        diagnosis.code,
+        tuple(sites.line_of(site) for site in diagnosis.culprits),
+        tuple(sites.line_of(site) for site in diagnosis.victims),
     )
 
 
-def _from_text(
-    error: BaseException,
-    text: str,
-    data: Data | None = None,
-    writes: Sequence[Write] = (),
-    late: bool = False,
-) -> Diagnosis:
-    """GX101 with no graph at hand: explained without a recording, too late, or a C++ Function's."""
-    from gradext import frames
-
-    wanted = _DETAIL.search(text)
-    message = "A tensor that was saved for backward has been written in place since."
-    if wanted:
-        message = (
-            f"A [{wanted['sizes']}] tensor was saved for backward at version {wanted['saved']}; "
-            f"it has been written in place since and is now at version {wanted['version']}."
-        )
-    trace = frames.frames_of_traceback(error.__traceback__)
-    failed = sites.site(trace, label="the backward that failed")
-    where = (failed,) if failed else ()
-    if data is None:
-        note = "no recording was on, so the line of the write is not known"
-        fix = "run the script with `gradext run`, or put it under `with gradext.record():`"
-        return Diagnosis("GX101", "error", message, (), where, fix, (note,))
-    culprits = sites.distinct(_write_site(data, w, None) for w in writes)
-    note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
-    if late:
-        note = "the graph is not at hand any more: these writes fit the versions and the size"
-    fix = (fixes.out_of_place(culprits[0]) if culprits else None) or (
-        "clone() the tensor before it is written"
-    )
-    return Diagnosis("GX101", "error", message, culprits, where, fix, (note,))
+def with_count(diagnosis: Diagnosis, count: int) -> Diagnosis:
+    if count == 1:
+        return diagnosis
+    more = f"{count - 1} more saved tensor{'s' if count > 2 else ''} of the same lines "
+    more += f"{'are' if count > 2 else 'is'} stale as well"
+    return dataclasses.replace(diagnosis, notes=(*diagnosis.notes, more))
 
 
-# --- GX401 ------------------------------------------------------------------------------------
-
-
-def _uncounted(data: Data) -> dict[int, list[Write]]:
-    """By storage, the writes to memory of which some write did not move the counter."""
-    table = data.writes
-    storages = set(table[(table[:, 14] & 3) != 0][:, 1].tolist())
-    found: dict[int, list[Write]] = {}
-    for storage in storages:
-        found[storage] = data.writes_of_storage(storage)
-    return found
-
-
-def _suspects(by_storage: dict[int, list[Write]], saved: Saved, node: Node) -> list[Write]:
-    """Writes to the saved bytes, after they were saved, that moved another counter or none."""
-    if not saved.is_strided or node.sequence is None:
-        return []
-    found = []
-    for write in by_storage.get(saved.storage, ()):
-        if write.begin == write.end or write.is_inference:
-            continue
-        counted = write.counter == saved.counter and not write.declared_only
-        if counted:
-            continue
-        if write.thread == node.thread and write.sequence <= node.sequence:
-            continue  # before the save
-        found.append(write)
-    return found
-
-
-def any_silent(data: Data, graph: Graph) -> bool:
-    """Whether silent() would find something; much cheaper than finding out what."""
-    by_storage = _uncounted(data)
-    return bool(by_storage) and any(
-        saved.storage in by_storage and _suspects(by_storage, saved, node)
-        for node in graph.nodes
-        for saved in node.saved
-    )
-
-
-def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
-    """GX401 from the journal alone: declared writes without a bump, and writes through `.data`."""
-    from gradext import recording
-
-    by_storage = _uncounted(data)
-    if not by_storage:
-        return []
-    diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
-    counts: dict[tuple[Any, ...], int] = {}
-    left = _MOST_PAIRS
-    for node in sorted(graph.nodes, key=graph.order, reverse=True):
-        for saved in node.saved:
-            writes = [
-                write
-                for write in _suspects(by_storage, saved, node)
-                if recording.overlap(
-                    write, saved.offset, saved.itemsize, saved.sizes, saved.strides
-                )
-            ]
-            if not writes or saved.is_stale:
-                continue  # a stale one raises by itself
-            if len(diagnoses) >= _MOST_DIAGNOSES or left == 0:
-                break
-            left -= 1
-            diagnosis = _silent_one(graph, node, saved, writes, data, names)
-            key = _key(diagnosis)
-            diagnoses.setdefault(key, diagnosis)
-            counts[key] = counts.get(key, 0) + 1
-    return [_with_count(d, counts[key]) for key, d in diagnoses.items()]
-
-
-def _silent_one(
-    graph: Graph, node: Node, saved: Saved, writes: list[Write], data: Data, names: Names
-) -> Diagnosis:
-    name, spoken = _tensor_text(saved, names)
-    blame = _Blame(writes, [True] * len(writes), None, None, None, None)
-    culprits = _culprits(data, blame, name)
-    label = f"{_op_of(node)} saves {_quoted(name) if name else 'it'} for backward"
-    victims = victims_of(data, graph, node, label)
-    first = writes[0]
-    op = first.op.rsplit("::", 1)[-1]
-    if first.declared_only:
-        how = f"{op} wrote it without moving its version counter"
-        notes = (
-            f"{first.op} declares the write in its schema and does not count it, so torch's "
-            "check cannot see it",
-        )
-    else:
-        how = f"{op} wrote its memory through a tensor with another version counter"
-        notes = (
-            "`.data` (like numpy, DLPack and a storage) shares the memory and not the version "
-            "counter, so torch's check cannot see the write",
-        )
-    if culprits and fixes.is_optimizer_step(culprits[0]):
-        step = fixes.step_call(culprits[0])
-        fix = (
-            f"move `{step}` ({sites.where(fixes.step_frame(culprits[0]))}) below the last "
-            f"backward() that uses this graph, or run the forward ({_place(victims)}) again after "
-            "it"
-        )
-        if first.declared_only:
-            fix += "; without fused=True torch raises here"
-    else:
-        fix = _without_data(culprits[0]) if culprits else ""
-    return Diagnosis(
-        code="GX401",
-        severity="error",
-        message=(
-            f"{spoken} was saved for backward by {node.name}, and {how}: backward computes with "
-            "the new values, and the gradients are wrong without an error."
-        ),
-        culprits=culprits,
-        victims=victims,
-        fix=fix,
-        notes=notes,
-    )
-
-
-def _without_data(culprit: Site) -> str:
-    place = sites.where(culprit.frame)
-    if ".data" in culprit.frame.code:
+def why_unseen(write: Write) -> str:
+    """Why torch's check does not see a write that changed a saved tensor."""
+    if write.declared_only:
         return (
-            f"at {place} make a new tensor instead of writing through `.data` "
-            "(`x = x * factor`), so that autograd knows of it; or write after backward()"
+            f"{write.op} declares the write in its schema and does not count it, so torch's check "
+            "cannot see it"
         )
-    text = fixes.out_of_place(culprit)
-    return text or f"write into a `.clone()` at {place}, or after backward()"
+    return (
+        "`.data` (like numpy, DLPack and a storage) shares the memory and not the version counter, "
+        "so torch's check cannot see the write"
+    )
 
 
-# --- check_backward -----------------------------------------------------------------------------
-
-
-class Checked(list[Diagnosis]):
-    """The diagnoses of check_backward(), and what it could not look at.
-
-    Attributes:
-        checked: how many saved tensors were compared.
-        unchecked: one line per node that cannot be read without running a hook, or not at all.
-    """
-
-    def __init__(self, found: list[Diagnosis], checked: int, unchecked: list[str]) -> None:
-        super().__init__(found)
-        self.checked = checked
-        self.unchecked = unchecked
-
-    def __str__(self) -> str:
-        from gradext.reporters import diagnosis
-
-        lines = [diagnosis.text(d) for d in self]
-        lines.append(f"{self.checked} saved tensors checked, {len(self.unchecked)} nodes not")
-        lines += [f"  not checked: {line}" for line in self.unchecked[:20]]
-        return "\n".join(lines)
-
-    __repr__ = __str__
-
-
-def check(loss: Any, recording: Recording | None) -> Checked:
-    """gradext.check_backward."""
-    import torch
-
-    from gradext import watch
-    from gradext.diagnosis import graph as graphs
-    from gradext.diagnosis.naming import Names
-
-    roots = [loss] if isinstance(loss, torch.Tensor) else loss
-    if not isinstance(roots, (list, tuple)) or not all(
-        isinstance(root, torch.Tensor) for root in roots
-    ):
-        raise TypeError(
-            "gradext.check_backward: expected a tensor or a list of tensors, got "
-            f"{type(loss).__module__}.{type(loss).__qualname__}"
-        )
-    if recording is None and watch.recordings:
-        recording = watch.recordings[-1]
-    data = recording.data if recording is not None else _no_data()
-    graph = read(roots)
-    names = Names(watch.frames_above())
-    found = _all_stale(graph, graph.stale(), data, names, failed=False)
-    found += graphs.freed(data, graph, names)
-    found += silent(data, graph, names)
-    unchecked = []
-    for node in graph.nodes:
-        if node.hooked:
-            unchecked.append(
-                f"{node.name}: {', '.join(node.hooked)} is packed by saved-tensor hooks "
-                "(checkpointing, offloading), and unpacking would run them"
-            )
-        if not node.is_readable:
-            unchecked.append(f"{node.name}: a C++ autograd Function shows nothing of what it saved")
-    if not graph.whole:
-        unchecked.append(
-            f"the graph is too large or too deep: the nearest {len(graph.nodes)} nodes were read"
-        )
-    return Checked(found, sum(len(node.saved) for node in graph.nodes), unchecked)
-
-
-def _no_data() -> Data:
-    from gradext.recording import Data, empty_snapshot
-
-    return Data(empty_snapshot(), {})
+def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) -> str:
+    """The fix where an optimizer's step wrote what a graph still needs."""
+    step, line = fixes.step_call(culprit), sites.where(fixes.step_frame(culprit))
+    fix = (
+        f"move `{step}` ({line}) below the last backward() that uses this graph, or run the "
+        f"forward ({place(victims)}) again after it"
+    )
+    if write is not None and write.declared_only:
+        fix += "; without fused=True torch raises here"
+    return fix

@@ -17,7 +17,7 @@ from gradext.diagnosis import fixes, sites
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
-    from gradext.recording import Data, Refused, View
+    from gradext.events import Data, Refused, View
 
 # The texts of check_inplace and handle_view_on_rebase in torch/csrc/autograd.
 _CODES = (
@@ -236,7 +236,7 @@ def _live_view(error: BaseException, code: str, use: Site) -> _Seen | None:
 
 def _seen_of(tensor: Any, facts: Any) -> _Seen:
     from gradext import _C
-    from gradext.recording import _extent
+    from gradext.events import extent
 
     chain: list[tuple[str, int, int]] = []
     rows, _ = _C.graph([tensor], 64)
@@ -245,7 +245,7 @@ def _seen_of(tensor: Any, facts: Any) -> _Seen:
         _, name, thread, sequence, following, _ = rows[at]
         chain.append((name, thread, -1 if sequence is None else sequence))
         at = following[0] if following else -1
-    begin, end = _extent(tensor)
+    begin, end = extent(tensor)
     return _Seen(
         order=1 << 62,
         storage=facts.storage,
@@ -296,7 +296,7 @@ def _writes_before(
 
 def _as_view(seen: _Seen) -> View:
     """A view that the journal does not have (made before it began): everything came after."""
-    from gradext.recording import View
+    from gradext.events import View
 
     return View(-1, "", seen.storage, seen.begin, seen.end, seen.tensor, 0, 0, 0, "default")
 

@@ -7,13 +7,17 @@ script into its fixed twin, text for text.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import linecache
 import re
 import textwrap
+import warnings
 from typing import Any
 
 import pytest
+import torch
 
 import gradext
 from gradext import watch
@@ -30,6 +34,7 @@ class Case:
         fix: words that the fix has to have.
         text: words that the message has to have.
         saves: False runs it on a light recording, which names no victim.
+        guard: runs it under gradext.guard() as well.
     """
 
     code: str
@@ -39,6 +44,7 @@ class Case:
     fix: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     saves: bool = True
+    guard: bool = False
 
     @property
     def shown(self) -> str:
@@ -83,25 +89,30 @@ class Ran:
     data: Any
 
 
-def run(text: str, name: str, *, saves: bool = True) -> Ran:
+def run(text: str, name: str, *, saves: bool = True, guard: bool = False) -> Ran:
     """Run a script in this process under record(); the file exists for linecache only."""
+    guarded = gradext.guard() if guard else contextlib.nullcontext()
     file = f"/nowhere/{name}.py"
     prelude = compile(PRELUDE, "<prelude>", "exec")
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     space: dict[str, Any] = {"__name__": "__main__", "__file__": file}
     exec(prelude, space)
     error = None
+    gc.collect()  # the modules of earlier cases would be among those that have names
     faults = watch.own_errors()  # other tests of this process may have left some
     found: list[Diagnosis] = []
-    with gradext.record(saves=saves) as recording:
+    with gradext.record(saves=saves) as recording, warnings.catch_warnings():
+        warnings.simplefilter("ignore", gradext.GuardWarning)  # the incidents have them
         try:
-            exec(compile(text, file, "exec"), space)
+            with guarded:
+                exec(compile(text, file, "exec"), space)
         except Exception as caught:
             error = watch.describe(caught)
             found = gradext.explain(caught)
         else:
             found = [d for incident in watch.incidents for d in incident.diagnoses]
         data = recording.data
+    torch.set_grad_enabled(True)  # a case may have left it off
     assert watch.own_errors() == faults
     return Ran(error, found, file, data)
 
@@ -113,7 +124,7 @@ def places(sites: Any, file: str) -> list[int]:
 
 def check_broken(case: Case) -> Ran:
     """The diagnosis has the code, the exact lines and the words that the case expects."""
-    ran = run(case.shown, case.name, saves=case.saves)
+    ran = run(case.shown, case.name, saves=case.saves, guard=case.guard)
     assert ran.diagnoses, f"no diagnosis of {ran.error}"
     first = ran.diagnoses[0]
     shown = f"{ran.error}\n{first}"
@@ -132,6 +143,6 @@ def check_broken(case: Case) -> Ran:
 
 def check_mended(case: Case) -> None:
     """The twin runs, and nothing is said of it."""
-    ran = run(case.mended, case.name + "-mended", saves=case.saves)
+    ran = run(case.mended, case.name + "-mended", saves=case.saves, guard=case.guard)
     assert ran.error is None
     assert ran.diagnoses == []

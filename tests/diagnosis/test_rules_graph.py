@@ -234,6 +234,150 @@ case(
     fix=("self.h", ".detach()"),
 )  # fmt: skip
 
+# --- what links the two graphs --------------------------------------------------------------------
+
+case(
+    "GX302", "linked_by_a_local_of_the_loop", """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = nn.GRU(1, 3, batch_first=True), nn.Linear(3, 1)
+        def forward(self, x, state):
+            h, state = self.rnn(x, state)  #V
+            return self.out(h), state
+    def fit(net, opt, x, state):
+        pred, new_state = net(x, state)
+        opt.zero_grad()
+        pred.pow(2).mean().backward()
+        opt.step()
+        return new_state
+    def run(net, opt):
+        state = None
+        for _ in range(3):
+            state = fit(net, opt, torch.ones(1, 4, 1), state)  #C
+    net = Net()
+    run(net, torch.optim.SGD(net.parameters(), 0.1))
+    """,
+    ("return new_state", "return new_state.detach()"),
+    text=("`state`, a local of run(),",), fix=("`state = state.detach()`",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_a_buffer", """
+    class Lif(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("v", torch.zeros(1, 3))
+        def forward(self, current):
+            for step in current.unbind(1):
+                self.v = 0.9 * self.v * torch.sigmoid(self.v) + step  #CV
+            return torch.sigmoid(self.v)
+    class Spiking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.lif, self.b = nn.Linear(2, 3), Lif(), nn.Linear(3, 1)
+        def forward(self, x):
+            return self.b(self.lif(self.a(x)))
+    net = Spiking()
+    for _ in range(2):
+        net(torch.ones(1, 4, 2)).sum().backward()
+    """,
+    ("return torch.sigmoid(self.v)",
+     "spikes = torch.sigmoid(self.v)\n        self.v = self.v.detach()\n        return spikes"),
+    text=("`net.lif.v`, a buffer of Lif,",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_a_running_sum", """
+    class Trainer:
+        def __init__(self):
+            self.net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+        def fit(self, batches):
+            total_loss = 0.0
+            for x in batches:
+                loss = self.net(x).pow(2).mean()
+                total_loss = total_loss + loss  #CV
+                total_loss.backward()
+            return total_loss
+    Trainer().fit(torch.ones(2, 1, 2))
+    """,
+    ("total_loss.backward()", "loss.backward()"),
+    text=("`total_loss`, a running sum,",), fix=("total_loss",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_an_average_of_losses", """
+    class Balancer:
+        def __init__(self, beta):
+            self.beta, self.avg = beta, None
+        def update(self, loss):
+            if self.avg is None:
+                self.avg = loss
+            self.avg = self.beta * self.avg + (1 - self.beta) * loss  #CV
+            return loss / self.avg
+    net, balancer = nn.Linear(2, 1), Balancer(0.9)
+    for x in torch.rand(3, 4, 2):
+        balancer.update(net(x).pow(2).mean()).backward()
+    """,
+    ("(1 - self.beta) * loss", "(1 - self.beta) * loss.detach()"),
+    ("self.avg = loss\n", "self.avg = loss.detach()\n"),
+    text=("`self.avg`, an attribute of Balancer,",), fix=("`self.avg = self.avg.detach()`",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_positions_cached_in_a_module", """
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.mlp, self._pos = nn.Embedding(8, 4), nn.Linear(4, 4), None
+        def positions(self, n):
+            if self._pos is None:
+                self._pos = torch.tanh(self.mlp(self.table.weight[:n]))  #CV
+            return self._pos
+        def forward(self, x):
+            return x * self.positions(x.shape[1])
+    enc = Encoder()
+    for x in torch.rand(2, 1, 3, 4):
+        enc(x).sum().backward()
+    """,
+    ("if self._pos is None:", "if True:"),
+    text=("_pos`, an attribute of",), fix=("in each iteration",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_a_replay_buffer", """
+    class Replay:
+        def __init__(self):
+            self.items = []
+        def push(self, latent):
+            self.items.append(latent)
+        def sample(self):
+            return torch.cat(self.items[-2:])
+    enc, head, replay = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 1), Replay()
+    def encode(x):
+        return enc(x)  #CV
+    for x in torch.rand(3, 1, 2):
+        replay.push(encode(x))
+        head(replay.sample()).pow(2).mean().backward()
+    """,
+    ("self.items.append(latent)", "self.items.append(latent.detach())"),
+    text=("`replay.items[0]`, an entry of `replay.items`,",),
+    fix=("`replay.items`",),
+)  # fmt: skip
+case(
+    "GX302", "linked_by_a_mask_made_from_a_parameter", """
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(3))
+        def forward(self):
+            return torch.sigmoid(self.logits)  #V
+    def train(mask, net, batches):
+        weights = mask()  #C
+        for x in batches:
+            loss = (net(x) * weights).sum()
+            loss.backward()
+    train(Mask(), nn.Linear(2, 3), torch.rand(2, 1, 2))
+    """,
+    ("(net(x) * weights)", "(net(x) * mask())"),
+    text=("`weights`, a local of train(),",), fix=("`weights`", "in each iteration"),
+)  # fmt: skip
+
 # --- GX303 ----------------------------------------------------------------------------------------
 
 case(

@@ -1,0 +1,157 @@
+"""audit_inference(): can this run under inference_mode instead of no_grad, and what stays behind?
+
+Owns the report as plain data and the public door. The experiments and the judging of them are
+gradext.audit's, which is imported when somebody asks; how the report looks is
+gradext.reporters.inference's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gradext._version import __version__
+from gradext.diagnosis.model import Diagnosis, Site, _site
+
+SECONDS = 600.0  # for one experiment
+
+# The named checks, in the order of the report.
+CHECKS = (
+    *("runs", "same outputs", "writes", "parameters and buffers", "kept tensors", "train step"),
+    *("no_grad afterwards", "deepcopy", "state_dict", "to", "save and load", "threads"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One named check.
+
+    Attributes:
+        name: one of CHECKS.
+        status: "pass", "warn", "fail" or "skipped".
+        message: one sentence.
+        sites: lines, the most telling first. paths: the tensors that it is about.
+        fix: what to change; "" where nothing needs to.
+        diagnoses: what gradext.explain says of an error, or GX204 of a kept tensor.
+    """
+
+    name: str
+    status: str
+    message: str
+    sites: tuple[Site, ...] = ()
+    paths: tuple[str, ...] = ()
+    fix: str = ""
+    diagnoses: tuple[Diagnosis, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "status": self.status,
+            "message": self.message,
+            "sites": [_site(site) for site in self.sites],
+            "paths": list(self.paths),
+            "fix": self.fix,
+            "diagnoses": [diagnosis.to_json() for diagnosis in self.diagnoses],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceAudit:
+    """The answer; prints as a list of checks.
+
+    Attributes:
+        subject: what was audited ("Rope", "model.generate").
+        verdict: the answer in one sentence.
+        checks: one per name in CHECKS.
+        not_checked: what could not be looked at, one sentence each.
+        isolation: "process" (each run in a process of its own), "copy" (a deep copy in this
+            process) or "none" (the object itself).
+        torch, gradext: versions.
+    """
+
+    subject: str
+    verdict: str
+    checks: tuple[Check, ...]
+    not_checked: tuple[str, ...]
+    isolation: str
+    torch: str = torch.__version__
+    gradext: str = __version__
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed; warnings are allowed."""
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "fail")
+
+    def __getitem__(self, name: str) -> Check:
+        """The check of that name; KeyError for no name in CHECKS."""
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(f"{name!r} is no check; the checks are {', '.join(CHECKS)}")
+
+    def __str__(self) -> str:
+        from gradext.reporters import inference
+
+        return inference.text(self)
+
+    __repr__ = __str__
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as `gradext check --inference --json` writes it."""
+        return {
+            "gradext": self.gradext,
+            "torch": self.torch,
+            "subject": self.subject,
+            "ok": self.ok,
+            "verdict": self.verdict,
+            "isolation": self.isolation,
+            "checks": [check.to_json() for check in self.checks],
+            "not_checked": list(self.not_checked),
+        }
+
+
+def audit_inference(model_or_fn: Any, /, *args: Any, **kwargs: Any) -> InferenceAudit:
+    """Can this call run under inference_mode instead of no_grad, and what does it leave behind?
+
+    Runs `model_or_fn(*args, **kwargs)` several times, each time in a process forked for it (Linux,
+    CPU), so that nothing changes here; where that is impossible on a deep copy, and where that is
+    impossible too on the object itself, which the report says. Train and eval flags are as given.
+
+    Returns:
+        The report: print it, or read `.checks`, `.ok`, `.verdict`, `.to_json()`.
+
+    Raises:
+        TypeError: `model_or_fn` cannot be called.
+    """
+    return audit(model_or_fn, args, kwargs)
+
+
+def audit(
+    model_or_fn: Any,
+    args: Sequence[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    fork: bool = True,
+    seconds: float = SECONDS,
+) -> InferenceAudit:
+    """audit_inference() with choices.
+
+    Args:
+        fork: False never forks. seconds: time limit of one run in a forked process.
+    """
+    if not callable(model_or_fn):
+        kind = type(model_or_fn)
+        raise TypeError(
+            "gradext.audit_inference: expected a module or a function, got "
+            f"{kind.__module__}.{kind.__qualname__}, which cannot be called"
+        )
+    from gradext.audit import checks
+
+    return checks.audit(model_or_fn, tuple(args), dict(kwargs or {}), fork=fork, seconds=seconds)

@@ -105,6 +105,47 @@ def gpt2_step() -> Step:
     return train_step(optimizer, lambda: model(input_ids=tokens, labels=tokens).loss)
 
 
+def decode_step() -> Step:
+    """One token of a small Llama with a KV cache of 64 tokens, under inference_mode."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    prompt = torch.randint(256, (1, 64))
+    with torch.inference_mode():
+        cache = model(input_ids=prompt, use_cache=True).past_key_values
+    token = prompt[:, -1:]
+
+    @torch.inference_mode()
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache, use_cache=True).logits.argmax(-1)
+        cache.crop(-1)  # or it grows, and each step takes longer than the one before
+
+    return step
+
+
+def evaluation_step() -> Step:
+    """The small transformer's forward under no_grad: every result is a value without gradient."""
+    from gradext.lesson.models import LLM
+
+    model = LLM(vocabulary=256, context=16, width=64, depth=2, heads=4)
+    inputs = torch.randint(256, (2, 16))
+
+    @torch.no_grad()
+    def step() -> None:
+        model(inputs)
+
+    return step
+
+
 def train_step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Step:
     def step() -> None:
         optimizer.zero_grad()
@@ -167,10 +208,10 @@ def empty_observer(mode: str) -> contextlib.AbstractContextManager[Any]:
     return _C.empty_observer(mode)
 
 
-def recording(saves: bool) -> contextlib.AbstractContextManager[Any]:
+def recording(saves: bool, **narrowed: bool) -> contextlib.AbstractContextManager[Any]:
     import gradext
 
-    return gradext.record(saves=saves)
+    return gradext.record(saves=saves, **narrowed)
 
 
 WAYS = {
@@ -184,6 +225,10 @@ WAYS = {
     "empty": Way("empty observer", lambda: empty_observer("none")),
     "empty-inputs": Way("empty observer, boxed inputs", lambda: empty_observer("inputs")),
     "full": Way("gradext.record()", lambda: recording(True)),
+    "no-origins": Way(
+        "gradext.record(births=False, cuts=False)",
+        lambda: recording(True, births=False, cuts=False),
+    ),
     "light": Way("gradext.record(saves=False)", lambda: recording(False)),
 }
 
@@ -213,6 +258,16 @@ SUBJECTS = {
         _transformer(torch.optim.AdamW, depth=2, width=64, batch=2, tokens=16),
         5e-3,
         60,
+    ),
+    "evaluation": Subject(
+        "transformer 2 layers d=64 batch 2×16, forward under no_grad",
+        "small",
+        evaluation_step,
+        5e-3,
+        40,
+    ),
+    "decode": Subject(
+        "Llama 2 layers d=64, decode of one token, inference_mode", "small", decode_step, 5e-3, 40
     ),
     "transformer-256": Subject(
         "transformer 4 layers d=256 batch 8×128, AdamW",

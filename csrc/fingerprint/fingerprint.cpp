@@ -1,0 +1,167 @@
+// Checks and dispatch: which tensors have a fingerprint, on which device it is computed, and what
+// the ops say for all other kinds.
+#include "fingerprint.h"
+
+#include "fingerprint_cpu.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+
+#ifdef GRADEXT_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace gradext::fingerprint {
+namespace {
+
+const c10::TensorImpl* impl_of(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.unsafeGetTensorImpl() : nullptr;
+}
+
+// The device of all of them; one line about the first that is elsewhere or has no bytes.
+c10::Device common_device(at::TensorList tensors, bool is_list) {
+  std::optional<c10::Device> common;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const std::string which = is_list ? "item " + std::to_string(i) + ": " : "";
+    const char* reason = refusal(impl_of(tensors[i]));
+    TORCH_CHECK_VALUE(reason == nullptr, "gradext::fingerprint: ", which, reason);
+    const c10::Device device = device_of(*impl_of(tensors[i]));
+    TORCH_CHECK_VALUE(
+        !common.has_value() || *common == device,
+        "gradext::fingerprint_list: item 0 is on ",
+        *common,
+        ", ",
+        which,
+        "on ",
+        device,
+        "; one call takes one device");
+    common = device;
+  }
+  return common.value_or(c10::Device(c10::kCPU));
+}
+
+Sources describe(at::TensorList tensors) {
+  Sources sources;
+  sources.list.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) {
+    add_source(*impl_of(tensor), sources);
+  }
+  return sources;
+}
+
+#ifdef GRADEXT_WITH_CUDA
+at::Tensor on_cuda(const Sources& sources, c10::Device device) {
+  const c10::cuda::CUDAGuard guard(device);
+  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  const auto count = static_cast<int64_t>(sources.list.size());
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  at::Tensor out = at::empty({count, 2}, options);
+  at::Tensor scratch = at::empty({count, 3}, options);
+  auto* results = out.mutable_data_ptr<int64_t>();
+  auto* slots = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
+  C10_CUDA_CHECK(cudaMemsetAsync(slots, 0, sizeof(uint64_t) * 3 * count, stream));
+  // In a capture the arguments of a launch are kept by the graph; a table in memory would have to
+  // outlive it.
+  const bool capturing =
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  std::vector<Chunk> chunks = pack(sources, kArgumentWords);
+  const auto fits = [](const Chunk& chunk) {
+    return static_cast<int64_t>(chunk.words.size()) <= kArgumentWords;
+  };
+  if (chunks.size() == 1 || capturing) {
+    for (const Chunk& chunk : chunks) {
+      TORCH_CHECK_VALUE(fits(chunk), "gradext::fingerprint: too many dimensions for a capture");
+      C10_CUDA_CHECK(launch_arguments(
+          chunk.words.data(),
+          static_cast<int64_t>(chunk.words.size()),
+          chunk.end - chunk.begin,
+          chunk.blocks,
+          slots + 3 * chunk.begin,
+          results + 2 * chunk.begin,
+          stream));
+    }
+    return out;
+  }
+  const Chunk whole = std::move(pack(sources, std::numeric_limits<int64_t>::max()).front());
+  const auto words = static_cast<int64_t>(whole.words.size());
+  // torch's pinned allocator does not hand the memory out again before the copy has ended.
+  at::Tensor host = at::empty({words}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+  std::copy(whole.words.begin(), whole.words.end(), host.mutable_data_ptr<int64_t>());
+  const at::Tensor table = host.to(device, at::kLong, /*non_blocking=*/true);
+  C10_CUDA_CHECK(
+      launch_table(table.const_data_ptr<int64_t>(), count, whole.blocks, slots, results, stream));
+  return out;
+}
+#endif
+
+at::Tensor compute(at::TensorList tensors, bool is_list) {
+  const c10::Device device = common_device(tensors, is_list);
+  const auto count = static_cast<int64_t>(tensors.size());
+  const Sources sources = describe(tensors);
+#ifdef GRADEXT_WITH_CUDA
+  if (device.is_cuda()) {
+    return on_cuda(sources, device);
+  }
+#endif
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      device.is_cpu(), "gradext::fingerprint: no kernel for tensors on ", device);
+  // Allocated past the dispatcher, so that no user's mode sees (or replaces) the result.
+  at::Tensor out = at::detail::empty_cpu({count, 2}, at::TensorOptions().dtype(at::kLong));
+  static_assert(sizeof(Value) == 2 * sizeof(int64_t));
+  of_sources(sources, reinterpret_cast<Value*>(out.mutable_data_ptr<int64_t>()));
+  return out;
+}
+
+at::Tensor fingerprint_meta(const at::Tensor& self) {
+  return at::empty({2}, self.options().dtype(at::kLong).layout(at::kStrided));
+}
+
+at::Tensor fingerprint_list_meta(at::TensorList tensors) {
+  const auto count = static_cast<int64_t>(tensors.size());
+  return at::empty({count, 2}, at::TensorOptions().dtype(at::kLong).device(at::kMeta));
+}
+
+}  // namespace
+
+at::Tensor fingerprint(const at::Tensor& tensor) {
+  at::Tensor rows = compute(tensor, /*is_list=*/false);
+  rows.unsafeGetTensorImpl()->set_sizes_contiguous({2});
+  return rows;
+}
+
+at::Tensor fingerprint_list(at::TensorList tensors) {
+  return compute(tensors, /*is_list=*/true);
+}
+
+// All devices and layouts: what has no bytes is refused in one line, by the same check. It also
+// answers for an empty list, which has no device.
+TORCH_LIBRARY_IMPL(gradext, CompositeExplicitAutograd, m) {
+  m.impl("fingerprint", &fingerprint);
+  m.impl("fingerprint_list", &fingerprint_list);
+}
+
+TORCH_LIBRARY_IMPL(gradext, Meta, m) {
+  m.impl("fingerprint", &fingerprint_meta);
+  m.impl("fingerprint_list", &fingerprint_list_meta);
+}
+
+// The result is integers: nothing to differentiate. The kernel sees negative and conjugate views as
+// they are, not copies made for it.
+#define GRADEXT_FALL_THROUGH(key)                                      \
+  TORCH_LIBRARY_IMPL(gradext, key, m) {                                \
+    m.impl("fingerprint", torch::CppFunction::makeFallthrough());      \
+    m.impl("fingerprint_list", torch::CppFunction::makeFallthrough()); \
+  }
+GRADEXT_FALL_THROUGH(Autograd)
+GRADEXT_FALL_THROUGH(Conjugate)
+GRADEXT_FALL_THROUGH(Negative)
+#undef GRADEXT_FALL_THROUGH
+
+}  // namespace gradext::fingerprint

@@ -1,0 +1,12 @@
+// The CPU's pass over tensors that are already described.
+#pragma once
+
+#include "fingerprint.h"
+#include "source.h"
+
+namespace gradext::fingerprint {
+
+// Bytes must be in host memory. The result does not depend on the number of threads.
+void of_sources(const Sources& sources, Value* out);
+
+}  // namespace gradext::fingerprint

@@ -1,0 +1,10 @@
+// The fingerprint's part of the pybind11 door.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gradext::fingerprint {
+
+void bind(pybind11::module_& m);
+
+}  // namespace gradext::fingerprint

@@ -1,0 +1,138 @@
+// Saved tensors that are not on the CPU. Their fingerprints stay on their device; one comparison,
+// and one wait, ends each backward. Who wrote is known where an op did; a raw write on a device has
+// no line, and the answer is the window between the save and the use.
+#include "guard.h"
+
+#include "python.h"
+#include "recorder/kernels.h"
+#include "state/state.h"
+
+#include <ATen/Functions.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#ifdef GRADEXT_WITH_CUDA
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#endif
+
+namespace gradext::guard {
+
+std::atomic<bool> defers_all{false};
+
+namespace {
+
+struct Comparison {
+  std::shared_ptr<Entry> entry;
+  at::Tensor now;
+  int64_t row;
+  Told told;
+};
+
+struct Deferred {
+  std::mutex mutex;
+  std::vector<Comparison> comparisons;
+};
+
+Deferred& deferred() {
+  static Deferred* instance = new Deferred;
+  return *instance;
+}
+
+// Ops of the guard's own are none of the program's: not recorded, not differentiated, not cast.
+class Unseen {
+ public:
+  Unseen()
+      : excluded_(
+            c10::DispatchKeySet({recorder::kKey, recorder::kNodeKey}) |
+            c10::autocast_dispatch_keyset |
+            c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot})),
+        below_() {}
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard excluded_;
+  at::AutoDispatchBelowADInplaceOrView below_;
+};
+
+}  // namespace
+
+bool is_deferred(const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (defers_all) {
+    return fingerprint::can_fingerprint(tensor);
+  }
+  return tensor.is_cuda() && impl.layout() == c10::kStrided && !impl.has_symbolic_sizes_strides() &&
+         !state::is_wrapper_subclass(impl) && !recorder::is_stand_in(impl) &&
+         !recorder::stands_on_another(impl) &&
+         !impl.key_set().has(c10::DispatchKey::NestedTensor) && state::storage(impl) != nullptr &&
+         state::storage(impl)->nbytes() > 0;
+}
+
+at::Tensor fingerprints_there(const std::vector<at::Tensor>& tensors) {
+#ifdef GRADEXT_WITH_CUDA
+  if (tensors[0].is_cuda() &&
+      c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    return {};  // what is captured runs later, and not for us
+  }
+#endif
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.device() != tensors[0].device()) {
+      return {};
+    }
+  }
+  const Unseen unseen;
+  return fingerprint::fingerprint_list(tensors);
+}
+
+void compare_later(
+    const std::shared_ptr<Entry>& entry, const at::Tensor& now, int64_t row, Told told) {
+  Comparison made{entry, now, row, std::move(told)};
+  std::lock_guard<std::mutex> lock(deferred().mutex);
+  deferred().comparisons.push_back(std::move(made));
+}
+
+void compare_deferred() {
+  std::vector<Comparison> comparisons;
+  {
+    std::lock_guard<std::mutex> lock(deferred().mutex);
+    comparisons.swap(deferred().comparisons);
+  }
+  if (comparisons.empty()) {
+    return;
+  }
+  std::vector<at::Tensor> before, after;
+  at::Tensor changed;
+  {
+    const Unseen unseen;
+    for (const Comparison& at : comparisons) {
+      before.push_back(at.entry->rows.select(0, at.row));
+      after.push_back(at.now.select(0, at.row));
+    }
+    changed = at::stack(before).ne(at::stack(after)).any(1).cpu();
+  }
+  const bool* flags = changed.const_data_ptr<bool>();
+  std::exception_ptr stop;
+  for (size_t k = 0; k < comparisons.size(); ++k) {
+    if (!flags[k]) {
+      continue;
+    }
+    try {
+      tell_changed(comparisons[k].told, *comparisons[k].entry);
+    } catch (const python_error&) {
+      stop = stop ? stop : std::current_exception();
+    }
+  }
+  if (stop) {
+    std::rethrow_exception(stop);
+  }
+}
+
+void forget_deferred() {
+  std::vector<Comparison> comparisons;
+  std::lock_guard<std::mutex> lock(deferred().mutex);
+  comparisons.swap(deferred().comparisons);
+}
+
+std::mutex& deferred_mutex() {
+  return deferred().mutex;
+}
+
+}  // namespace gradext::guard

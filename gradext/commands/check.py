@@ -1,0 +1,367 @@
+"""`gradext check`: finds what a person names on the command line and asks questions about it.
+
+Owns the command line and the finding of models and inputs; the questions are gradext.inference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+BAD_INPUT = 2
+FAILED = 1
+SECONDS = 20.0  # for one op on one input
+
+
+class CheckCommand:
+    """Ask a model whether it can run under inference_mode, or ops whether they tell the truth.
+
+    --inference FACTORY: can this run under inference_mode instead of no_grad? FACTORY is
+    PACKAGE.MODULE:FUNCTION or file.py:FUNCTION; the current folder can be imported from.
+    It returns a model (or function), or (model, args), or (model, args, kwargs), and is called
+    without arguments. --inputs names a function of the same form that returns the inputs: args as a
+    tuple, kwargs as a dict, (args, kwargs), or one tensor.
+
+    Exit code 0 when no check failed, 1 when one did, 2 when there was nothing to check.
+
+    --ops: run every op of a namespace that inputs are found for (torch's own operator samples, for
+    the rest inputs made from the schema) and compare what its schema declares, what its version
+    counters counted and which bytes changed, in every grad mode and on every device named. Each
+    batch of ops runs in a process of its own: one that crashes or hangs is reported. To see ops of
+    your own, name the module that registers them with --import.
+
+    Exit code 0 when the run came to its end, whatever was found in torch's own ops; 1 when an op
+    of another namespace has a disagreement of severity error; 2 when there was nothing to check.
+    """
+
+    def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
+        questions = parser.add_mutually_exclusive_group(required=True)
+        questions.add_argument(
+            "--inference",
+            metavar="FACTORY",
+            help="what runs under inference_mode, and what it leaves behind",
+        )
+        questions.add_argument(
+            "--ops",
+            action="store_true",
+            help="which ops write, count or alias otherwise than their schema says",
+        )
+        parser.add_argument("--json", metavar="FILE", help="write the report to FILE too")
+        audit = parser.add_argument_group("with --inference")
+        audit.add_argument("--inputs", metavar="FACTORY", help="what the model is called with")
+        audit.add_argument(
+            "--no-fork",
+            action="store_true",
+            help="run on deep copies in this process instead of in processes of their own",
+        )
+        survey = parser.add_argument_group("with --ops")
+        survey.add_argument("--namespace", metavar="NAME", help="whose ops (default: aten)")
+        survey.add_argument(
+            "--import",
+            dest="imports",
+            metavar="MODULE",
+            action="append",
+            help="import MODULE or file.py first, which registers the ops; may be repeated",
+        )
+        survey.add_argument(
+            "--op",
+            dest="only",
+            metavar="NAME",
+            action="append",
+            help="only ops of that name or pattern ('add_', '_foreach_*', 'aten::add.out'); "
+            "may be repeated",
+        )
+        survey.add_argument(
+            "--device",
+            metavar="DEVICES",
+            help="where to run, as in cpu,cuda: the first is judged, the others are compared with "
+            "it (default: cpu)",
+        )
+        survey.add_argument(
+            "--seconds", type=float, metavar="N", help="time limit of one op on one input (20)"
+        )
+        survey.add_argument(
+            "--verbose", action="store_true", help="every reason, and the ops that did not run"
+        )
+
+    def run(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+        try:
+            if args.json is not None and not Path(args.json).absolute().parent.is_dir():
+                raise BadInput(f"cannot write {args.json}: there is no such folder")
+            _fitting(args)
+            return self._ops(args) if args.ops else self._inference(args)
+        except BadInput as error:
+            print(f"gradext check: {error}", file=sys.stderr)
+            return BAD_INPUT
+
+    def _ops(self, args: argparse.Namespace) -> int:
+        namespace = args.namespace or "aten"
+        for module in args.imports or ():
+            _module(module)
+        devices = _devices(args.device or "cpu")
+        from gradext.opcheck import schemas, survey
+        from gradext.reporters import opcheck
+
+        if not schemas.names(namespace):
+            hint = "" if args.imports else "; name the module that registers them with --import"
+            raise BadInput(f"no ops in the namespace {namespace!r}{hint}")
+        if not schemas.names(namespace, args.only or ()):
+            raise BadInput(f"no op of {namespace} is called {' or '.join(args.only)}")
+        with _progress() as show:
+            found = survey.run(
+                namespace,
+                devices=devices,
+                only=args.only or (),
+                processes=_processors(),
+                seconds=args.seconds or SECONDS,
+                progress=show,
+            )
+        data = found.to_json()
+        print(opcheck.text(data, verbose=args.verbose))
+        _write(args.json, data)
+        return FAILED if found.failed and namespace != "aten" else 0
+
+    def _inference(self, args: argparse.Namespace) -> int:
+        value, given, named = subject_of(args.inference, args.inputs)
+        from gradext import inference
+
+        report = inference.audit(value, given, named, fork=not args.no_fork)
+        print(report)
+        _write(args.json, report.to_json())
+        return 0 if report.ok else FAILED
+
+
+# The options that mean something to one of the two questions alone.
+_OF_INFERENCE = {"inputs": "--inputs", "no_fork": "--no-fork"}
+_OF_OPS = {
+    "namespace": "--namespace",
+    "imports": "--import",
+    "only": "--op",
+    "device": "--device",
+    "seconds": "--seconds",
+    "verbose": "--verbose",
+}
+
+
+def _fitting(args: argparse.Namespace) -> None:
+    theirs, question = (_OF_INFERENCE, "--inference") if args.ops else (_OF_OPS, "--ops")
+    for name, option in theirs.items():
+        if getattr(args, name):
+            raise BadInput(f"{option} goes with {question}")
+
+
+def _devices(word: str) -> tuple[str, ...]:
+    """The device types of "cpu,cuda", each of them there."""
+    # The question must not start CUDA in this process: the ops run in forks of it.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch
+
+    devices = tuple(dict.fromkeys(each.strip() for each in word.split(",") if each.strip()))
+    if not devices:
+        raise BadInput("--device takes names of devices, as in cpu,cuda")
+    for device in devices:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BadInput(f"--device cuda: torch {torch.__version__} finds no CUDA device here")
+        if device not in {"cpu", "cuda", "meta"}:
+            raise BadInput(f"--device {device}: only cpu, cuda and meta can be compared")
+    return devices
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _write(file: str | None, report: dict[str, Any]) -> None:
+    if file is None:
+        return
+    try:
+        Path(file).write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise BadInput(f"cannot write {file}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that says how far a long run is; nothing unless a person watches."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    # No thread that redraws it: the ops run in forks of this process.
+    with Progress(
+        console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+    ) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total, refresh=True)
+
+        yield show
+
+
+class BadInput(Exception):
+    """Something on the command line makes no sense; the text is one line that says what to do."""
+
+
+def subject_of(factory: str, inputs: str | None) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """(what to call, args, kwargs) from the two words of the command line.
+
+    Raises:
+        BadInput: nothing there, it raised, or it returned nothing that can be called like this.
+    """
+    made = _made(factory, "--inference")
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if type(made) is tuple:
+        if not 1 <= len(made) <= 3:
+            raise BadInput(
+                f"{factory} returned a tuple of {len(made)}, not (model, args) or "
+                "(model, args, kwargs)"
+            )
+        made, *rest = made
+        args, kwargs = _inputs(rest, factory)
+    if not callable(made):
+        raise BadInput(
+            f"{factory} returned {_kind(made)}, which cannot be called; return a model or function"
+        )
+    if inputs is not None:
+        found = _made(inputs, "--inputs")
+        both = type(found) is tuple and len(found) == 2 and type(found[1]) is dict
+        if both and type(found[0]) in (tuple, list):
+            args, kwargs = tuple(found[0]), found[1]
+        else:
+            args, kwargs = _inputs([found], inputs)
+    _fit(made, args, kwargs)
+    return made, args, kwargs
+
+
+def _inputs(given: list[Any], factory: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """args and kwargs as a person may have written them: a tuple, a dict, one tensor, or both."""
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    for item in given:
+        if type(item) is dict:
+            kwargs = item
+        elif item is given[0]:
+            args = tuple(item) if type(item) in (tuple, list) else (item,)
+        else:
+            raise BadInput(f"{factory} returned {_kind(item)} as kwargs, not a dict")
+    odd = next((key for key in kwargs if type(key) is not str), None)
+    if odd is not None:
+        raise BadInput(f"{factory} returned kwargs with the key {odd!r}; keys are argument names")
+    return args, kwargs
+
+
+def _fit(made: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Whether it can be called with these inputs, as far as its signature tells."""
+    import torch
+
+    called = made.forward if isinstance(made, torch.nn.Module) else made
+    name = getattr(called, "__qualname__", type(made).__name__)
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        if args or kwargs:
+            raise BadInput(f"the inputs do not fit {name}{signature}: {error}") from None
+        raise BadInput(
+            f"{name} needs inputs ({error}); return (model, args) from the factory, or name a "
+            "function that returns them with --inputs"
+        ) from None
+
+
+def _made(word: str, option: str) -> Any:
+    """What the function that `word` names returns; a module object itself where it names one."""
+    import torch
+
+    found = _find(word, option)
+    if isinstance(found, torch.nn.Module):
+        return found
+    if not callable(found):
+        raise BadInput(f"{word} is {_kind(found)}, not a function that makes a model or inputs")
+    try:
+        return found()
+    except (Exception, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(where.filename)}:{where.lineno}"
+        raise BadInput(f"{word} raised at {place}: {_last_line(error)}") from None
+
+
+def _find(word: str, option: str) -> Any:
+    module_name, colon, name = word.rpartition(":")
+    if not colon or not module_name or not name:
+        raise BadInput(
+            f"{option} takes MODULE:FUNCTION or file.py:FUNCTION, as in mymodels:make_model; "
+            f"got {word!r}"
+        )
+    module = _module(module_name)
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise BadInput(f"{module_name} has no {name!r}") from None
+    return found
+
+
+def _module(name: str) -> ModuleType:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    is_file = name.endswith(".py") or os.sep in name
+    if is_file and not os.path.isfile(name):
+        raise BadInput(f"no such file: {name}")
+    try:
+        return _of_file(Path(name)) if is_file else importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not is_file and error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise BadInput(
+                f"no module named {error.name!r} in the current folder or installed"
+            ) from None
+        raise BadInput(f"importing {name} failed: {_last_line(error)}") from None
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"importing {name} failed: {_last_line(error)}") from None
+
+
+def _of_file(path: Path) -> ModuleType:
+    """The module in a file, under the file's name, so that its classes can be pickled."""
+    folder = str(path.absolute().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path.absolute()):
+        return known
+    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _last_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1]}" if text else type(error).__name__

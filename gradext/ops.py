@@ -7,13 +7,14 @@ All ops here answer for the OUTERMOST object, the one autograd checks: for a ten
 functorch wrapper that is the wrapper, and no `__torch_dispatch__` or `__torch_function__` of a user
 runs. An undefined tensor (None) has no facts: the answers are None and False.
 
-Under `torch.compile` each op is a graph break: a version read while tracing would be a constant of
-the trace, not of the run.
+Under `torch.compile` each op that reads state is a graph break: a version read while tracing would
+be a constant of the trace, not of the run. `fingerprint`, `fingerprint_list`, `axpby`, `axpby_` and
+`window` compute, and are traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -203,6 +204,23 @@ def states(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     return rows
 
 
+def fingerprint(t: torch.Tensor) -> torch.Tensor:
+    """128 bits that stand for the dtype, shape and bytes of `t`: int64[2], (low, high).
+
+    On the tensor's device, without waiting for it; may be captured in a CUDA graph and traced. No
+    gradient. `gradext.fingerprint` gives the value as a number.
+    """
+    value: torch.Tensor = _call(_ops.fingerprint.default, t)
+    return value
+
+
+def fingerprint_list(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The fingerprints of tensors on one device in one pass: int64[n, 2], on that device."""
+    with torch._C.DisableTorchFunction():
+        rows: torch.Tensor = _ops.fingerprint_list.default(tensors)
+    return rows
+
+
 @graph_break
 def null_launch(t: torch.Tensor) -> None:
     """Launch an empty kernel on the device and current stream of `t`; on the CPU do nothing.
@@ -210,6 +228,143 @@ def null_launch(t: torch.Tensor) -> None:
     A probe for benchmarks: what a launch costs, which every other kernel's time contains.
     """
     _call(_ops.null_launch.default, t)
+
+
+def axpby(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> torch.Tensor:
+    """`a * x + b * y` in one pass, a new tensor. Differentiable in `x` and `y`, twice and forward.
+
+    `x` and `y` broadcast against each other. Both must be on one device (CPU or CUDA) and of one
+    dtype: float16, bfloat16 (computed in float32), float32, float64, complex64 or complex128 (`a`
+    and `b` are real). Raises ValueError otherwise, RuntimeError for shapes that do not broadcast.
+    """
+    _check_tensors("axpby", x, y)
+    value: torch.Tensor = _ops.axpby.default(x, y, a, b)
+    return value
+
+
+def axpby_(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> torch.Tensor:
+    """Write `a * x + b * y` into `x`, and return `x`. Counted once in its version counter.
+
+    `y` must broadcast to the shape of `x`; dtypes and devices as in `axpby`. Raises ValueError for
+    those, RuntimeError for shapes, for memory of `x` that overlaps itself or a part of `y`, and
+    where any in-place op would: a leaf that requires grad, a view of one, a view made without a
+    graph, an inference tensor outside inference_mode.
+    """
+    _check_tensors("axpby_", x, y)
+    _ops.axpby_.default(x, y, a, b)
+    return x
+
+
+def window(x: torch.Tensor, dim: int, start: int, length: int) -> torch.Tensor:
+    """The elements `start` to `start + length - 1` of dimension `dim`, as a view. Any dtype.
+
+    What `torch.narrow` gives; negative `dim` and `start` count from the end. Raises IndexError for
+    a `dim` that `x` has not, ValueError for what is not inside that dimension (an op of meta or
+    fake tensors raises as `torch.narrow` does).
+
+    Traced by AOTAutograd (`torch.compile` with the backends aot_eager and inductor) it is written
+    down as `aten.slice`: functionalization can undo and redo the views of torch's own ops alone,
+    and refuses an output with an alias annotation of any other op. `torch.library.opcheck` shows
+    that refusal for a view op without a functionalization of its own, such as the variants below.
+    """
+    _check_tensors("window", x)
+    value: torch.Tensor = _ops.window.default(x, dim, start, length)
+    return value
+
+
+def _check_tensors(name: str, *tensors: torch.Tensor) -> None:
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"gradext.ops.{name}: expected a torch.Tensor, "
+                f"got {type(tensor).__module__}.{type(tensor).__qualname__}"
+            )
+
+
+# --- probes that lie to autograd on purpose: the ops above with layers left out ------------------
+# For benchmarks (benchmarks/layers.py), where the difference of two is the cost of a layer. They
+# have no fake, and are not to be used in a program: its gradients would be wrong.
+
+_STOPS = {
+    "no_autograd": "without its Autograd kernel: the result is cut off the graph, no write is "
+    "refused; versions are counted and views tracked",
+    "no_adinplaceorview": "with neither its Autograd nor its ADInplaceOrView kernel: no version is "
+    "counted, no view tracked",
+    "empty": "with an empty kernel: launches a kernel that does nothing (on the CPU: nothing), "
+    "returns None",
+    "nothing": "without anything: returns None at once, what is left is the dispatcher",
+}
+
+
+def _probe(name: str) -> Callable[..., Any]:
+    op = getattr(_ops, name).default
+    base, stop = next((name.removesuffix(f"_{s}"), s) for s in _STOPS if name.endswith(f"_{s}"))
+    base = base.replace("_inplace", "_")
+
+    def probe(*args: Any) -> Any:
+        return op(*args)
+
+    probe.__name__ = probe.__qualname__ = name
+    probe.__doc__ = f"A probe that lies to autograd on purpose: `{base}` {_STOPS[stop]}."
+    return graph_break(probe)
+
+
+axpby_no_autograd = _probe("axpby_no_autograd")
+axpby_no_adinplaceorview = _probe("axpby_no_adinplaceorview")
+axpby_empty = _probe("axpby_empty")
+axpby_nothing = _probe("axpby_nothing")
+axpby_inplace_no_autograd = _probe("axpby_inplace_no_autograd")
+axpby_inplace_no_adinplaceorview = _probe("axpby_inplace_no_adinplaceorview")
+axpby_inplace_empty = _probe("axpby_inplace_empty")
+axpby_inplace_nothing = _probe("axpby_inplace_nothing")
+window_no_autograd = _probe("window_no_autograd")
+window_no_adinplaceorview = _probe("window_no_adinplaceorview")
+window_empty = _probe("window_empty")
+window_nothing = _probe("window_nothing")
+
+
+# --- fakes: what a tracer's stand-in tensors are told, symbolic sizes included -------------------
+
+_AXPBY_DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
+}
+
+
+def _check_axpby(x: torch.Tensor, y: torch.Tensor) -> None:
+    if x.device != y.device:
+        raise ValueError(
+            f"gradext::axpby: x is on {x.device}, y on {y.device}; both must be on one device"
+        )
+    if x.dtype != y.dtype:
+        raise ValueError(
+            f"gradext::axpby: x is {x.dtype}, y is {y.dtype}; both must have one dtype"
+        )
+    if x.dtype not in _AXPBY_DTYPES:
+        raise ValueError(
+            f"gradext::axpby: no kernel for {x.dtype}; it takes float16, bfloat16, float32, "
+            "float64, complex64 and complex128"
+        )
+
+
+def _axpby_fake(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> torch.Tensor:
+    _check_axpby(x, y)
+    return torch.add(x, y)  # the same TensorIterator decides on shape and strides
+
+
+def _axpby_inplace_fake(x: torch.Tensor, y: torch.Tensor, a: float, b: float) -> None:
+    _check_axpby(x, y)
+    y.expand_as(x)  # raises where it cannot
+
+
+def _window_fake(x: torch.Tensor, dim: int, start: int, length: int) -> torch.Tensor:
+    return x.narrow(dim, start, length)
+
+
+_register_fake: Any = torch.library.register_fake
+_register_fake("gradext::axpby")(_axpby_fake)
+_register_fake("gradext::axpby_")(_axpby_inplace_fake)
+_register_fake("gradext::window")(_window_fake)
 
 
 def _refuse_tracing(op: Any) -> Callable[..., Any]:

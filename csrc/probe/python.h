@@ -1,0 +1,10 @@
+// The probes' part of the pybind11 door.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gradext::probe {
+
+void bind(pybind11::module_& m);
+
+}  // namespace gradext::probe

@@ -1,0 +1,132 @@
+"""benchmarks/layers.py: its arithmetic on times that are known, and what a quick run writes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+
+sys.path.insert(0, str(BENCHMARKS))
+import layers  # noqa: E402
+
+sys.path.remove(str(BENCHMARKS))
+
+# What each layer takes, in ns; the calls below are made of them.
+KNOWN = {
+    layers.BINDING: 900.0,
+    layers.AUTOGRAD: 400.0,
+    layers.ADINPLACEORVIEW: 30.0,
+    layers.KERNEL_LAYER: 250.0,
+    layers.LAUNCH: 2000.0,
+    layers.DISPATCHER: 25.0,
+}
+LOOP, BARE_CALL, ROUNDS = 7.0, 2.0, 20
+
+
+def synthetic(drift: float) -> dict[str, list[float]]:
+    """Seconds of INNER calls, a number a round; each round `drift` ns slower than the last."""
+    nothing = BARE_CALL + KNOWN[layers.DISPATCHER]
+    empty = nothing + KNOWN[layers.LAUNCH]
+    kernel = empty + KNOWN[layers.KERNEL_LAYER]
+    no_autograd = kernel + KNOWN[layers.ADINPLACEORVIEW]
+    full = no_autograd + KNOWN[layers.AUTOGRAD]
+    calls = {
+        # The loop in C++ is one call from Python too: its share is in BARE_CALL.
+        layers.PYTHON: full - BARE_CALL + KNOWN[layers.BINDING] + LOOP,
+        layers.PYTHON_LOOP: LOOP,
+        layers.FULL: full,
+        layers.NO_AUTOGRAD: no_autograd,
+        layers.KERNEL: kernel,
+        layers.EMPTY: empty,
+        layers.NOTHING: nothing,
+        layers.DIRECT: BARE_CALL,
+    }
+    return {
+        name: [(ns + drift * k) * layers.INNER * 1e-9 for k in range(ROUNDS)]
+        for name, ns in calls.items()
+    }
+
+
+@pytest.mark.parametrize("drift", [0.0, 50.0])
+def test_known_differences_come_out(drift: float) -> None:
+    found = layers.differences(synthetic(drift), list(layers.LAYERS))
+    for layer, expected in {**KNOWN, layers.WHOLE: sum(KNOWN.values())}.items():
+        # What slows every call of a round alike cancels: the interval is a point.
+        for key in ("ns", "low", "high"):
+            assert found[layer][key] == pytest.approx(expected), (layer, key)
+        assert found[layer]["rounds"] == ROUNDS
+
+
+def test_the_layers_add_up_to_the_whole() -> None:
+    total: dict[str, int] = {}
+    for layer, signs in layers.LAYERS.items():
+        for name, sign in signs.items():
+            total[name] = total.get(name, 0) + (-sign if layer == layers.WHOLE else sign)
+    assert not any(total.values())
+
+
+def process(shift: float, **fixed: float) -> list[dict[str, object]]:
+    base = {"op": "axpby", "mode": "grad", "layer": layers.AUTOGRAD, "rounds": 10}
+    return [{**base, "ns": 10 + shift, "low": 5 + shift, "high": 15 + shift, **fixed}]
+
+
+def test_processes_are_combined() -> None:
+    (row,) = layers.combine([process(0), process(4), process(1)], "cpu")
+    assert row == {
+        "op": "axpby",
+        "mode": "grad",
+        "device": "cpu",
+        "layer": layers.AUTOGRAD,
+        "ns": 11,
+        "low": 5,
+        "high": 19,
+        "note": "",
+        "rounds": 30,
+        "processes": 3,
+    }
+
+
+@pytest.mark.parametrize(("low", "note"), [(-1.0, "none measurable"), (0.0, "none measurable")])
+def test_an_interval_that_holds_zero_is_called_so(low: float, note: str) -> None:
+    (row,) = layers.combine([process(0), process(0, low=low), process(0)], "cpu")
+    assert row["note"] == note
+
+
+def test_an_interval_below_zero_is_a_measurement() -> None:
+    (row,) = layers.combine([process(-20)] * 3, "cpu")
+    assert row["note"] == ""
+
+
+def test_a_quick_run_has_every_layer_of_every_op_in_every_mode(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "layers.py"), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
+    expected = itertools.product(layers.OPS, layers.MODES, layers.layers_on("cpu"))
+    assert [(row["op"], row["mode"], row["layer"]) for row in rows] == list(expected)
+    assert len({tuple(row) for row in rows}) == 1
+    assert all(row["low"] <= row["ns"] <= row["high"] for row in rows)
+    assert {row["processes"] for row in rows} == {layers.PROCESSES}
+    assert layers.LAUNCH not in {row["layer"] for row in rows}  # nothing is launched on a CPU
+    found = {(row["op"], row["mode"], row["layer"]): row for row in rows}
+    # What no noise can hide: a node is made, a view is tracked.
+    assert found["axpby", layers.MODES[0], layers.AUTOGRAD]["low"] > 0
+    assert found["window", "grad", layers.ADINPLACEORVIEW]["low"] > 0
+
+
+def test_cuda_is_refused_in_one_line_where_there_is_none() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, str(BENCHMARKS / "layers.py"), "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert done.returncode == 2
+    assert done.stderr == "layers.py: --device cuda: torch finds no CUDA device here\n"

@@ -1,55 +1,81 @@
 """What every benchmark script shares: the record of where it ran, the JSON, the table.
 
-Owns no measuring; that is gradext.timing.
+Owns no measuring (gradext.timing) and does not know where it runs (gradext.machine).
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import re
-import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import overlap
 import torch
 
-import gradext
+from gradext import machine
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def parser(doc: str) -> argparse.ArgumentParser:
-    """The options all benchmarks have."""
+def parser(doc: str, *, suite: bool = False) -> argparse.ArgumentParser:
+    """The options all benchmarks have, and those of the suites of `gradext bench`."""
     ask = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     ask.add_argument("--out", type=Path, help="folder for the JSON (default: print the table only)")
     ask.add_argument("--quick", action="store_true", help="seconds instead of minutes; rough")
+    if not suite:
+        return ask
+    ask.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
+    ask.add_argument(
+        "--against", type=Path, metavar="OLD.json", help="compare with this earlier result"
+    )
     return ask
 
 
-def machine() -> dict[str, Any]:
-    """Where a result comes from; results of different machines are never put in one ratio."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "gradext": gradext.__version__,
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+def refuse(what: str) -> NoReturn:
+    """Ends the program with one line on standard error and the exit code of a wrong call, 2."""
+    print(f"{Path(sys.argv[0]).name}: {what}", file=sys.stderr)
+    raise SystemExit(2)
 
 
-def record(name: str, rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Print `rows` and, with a folder, write them to `out/name.json` with the machine."""
-    result = {"benchmark": name, "machine": machine(), "rows": rows}
-    print(table(rows))
+def device(args: argparse.Namespace) -> str:
+    """The device that was asked for; ends the program in one line where there is none."""
+    if args.device not in ("cpu", "cuda"):
+        refuse(f"--device is cpu or cuda, not {args.device!r}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        refuse("--device cuda: torch finds no CUDA device here")
+    chosen: str = args.device
+    return chosen
+
+
+INTERNAL = argparse.SUPPRESS  # an option that is no business of a person's
+
+
+def finish(
+    name: str, rows: list[dict[str, Any]], args: argparse.Namespace, shown: str | None = None
+) -> int:
+    """`record`, and the comparison with an earlier result where one was asked for; exit code."""
+    record(name, rows, args.out, shown)
+    if args.against is None:
+        return 0
+    try:
+        print(f"\n{overlap.against(args.against, name, rows, machine.record(ROOT))}")
+    except overlap.NotComparable as error:
+        print(f"--against: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def record(
+    name: str, rows: list[dict[str, Any]], out: Path | None, shown: str | None = None
+) -> None:
+    """Print `rows` (or `shown`) and, with a folder, write `out/name.json` with the machine."""
+    result = {"benchmark": name, "machine": machine.record(ROOT), "rows": rows}
+    print(table(rows) if shown is None else shown)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -70,25 +96,15 @@ def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
+def interval(row: dict[str, Any]) -> str:
+    """ "1.12 [1.10, 1.15]", or with a "=" behind it: the sign says that it holds 1."""
+    if row["low"] <= 1.0 <= row["high"]:
+        return f"{row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}] ="
+    return f"{row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
 
 
-def _commit() -> str | None:
-    """The commit measured, "-dirty" where the code (not: other results) has changed since."""
-    root = Path(__file__).resolve().parent.parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--", "csrc", "gradext", "benchmarks/*.py")
-    except OSError:
-        return None
-    return f"{commit}-dirty" if commit and changed else commit or None
+def microseconds(value: float) -> str:
+    """ "12.3 µs", "4.56 ms", "1.23 s": three digits, in the unit that fits."""
+    scale, unit = (1.0, "µs") if value < 1e3 else (1e-3, "ms") if value < 1e6 else (1e-6, "s")
+    shown = value * scale
+    return f"{shown:.0f} {unit}" if shown >= 100 else f"{shown:.3g} {unit}"

@@ -1,7 +1,8 @@
 """What recording costs, against nothing, anomaly mode, dispatch modes, DebugMode and the profiler.
 
     python benchmarks/recorder.py [--out DIR] [--quick] [--check] [--threads N]
-                                  [--clock wall|cpu] [--subjects A,B] [--ways A,B]
+                                  [--clock wall|cpu] [--device cpu|cuda]
+                                  [--subjects A,B] [--ways A,B]
     python benchmarks/recorder.py --plot DIR/recorder.json
 
 Single ops and whole train steps. All ways take turns in one process; a ratio is the median of the
@@ -58,6 +59,10 @@ BARS = (
     Bar("mlp", "full", 1.25),
     Bar("transformer-64", "full", 1.25),
     Bar("transformer-64-adamw", "full", 1.25),
+    Bar("evaluation", "full", 1.25),
+    Bar("decode", "full", 1.25),
+    Bar("evaluation", "light", 1.25),
+    Bar("decode", "light", 1.25),
     Bar("transformer-256", "full", 1.03),
     Bar("gpt2", "full", 1.03),
     Bar("mlp", "light", 1.12),
@@ -74,6 +79,7 @@ SHARE_OF_ANOMALY = 1 / 7
 IDLE_LOW, IDLE_HIGH = 1.01, 1.03
 
 IDLE_SUBJECTS = ("in-place", "mlp")
+QUICK_SUBJECTS = ("in-place", "mlp", "decode")  # the others take longer, or want a quiet machine
 MEMORY_EVENTS = 1_000_000
 KEYS = (
     *("group", "subject", "way", "us", "times nothing", "low", "high", "added us"),
@@ -99,11 +105,18 @@ def keep_memory() -> None:
 
 
 def measure(
-    subject: peers.Subject, names: Iterable[str], *, scale: float, threads: int, clock: str
+    subject: peers.Subject,
+    names: Iterable[str],
+    *,
+    scale: float,
+    threads: int,
+    clock: str,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """The rows of one subject under the named ways, "nothing" first."""
     wanted = [name for name in names if subject.ways is None or name in subject.ways]
-    step = subject.build()
+    with torch.device(device):
+        step = subject.build()
     cases = {
         name: timing.Case(step, block(WAYS[name], step, subject.block_seconds)) for name in wanted
     }
@@ -122,6 +135,7 @@ def measure(
                 # Two ways need less time than many, and no bar hangs on those that are apart.
                 budget_seconds=subject.seconds * scale * (1.0 if group is together else 0.25),
                 block_seconds=subject.block_seconds,
+                synchronize=torch.cuda.synchronize if device == "cuda" else None,
                 timer=CLOCKS[clock],
             )
             shown = [name for name in group if name != "nothing" or group is together]
@@ -301,14 +315,14 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 
 def main() -> int:
-    ask = common.parser(__doc__ or "")
+    ask = common.parser(__doc__ or "", suite=True)
     ask.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     ask.add_argument("--plot", type=Path, metavar="JSON", help="draw an earlier result and stop")
     ask.add_argument("--threads", type=int, default=1, help="torch.set_num_threads (default: 1)")
     ask.add_argument("--clock", choices=CLOCKS, default="wall", help="what times (default: wall)")
     # The quick ones that can fail come first.
     all_subjects = ["idle", "memory", *SUBJECTS]
-    ask.add_argument("--subjects", type=names(all_subjects), default=all_subjects)
+    ask.add_argument("--subjects", type=names(all_subjects))
     ask.add_argument("--ways", type=names(WAYS), default=list(WAYS))
     args = ask.parse_args()
     if args.plot is not None:
@@ -316,12 +330,13 @@ def main() -> int:
         return 0
     if args.threads < 1:
         ask.error(f"--threads must be at least 1, got {args.threads}")
+    device = common.device(args)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     keep_memory()
     ways = ["nothing", *(way for way in args.ways if way != "nothing")]
     rows: list[dict[str, Any]] = []
-    for name in args.subjects:
+    for name in args.subjects or (QUICK_SUBJECTS if args.quick else all_subjects):
         if name == "idle":
             found = idle_rows(6 if args.quick else 40)
         elif name == "memory":
@@ -333,17 +348,18 @@ def main() -> int:
                 scale=0.05 if args.quick else 1.0,
                 threads=args.threads,
                 clock=args.clock,
+                device=device,
             )
         print(f"{plot_recorder.summary(found)}\n", file=sys.stderr, flush=True)
         rows += found
-    common.record("recorder", rows, args.out)
+    code = common.finish("recorder", rows, args)
     print(f"\n{plot_recorder.summary(rows)}")
     if args.out is not None:
         draw(ask, args.out / "recorder.json")
     lines = missed(rows) if args.check else []
     for line in lines:
         print(f"missed: {line}", file=sys.stderr)
-    return 1 if lines else 0
+    return code or int(bool(lines))
 
 
 def draw(ask: argparse.ArgumentParser, path: Path) -> None:

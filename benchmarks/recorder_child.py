@@ -62,6 +62,7 @@ EVENTS: dict[str, tuple[str, peers.Step]] = {
     "write to a new tensor of 400 kB": ("write", lambda: torch.empty(100_000).add_(1)),
     "save": ("save", _save),
     "view without grad mode": ("view", _view),
+    "value without gradient": ("flow", lambda: _x + 1),
 }
 
 
@@ -93,7 +94,9 @@ def memory(event: str, count: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     kind, call = EVENTS[event]
     # Room for all: what is measured is the size of an event, not the bound.
-    with gradext.record(memory=4096 * count) as recording:
+    # A new tensor is an event of its own, where values without gradient are followed.
+    followed = kind == "flow"
+    with gradext.record(births=followed, cuts=followed, memory=4096 * count) as recording:
         for _ in range(1000):
             call()
         before, resident, done = recording.memory[f"{kind}s"], _resident_bytes(), 0

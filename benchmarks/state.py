@@ -1,6 +1,6 @@
 """What reading autograd state costs, against torch's own Python attributes.
 
-    python benchmarks/state.py [--out DIR] [--quick] [--check]
+    python benchmarks/state.py [--out DIR] [--quick] [--device cpu|cuda] [--check]
 
 One fact, all facts of one tensor, and the facts of 100,000 tensors in one call. Every number is the
 median over interleaved rounds; a ratio is the median of the rounds' own ratios, with its 95 %
@@ -86,10 +86,10 @@ def rows_of(
 
 
 def main() -> int:
-    ask = common.parser(__doc__ or "")
+    ask = common.parser(__doc__ or "", suite=True)
     ask.add_argument("--check", action="store_true", help="exit 1 when a requirement is missed")
     args = ask.parse_args()
-    scale = 0.2 if args.quick else 1.0
+    scale = 0.1 if args.quick else 1.0
     plain = torch.zeros(4)
     view = (torch.zeros(8, requires_grad=True) * 2)[2:6]
     many = [torch.zeros(4) for _ in range(MANY)]
@@ -101,14 +101,14 @@ def main() -> int:
         *rows_of(f"{MANY:,} plain tensors", many_facts(many), MANY, 15 * scale),
         *rows_of(f"{MANY:,} views", many_facts(views), MANY, 15 * scale),
     ]
-    if torch.cuda.is_available():
+    if common.device(args) == "cuda":
         on_gpu = torch.zeros(4, device="cuda")
         launch = {
             "null_launch, CPU": lambda: torch.ops.gradext.null_launch(plain),
             "null_launch, CUDA": lambda: torch.ops.gradext.null_launch(on_gpu),
         }
         rows += rows_of("an op that does nothing", launch, 1, 3 * scale)
-    common.record("state", rows, args.out)
+    code = common.finish("state", rows, args)
     missed = [
         f"{row['what']} through {row['through']}: {row['ns per tensor']:.0f} ns "
         f"(at most {most:.0f}), {row['times as fast as the attributes']:.1f} times "
@@ -120,7 +120,7 @@ def main() -> int:
     ]
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
-    return 1 if missed and args.check else 0
+    return code or int(bool(missed) and args.check)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ BLOCK_SECONDS = 2e-4
 MAX_ROUNDS = 1000
 # The smallest number of rounds for which a 95 % interval of the median exists (1 - 2 / 2**6).
 MIN_ROUNDS = 6
+# The interval of few rounds may be narrow by chance; before so many nobody is asked if it will do.
+FIRST_QUESTION = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,15 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One function to time and the context it runs in; entering the context is not timed."""
+    """One function to time and the context it runs in; entering the context is not timed.
+
+    ``block`` takes the place of the clock where there is a better one (torch.utils.benchmark, CUDA
+    events): called with a number, it makes so many calls of the function and returns the seconds.
+    """
 
     function: Callable[[], object]
     context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    block: Callable[[int], float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +118,24 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> Estima
     )
 
 
+def pool(estimates: Sequence[Estimate]) -> Estimate:
+    """One estimate from those of several processes, each with its own memory layout and moment.
+
+    The value is the median of theirs; the interval reaches from the lowest low to the highest high.
+    What differs from process to process is not in the interval of any one of them, and three values
+    are too few to estimate it, so nothing narrower than what they span is claimed.
+    """
+    if not estimates:
+        raise ValueError("nothing to pool: no estimates")
+    return Estimate(
+        value=statistics.median(estimate.value for estimate in estimates),
+        low=min(estimate.low for estimate in estimates),
+        high=max(estimate.high for estimate in estimates),
+        confidence=min(estimate.confidence for estimate in estimates),
+        samples=sum(estimate.samples for estimate in estimates),
+    )
+
+
 def compare(
     cases: Mapping[str, Case | Callable[[], object]],
     *,
@@ -119,14 +144,19 @@ def compare(
     block_seconds: float = BLOCK_SECONDS,
     synchronize: Callable[[], object] | None = None,
     timer: Callable[[], float] = time.perf_counter,
+    enough: Callable[[Comparison], bool] | None = None,
+    progress: Callable[[float], object] | None = None,
+    least_rounds: int = MIN_ROUNDS,
 ) -> Comparison:
     """Time ``cases`` against each other and return one number per case and round.
 
     Every round times one block of each case, a block being as many calls as fill ``block_seconds``
     (the same number for all cases). The order changes from round to round, so that no case always
     runs after the same other one. It stops after ``rounds`` rounds or when ``budget_seconds``, from
-    the start and warm-up included, are used up, but not before `MIN_ROUNDS` rounds (or ``rounds``,
-    if fewer).
+    the start and warm-up included, are used up, but not before ``least_rounds`` rounds (or
+    ``rounds``, if fewer). ``enough`` is asked now and then, when the number of rounds has grown by
+    half since it was last asked, whether what was measured will do. ``progress`` is told after each
+    round how much of the budget is used, 0 to 1.
 
     ``synchronize`` waits for the device; it is called before each block's clock starts and before
     it stops. The garbage collector is off meanwhile, as in `timeit`: a collection would hit one
@@ -146,14 +176,26 @@ def compare(
         for _, case in todo:
             _time_block(case, 1, wait, timer)
         calls = _calls_per_block(todo[0][1], block_seconds, wait, timer)
-        done = 0
-        while done < rounds and (done < MIN_ROUNDS or timer() - start < budget_seconds):
+        done, ask_again = 0, FIRST_QUESTION
+        while done < rounds and (done < least_rounds or timer() - start < budget_seconds):
             for name, case in _order(todo, done):
                 seconds[name].append(_time_block(case, calls, wait, timer) / calls)
             done += 1
+            if progress is not None:
+                progress(min(1.0, max(done / rounds, (timer() - start) / budget_seconds)))
+            if enough is not None and done >= max(least_rounds, ask_again):
+                ask_again = done + done // 2
+                if enough(_comparison(seconds, calls)):
+                    break
+        if progress is not None:
+            progress(1.0)
     finally:
         if collecting:
             gc.enable()
+    return _comparison(seconds, calls)
+
+
+def _comparison(seconds: Mapping[str, Sequence[float]], calls: int) -> Comparison:
     return Comparison({name: tuple(values) for name, values in seconds.items()}, calls)
 
 
@@ -172,6 +214,9 @@ def _time_block(
     case: Case, calls: int, wait: Callable[[], object], timer: Callable[[], float]
 ) -> float:
     function = case.function
+    if case.block is not None:
+        with case.context():
+            return case.block(calls)
     with case.context():
         wait()
         start = timer()

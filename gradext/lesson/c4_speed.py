@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import gradext
-from gradext import timing
+from gradext import modes, timing
 from gradext.lesson.core import Chapter, Depends, Lesson
 from gradext.lesson.models import LLM, MLP, ViT
 
@@ -26,11 +26,7 @@ CHAPTER = Chapter(
     and the spread is the 95 % interval of that median.""",
 )
 
-MODES: dict[str, Callable[[], Any]] = {
-    "grad": torch.enable_grad,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-}
+MODES = {name: modes.MODES[name].context for name in ("grad", "no_grad", "inference_mode")}
 
 
 def bookkeeping_kernels(tensor: torch.Tensor) -> list[str]:
@@ -96,34 +92,30 @@ def parameters_of(model: torch.nn.Module) -> int:
 
 def time_modes(
     lesson: Lesson, build: Callable[[], Callable[[], object]], seconds: float
-) -> timing.Comparison:
+) -> modes.ModeComparison:
     """Time what ``build`` returns under each mode; its inputs are made in the same mode.
 
     One CPU thread: several would wait for each other whenever another process takes a core, and
     those waits are longer than all that is measured here.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        cases = {}
-        for name, mode in MODES.items():
-            with mode():
-                cases[name] = timing.Case(build(), mode)
-        return timing.compare(
-            cases,
-            budget_seconds=seconds / 4 if lesson.quick else seconds,
-            synchronize=torch.cuda.synchronize if lesson.device == "cuda" else None,
-        )
-    finally:
-        torch.set_num_threads(threads)
+    return modes.measure(
+        lambda mode: build(),
+        modes=tuple(MODES),
+        seconds=seconds / 4 if lesson.quick else seconds,
+        width=0.0,
+        threads=1,
+        device=lesson.device,
+        counts=False,
+        graphs=False,
+    )
 
 
-def gain(comparison: timing.Comparison) -> timing.Estimate:
+def gain(comparison: modes.ModeComparison) -> timing.Estimate:
     """Time under no_grad over time under inference_mode."""
     return comparison.ratio("no_grad", over="inference_mode")
 
 
-def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, timing.Comparison]) -> None:
+def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, modes.ModeComparison]) -> None:
     """Two bars per name, no_grad and grad over inference_mode, and how long a call takes."""
     rows = []
     for name, comparison in timed.items():
@@ -136,7 +128,7 @@ def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, timing.Compariso
         lesson.show(name, f"{microseconds:,.4g} us; {in_words(comparison)}")
 
 
-def in_words(comparison: timing.Comparison) -> str:
+def in_words(comparison: modes.ModeComparison) -> str:
     """What inference_mode gains over no_grad, or that no gain can be measured."""
     ratio = gain(comparison)
     if ratio.holds(1.0):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradext import timing
+from gradext import modes, timing
 from gradext.lesson import c4_speed, core
 from gradext.lesson.models import LLM, MLP, ViT
 
@@ -24,17 +24,20 @@ def play(name: str) -> tuple[core.ClaimResult, dict[str, Any]]:
     return result, evidence_of(result)
 
 
-def comparison(no_grad: float, grad: float = 2.0, spread: float = 0.01) -> timing.Comparison:
+def comparison(no_grad: float, grad: float = 2.0, spread: float = 0.01) -> modes.ModeComparison:
     """Twenty rounds in which the modes take these times, give or take the spread."""
     wobble = [1 + spread * (index - 9.5) / 9.5 for index in range(20)]
-    return timing.Comparison(
+    return timed(
         {
             "grad": tuple(1e-6 * grad * factor for factor in wobble),
             "no_grad": tuple(1e-6 * no_grad * factor for factor in wobble),
             "inference_mode": (1e-6,) * 20,
-        },
-        calls=1,
+        }
     )
+
+
+def timed(seconds: dict[str, tuple[float, ...]]) -> modes.ModeComparison:
+    return modes.ModeComparison.of(timing.Comparison(seconds, calls=1), "inference_mode")
 
 
 def with_gains(monkeypatch: pytest.MonkeyPatch, *gains: float, spread: float = 0.01) -> None:
@@ -187,7 +190,7 @@ def test_words_say_when_nothing_can_be_measured() -> None:
     assert c4_speed.in_words(comparison(1.0)) == "no difference measurable under no_grad"
     assert c4_speed.in_words(comparison(1.5)) == "under no_grad +50.0 % (+0.50 us)"
     assert c4_speed.in_words(comparison(0.9)) == "under no_grad -10.0 % (-0.10 us)"
-    slow = timing.Comparison({"no_grad": (3e-3,) * 6, "inference_mode": (2e-3,) * 6}, calls=1)
+    slow = timed({"no_grad": (3e-3,) * 6, "inference_mode": (2e-3,) * 6})
     assert c4_speed.in_words(slow) == "under no_grad +50.0 % (+1,000 us)"
 
 
@@ -205,7 +208,7 @@ def test_time_modes_runs_and_builds_in_each_mode_and_leaves_the_threads_alone() 
     found = c4_speed.time_modes(core.Lesson(quick=True), build, seconds=0.0)
     assert seen["build"] == {(True, False), (False, False), (False, True)}
     assert seen["run"] == {(*mode, 1) for mode in seen["build"]}
-    assert list(found.seconds) == ["grad", "no_grad", "inference_mode"]
+    assert [row.mode for row in found] == ["grad", "no_grad", "inference_mode"]
     assert torch.get_num_threads() == threads
     assert now() == (True, False)
 

@@ -1,0 +1,626 @@
+"""What grad, no_grad, inference_mode and detach cost: one call timed under each, and counted.
+
+Owns the modes, the comparison and what may be concluded from it. The timing is gradext.timing's,
+the clocks are gradext.clocks', the counts gradext.census'; tables and plots are made by
+gradext.reporters.modes, which reads finished comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import gradext
+from gradext import machine, timing
+from gradext.census import CallCounts, count
+from gradext.timing import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = 1
+SECONDS, WIDTH = 5.0, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """A way to run a call. ``frozen``: inputs are detached, parameters do not require grad."""
+
+    name: str
+    says: str
+    context: Callable[[], contextlib.AbstractContextManager[Any]]
+    frozen: bool = False
+
+    @contextlib.contextmanager
+    def on(self, parameters: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+        """Run a block in the mode; ``parameters`` are frozen in it where the mode says so."""
+        frozen = [p for p in parameters if p.requires_grad] if self.frozen else []
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            with self.context():
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("grad", "a graph is recorded", torch.enable_grad),
+        Mode("no_grad", "no graph", torch.no_grad),
+        Mode("inference_mode", "no graph, no version counters, no views", torch.inference_mode),
+        Mode(
+            "detached",
+            "grad mode on, inputs detached and parameters frozen",
+            torch.enable_grad,
+            frozen=True,
+        ),
+        Mode("no_grad_frozen", "no_grad, and parameters frozen", torch.no_grad, frozen=True),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeTime:
+    """One row: a mode, its time, its counts, or why it has none.
+
+    time: seconds of a call. ratio: over the baseline's time, None for the baseline itself.
+    launch: seconds the CPU took to launch the call's work; only on CUDA.
+    """
+
+    mode: str
+    time: Estimate | None = None
+    ratio: Estimate | None = None
+    launch: float | None = None
+    counts: CallCounts | None = None
+    error: str | None = None
+
+    @property
+    def bound(self) -> str | None:
+        """On CUDA "CPU" or "GPU": who the other waits for. None elsewhere."""
+        if self.launch is None or self.time is None:
+            return None
+        return "CPU" if self.launch >= CPU_BOUND * self.time.value else "GPU"
+
+
+# Launching takes nearly as long as the work: the device waits for the CPU.
+CPU_BOUND = 0.9
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ModeComparison:
+    """What `compare_modes` found; prints as a table.
+
+    ratios: (mode, over) -> time of the one over that of the other, for every pair.
+    """
+
+    label: str
+    device: str
+    threads: int
+    over: str
+    rows: tuple[ModeTime, ...]
+    ratios: Mapping[tuple[str, str], Estimate]
+    rounds: int
+    calls: int
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        measured: timing.Comparison,
+        over: str,
+        *,
+        rows: Mapping[str, ModeTime] | None = None,
+        label: str = "",
+        device: str = "cpu",
+        threads: int = 1,
+        notes: tuple[str, ...] = (),
+    ) -> ModeComparison:
+        """What the rounds of ``measured`` say. ``rows`` have what else is known of each mode."""
+        timed = list(measured.seconds)
+        filled = dict(rows) if rows is not None else {name: ModeTime(name) for name in timed}
+        for name in timed:
+            filled[name] = dataclasses.replace(
+                filled[name],
+                time=measured.time(name),
+                ratio=None if name == over else measured.ratio(name, over),
+            )
+        return cls(
+            label=label,
+            device=device,
+            threads=threads,
+            over=over,
+            rows=tuple(filled.values()),
+            ratios={(a, b): measured.ratio(a, b) for a in timed for b in timed if a != b},
+            rounds=measured.rounds,
+            calls=measured.calls,
+            machine=machine.record(),
+            notes=notes,
+        )
+
+    def __getitem__(self, mode: str) -> ModeTime:
+        for row in self.rows:
+            if row.mode == mode:
+                return row
+        raise KeyError(f"no mode {mode!r} in this comparison: {', '.join(r.mode for r in self)}")
+
+    def __iter__(self) -> Iterator[ModeTime]:
+        return iter(self.rows)
+
+    def time(self, mode: str) -> Estimate:
+        """Seconds of a call under ``mode``. ValueError where it was not timed, with the reason."""
+        found = self[mode].time
+        if found is None:
+            raise ValueError(f"{mode} was not timed: {self[mode].error}")
+        return found
+
+    def ratio(self, mode: str, over: str | None = None) -> Estimate:
+        """Time under ``mode`` over time under ``over`` (the baseline), with its 95 % interval.
+
+        Raises ValueError where one of them was not timed, with the reason.
+        """
+        below = self.over if over is None else over
+        self.time(mode), self.time(below)
+        if mode == below:
+            return Estimate(1.0, 1.0, 1.0, 1.0, self.rounds)
+        return self.ratios[mode, below]
+
+    def difference(self, mode: str, over: str | None = None) -> str:
+        """In words: how much longer (+) or shorter a call takes, or that nothing can be seen."""
+        return in_words(self.ratio(mode, over))
+
+    def __str__(self) -> str:
+        from gradext.reporters import modes
+
+        return modes.table(self)
+
+    __repr__ = __str__  # at the prompt the table is what one wants to see
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """A bar a mode, with its interval; written to ``path`` (.png, .svg, .pdf) if given.
+
+        Needs matplotlib (``pip install 'gradext[plot]'``), or raises ImportError.
+        """
+        from gradext.reporters import modes
+
+        figure = modes.plot(self)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save` writes as JSON: plain dicts, lists, strings and numbers."""
+        return {
+            "format": FORMAT,
+            **{key: getattr(self, key) for key in _PLAIN},
+            "machine": dict(self.machine),
+            "notes": list(self.notes),
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "ratios": [
+                {"mode": mode, "over": over, **dataclasses.asdict(ratio)}
+                for (mode, over), ratio in self.ratios.items()
+            ],
+        }
+
+    def to_csv(self) -> str:
+        """One line a mode: time, ratio, counts."""
+        lines = [_csv_row(row) for row in self.rows]
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return file.getvalue()
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, or CSV where the name ends in ``.csv``."""
+        path = Path(path)
+        is_csv = path.suffix.lower() == ".csv"
+        path.write_text(self.to_csv() if is_csv else json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ModeComparison:
+        """Read what `save` wrote as JSON. ValueError: it is something else."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no mode comparison of gradext: {error!r}") from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModeComparison:
+        """The comparison that `to_dict` described."""
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']}, and this gradext reads {FORMAT}")
+        rows = tuple(_row(dict(row)) for row in data["rows"])
+        ratios = {(r.pop("mode"), r.pop("over")): Estimate(**r) for r in map(dict, data["ratios"])}
+        return cls(
+            **{key: data[key] for key in _PLAIN},
+            rows=rows,
+            ratios=ratios,
+            machine=data["machine"],
+            notes=tuple(data["notes"]),
+        )
+
+    def against(self, earlier: ModeComparison | str | Path) -> str:
+        """A table: each mode's time now over its time in ``earlier``.
+
+        Raises ValueError where the two come from different machines (no ratio can be made of them),
+        or from different thread counts or devices.
+        """
+        from gradext.reporters import modes
+
+        old = earlier if isinstance(earlier, ModeComparison) else ModeComparison.load(earlier)
+        apart = machine.differences(old.machine, self.machine)
+        for key in ("device", "threads"):
+            if getattr(old, key) != getattr(self, key):
+                apart.append(f"{key} {getattr(old, key)!r} and {getattr(self, key)!r}")
+        if apart:
+            raise ValueError(f"results of different machines make no ratio: {'; '.join(apart)}")
+        return modes.against(self, old)
+
+
+_PLAIN = ("label", "device", "threads", "over", "rounds", "calls")
+
+
+def compare_modes(
+    fn: Callable[..., object],
+    *args: Any,
+    modes: Sequence[str] = tuple(MODES),
+    over: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    inputs: str = "given",
+    seconds: float = SECONDS,
+    width: float = WIDTH,
+    threads: int | None = None,
+    device: str | None = None,
+    counts: bool = True,
+    graphs: bool = True,
+    progress: bool | Callable[[float], object] | None = None,
+    label: str | None = None,
+) -> ModeComparison:
+    """Time ``fn(*args, **kwargs)`` under each mode, the modes taking turns, and count what it does.
+
+    modes: names of `gradext.modes.MODES`: "grad", "no_grad", "inference_mode", "detached" (grad
+    mode on, inputs detached, parameters frozen), "no_grad_frozen". Parameters are those of the
+    modules that ``fn`` is, is bound to, closes over or is given. They are put back afterwards.
+    over: the mode that the others are divided by; "inference_mode" if it is among them.
+    inputs: "given": the tensors as they are; "copied": copies made inside each mode, as values are
+    that a model computes there (so that under inference_mode they are inference tensors).
+    seconds, width: measure until the interval of each ratio is narrower than ``width`` times the
+    ratio, or until ``seconds`` have passed.
+    threads: torch's CPU threads meanwhile (as they are). device: whose clock counts, "cpu" or
+    "cuda"; by default that of the tensors. On CUDA the times are those of CUDA events, and with
+    ``graphs`` each mode has a second row, its CUDA graph replayed.
+    progress: a bar on standard error (by default where that is a terminal), or a function that is
+    told the part done, 0 to 1.
+
+    The interval is that of the rounds of this process; `gradext bench modes` uses several. A mode
+    in which the call raises has a row that says so; ValueError where it raises in all of them, and
+    for names that do not exist. ``fn`` is called many times: what it changes, it changes many
+    times.
+    """
+    if not callable(fn):
+        raise TypeError(f"compare_modes: expected a function or a module, got {type(fn).__name__}")
+    if inputs not in ("given", "copied"):
+        raise ValueError(f"compare_modes: inputs is 'given' or 'copied', not {inputs!r}")
+    keywords = dict(kwargs or {})
+    parameters = _parameters(fn, args, keywords)
+    tensors = [leaf for leaf in tree_leaves((args, keywords)) if isinstance(leaf, torch.Tensor)]
+    where = device or _device([*tensors, *parameters])
+
+    def build(mode: Mode) -> Callable[[], object]:
+        mine, named = args, keywords
+        if inputs == "copied":
+            mine, named = tree_map_only(torch.Tensor, _copied, (mine, named))
+        if mode.frozen:
+            mine, named = tree_map_only(torch.Tensor, _detached, (mine, named))
+        return functools.partial(fn, *mine, **named)
+
+    with _shown(progress) as told:
+        return measure(
+            build,
+            parameters=parameters,
+            known=[*tensors, *parameters],
+            modes=modes,
+            over=over,
+            seconds=seconds,
+            width=width,
+            threads=threads,
+            device=where,
+            counts=counts,
+            graphs=graphs,
+            progress=told,
+            label=label or _name(fn),
+        )
+
+
+def measure(
+    build: Callable[[Mode], Callable[[], object]],
+    *,
+    parameters: Sequence[torch.Tensor] = (),
+    known: Iterable[torch.Tensor] = (),
+    modes: Sequence[str] = tuple(MODES),
+    over: str | None = None,
+    seconds: float = SECONDS,
+    width: float = WIDTH,
+    threads: int | None = None,
+    device: str = "cpu",
+    counts: bool = True,
+    graphs: bool = True,
+    progress: Callable[[float], object] | None = None,
+    label: str = "",
+    least_rounds: int = timing.MIN_ROUNDS,
+    limit: float | None = None,
+) -> ModeComparison:
+    """`compare_modes` for a call that is made anew in each mode: ``build(mode)`` returns it.
+
+    ``build`` runs in the mode, with ``parameters`` frozen where the mode freezes them, so that what
+    it makes is what a program in that mode would have. Raises `OverLimit`, after a call or two,
+    where ``least_rounds`` rounds would take longer than ``limit`` seconds.
+    """
+    chosen, baseline = _chosen(modes, over)
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        rows: dict[str, ModeTime] = {}
+        clocks: dict[str, Any] = {}
+        cases: dict[str, timing.Case] = {}
+        for mode in chosen:
+            try:
+                context = functools.partial(mode.on, parameters)
+                with context():
+                    call = build(mode)
+                    _try(call, len(chosen) * (least_rounds + 2), limit)
+                counted = None
+                if counts:
+                    with context():
+                        counted = count(call, device=device, known=known)
+                rows[mode.name] = ModeTime(mode.name, counts=counted)
+                _add(cases, clocks, mode.name, call, context, device)
+            except OverLimit:
+                raise
+            except Exception as error:
+                rows[mode.name] = ModeTime(mode.name, error=one_line(error))
+                continue
+            if graphs and torch.device(device).type == "cuda":
+                name = f"{mode.name}, CUDA graph"
+                rows[name] = _captured(cases, clocks, name, call, context, device)
+        if not cases:
+            errors = "; ".join(f"{row.mode}: {row.error}" for row in rows.values())
+            raise ValueError(f"the call raises in every mode ({errors})")
+        if baseline not in cases:
+            baseline = next(iter(cases))
+        measured = timing.compare(
+            cases,
+            budget_seconds=seconds,
+            enough=lambda so_far: _narrow(so_far, baseline, width),
+            progress=progress,
+            least_rounds=least_rounds,
+        )
+        now = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    for name in cases:
+        rows[name] = dataclasses.replace(rows[name], launch=clocks[name].launch_seconds)
+    return ModeComparison.of(
+        measured, baseline, rows=rows, label=label, device=device, threads=now, notes=_notes()
+    )
+
+
+class OverLimit(RuntimeError):
+    """Timing would take longer than it may."""
+
+
+def _try(call: Callable[[], object], calls: int, limit: float | None) -> None:
+    """Call once; where so many calls seem to be over the limit, once more: the first may compile.
+
+    Raises OverLimit if they are.
+    """
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        if limit is None or seconds * calls <= limit:
+            return
+    raise OverLimit(
+        f"a call takes {seconds:.1f} s and {calls} are needed, which is more than {limit:.0f} s"
+    )
+
+
+def in_words(ratio: Estimate) -> str:
+    """ "+12 % [+10 %, +15 %]", or "no difference measurable" where the interval holds 1.0."""
+    if ratio.holds(1.0):
+        return "no difference measurable"
+    return f"{percent(ratio.value)} [{percent(ratio.low)}, {percent(ratio.high)}]"
+
+
+def percent(ratio: float) -> str:
+    """A ratio as what it adds: "+3.1 %"; from twice on, "3.2×"."""
+    if ratio >= 2:
+        return f"{ratio:.3g}×"
+    added = 100 * (ratio - 1)
+    return f"{added:+.0f} %" if abs(added) >= 9.95 else f"{added:+.1f} %"
+
+
+def _chosen(names: Sequence[str], over: str | None) -> tuple[list[Mode], str]:
+    if isinstance(names, str) or not names:
+        raise ValueError(f"modes: expected some of {', '.join(MODES)}, got {names!r}")
+    for name in names:
+        if name not in MODES:
+            raise ValueError(f"modes: no mode is called {name!r}; there are {', '.join(MODES)}")
+    baseline = over or ("inference_mode" if "inference_mode" in names else names[0])
+    if baseline not in names:
+        raise ValueError(f"over: {baseline!r} is not among the modes {', '.join(names)}")
+    return [MODES[name] for name in dict.fromkeys(names)], baseline
+
+
+def _add(
+    cases: dict[str, timing.Case],
+    clocks: dict[str, Any],
+    name: str,
+    call: Callable[[], object],
+    context: Callable[[], contextlib.AbstractContextManager[Any]],
+    device: str,
+) -> None:
+    from gradext.clocks import clock_of
+
+    clocks[name] = clock_of(device, call)
+    cases[name] = timing.Case(call, context, clocks[name].block)
+
+
+def _captured(
+    cases: dict[str, timing.Case],
+    clocks: dict[str, Any],
+    name: str,
+    call: Callable[[], object],
+    context: Callable[[], contextlib.AbstractContextManager[Any]],
+    device: str,
+) -> ModeTime:
+    from gradext.clocks import captured
+
+    try:
+        with context():
+            replay = captured(call)
+    except Exception as error:
+        return ModeTime(name, error=f"cannot be captured: {one_line(error)}")
+    _add(cases, clocks, name, replay, context, device)
+    return ModeTime(name)
+
+
+def _narrow(measured: timing.Comparison, over: str, width: float) -> bool:
+    for name in measured.seconds:
+        if name != over:
+            ratio = measured.ratio(name, over)
+            if ratio.high - ratio.low > width * ratio.value:
+                return False
+    return True
+
+
+def _parameters(fn: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The parameters, requiring grad, of the modules within reach of the call."""
+    found: dict[int, torch.Tensor] = {}
+    todo, seen = [fn, *tree_leaves((args, kwargs))], set()
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, torch.nn.Module):
+            found.update((id(p), p) for p in thing.parameters() if p.requires_grad)
+        elif isinstance(thing, functools.partial):
+            todo += [thing.func, *tree_leaves((thing.args, thing.keywords))]
+        else:
+            near = [getattr(thing, "__self__", None), *(getattr(thing, "__defaults__", None) or ())]
+            todo += [thing for thing in near if _is_module(thing)]
+            for cell in getattr(thing, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # not filled yet
+                    inside = cell.cell_contents
+                    if _is_module(inside) or callable(inside):
+                        todo.append(inside)
+            code = getattr(thing, "__code__", None)
+            names = getattr(thing, "__globals__", {})
+            if code is not None:
+                todo += [names[n] for n in code.co_names if _is_module(names.get(n))]
+    return list(found.values())
+
+
+def _is_module(thing: object) -> bool:
+    return isinstance(thing, torch.nn.Module)
+
+
+def _device(tensors: Sequence[torch.Tensor]) -> str:
+    return next((str(t.device) for t in tensors if t.device.type == "cuda"), "cpu")
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.detach().clone()
+    if tensor.requires_grad and not copy.is_inference():
+        copy.requires_grad_(True)
+    return copy
+
+
+def _detached(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name: str = getattr(fn, "__qualname__", None) or type(fn).__name__
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an error and the first line of what it says."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _notes() -> tuple[str, ...]:
+    notes = []
+    if gradext._C.recorder_active():
+        notes.append("a recording is on: the times contain what recording costs")
+    if torch.is_anomaly_enabled():
+        notes.append("anomaly mode is on: the times contain what it costs")
+    return tuple(notes)
+
+
+@contextlib.contextmanager
+def _shown(
+    progress: bool | Callable[[float], object] | None,
+) -> Iterator[Callable[[float], object] | None]:
+    """The function to tell how far it is: the given one, that of a bar on stderr, or None."""
+    if callable(progress):
+        yield progress
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True, force_terminal=progress or None)
+    if not console.is_terminal or progress is False:
+        yield None
+        return
+    # No thread that redraws it: it would take part of the processor that is measured.
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("timing the modes", total=1.0)
+        last = -math.inf
+
+        def told(part: float) -> None:
+            nonlocal last
+            if part - last >= 0.02:  # drawing takes milliseconds
+                last = part
+                bar.update(task, completed=part, refresh=True)
+
+        yield told
+
+
+def _row(data: dict[str, Any]) -> ModeTime:
+    for key in ("time", "ratio"):
+        data[key] = Estimate(**data[key]) if data[key] else None
+    data["counts"] = CallCounts(**data["counts"]) if data["counts"] else None
+    return ModeTime(**data)
+
+
+def _csv_row(row: ModeTime) -> dict[str, Any]:
+    line: dict[str, Any] = {"mode": row.mode}
+    for name, estimate in (("seconds", row.time), ("ratio", row.ratio)):
+        for key in ("value", "low", "high"):
+            line[f"{name} {key}"] = getattr(estimate, key) if estimate else ""
+    for field in dataclasses.fields(CallCounts):
+        line[field.name] = getattr(row.counts, field.name) if row.counts else ""
+    return {**line, "error": row.error or ""}

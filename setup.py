@@ -13,6 +13,7 @@ from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build import build
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
@@ -32,6 +33,19 @@ class CleanBuild(build):  # type: ignore[misc]
     def run(self) -> None:
         shutil.rmtree(self.build_lib, ignore_errors=True)
         super().run()
+
+
+class BuildPython(build_py):  # type: ignore[misc]
+    """Packs the benchmark scripts, which `gradext bench` runs where there is no checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # the checkout is there
+        folder = Path(self.build_lib) / "gradext" / "_benchmarks"
+        folder.mkdir(parents=True, exist_ok=True)
+        for script in sorted((ROOT / "benchmarks").glob("*.py")):
+            shutil.copyfile(script, folder / script.name)
 
 
 def extension_arguments() -> dict[str, object]:
@@ -76,7 +90,10 @@ def extension_arguments() -> dict[str, object]:
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=extension.compile_flags(torch_folder, cuda.build),
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildC, "build": CleanBuild}}
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildC, "build": CleanBuild, "build_py": BuildPython},
+    }
 
 
 def write_build_record(library: Path, torch_version: str, cuda: str | None) -> None:

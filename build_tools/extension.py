@@ -9,20 +9,58 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Files that are compiled as one: reading torch's headers takes most of a compiler's time, for each
+# file anew. What shares a unit must not use one name for two things. All others are compiled alone.
+UNITS = {
+    "state": ["schemas", "probe/census", "probe/null", "state/graph", "state/ops", "state/state"],
+    "recorder_store": ["recorder/journal", "recorder/origins", "recorder/crossings"],
+    "recorder_kernels": ["recorder/observer", "recorder/registration", "recorder/boxed_kernels"],
+    "recorder_python": [
+        *("recorder/entries", "recorder/hooks", "recorder/python", "recorder/snapshot"),
+    ],
+    "fingerprint": [
+        *("fingerprint/source", "fingerprint/fingerprint", "fingerprint/fingerprint_cpu"),
+        "fingerprint/python",
+    ],
+    "probe": [
+        *("probe/axpby", "probe/window", "probe/autograd", "probe/layers", "probe/python"),
+    ],
+    "guard": [
+        *("guard/deferred", "guard/gradients", "guard/lines", "guard/ops", "guard/overlap"),
+        *("guard/python", "guard/saved", "guard/saves"),
+    ],
+}
+
+
 def sources(cuda: bool) -> list[str]:
-    """Paths relative to the root, so that nothing built from them can name the folder."""
+    """What is given to the compilers; writes the units.
+
+    Paths are relative to the root, so that nothing built from them can name the folder.
+    """
     endings = {".cpp", ".cu"} if cuda else {".cpp"}
-    return sorted(
+    united = {f"csrc/{name}.cpp" for names in UNITS.values() for name in names}
+    folder = ROOT / "build" / "units"
+    folder.mkdir(parents=True, exist_ok=True)
+    units = []
+    for unit, names in UNITS.items():
+        text = "".join(f'#include "{name}.cpp"\n' for name in names)
+        path = folder / f"{unit}.cpp"
+        if not path.is_file() or path.read_text() != text:
+            path.write_text(text)
+        units.append(path.relative_to(ROOT).as_posix())
+    alone = [
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "csrc").rglob("*")
         if path.suffix in endings
-    )
+    ]
+    return sorted(units + [path for path in alone if path not in united])
 
 
 def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
@@ -32,8 +70,11 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     defines = ["-DNDEBUG"] + (["-DGRADEXT_WITH_CUDA"] if cuda else [])
     host = [*maps, "-fvisibility=hidden"]
     device = ["-Xcompiler", ",".join(host)]
+    # at::parallel_for is a plain loop without it. Nothing is linked for it: the runtime is the one
+    # that torch has loaded, so its thread pool is used and not a second one.
+    threads = ["-fopenmp"] if sys.platform == "linux" else []
     return {
-        "cxx": ["-O3", "-g0", *defines, *host, "-Wall", "-Wno-unknown-pragmas"],
+        "cxx": ["-O3", "-g0", *defines, *host, *threads, "-Wall", "-Wno-unknown-pragmas"],
         "nvcc": ["-O3", *defines, *device],
     }
 

@@ -1,5 +1,9 @@
 // The pybind11 door: what carries Python objects or must not pay the dispatcher. The facts come
 // from state/state.h, the same code that answers the ops.
+#include "fingerprint/python.h"
+#include "guard/python.h"
+#include "probe/census.h"
+#include "probe/python.h"
 #include "recorder/python.h"
 #include "state/state.h"
 
@@ -220,6 +224,10 @@ PYBIND11_MODULE(_C, m) {
     return value < 0 ? py::object(py::none()) : py::object(py::int_(value));
   });
   gradext::recorder::bind(m);
+  gradext::guard::bind(m);
+  gradext::fingerprint::bind(m);
+  gradext::probe::bind_census(m);
+  gradext::probe::bind(m);
   py::list columns;
   for (const char* name : gradext::state::kColumns) {
     columns.append(name);

@@ -25,6 +25,30 @@ TORCH_LIBRARY(gradext, m) {
   // All integer facts at once, int64[n, k] on the CPU; columns: gradext.STATE_COLUMNS.
   m.def("states(Tensor[] tensors) -> Tensor");
 
+  // --- fingerprint: what a tensor's dtype, shape and bytes come to -------------------------------
+  // int64[2], (low, high), and int64[n, 2], on the tensors' device.
+  m.def("fingerprint(Tensor self) -> Tensor");
+  m.def("fingerprint_list(Tensor[] tensors) -> Tensor");
+
   // --- probe: ops that exist to be measured ------------------------------------------------------
   m.def("null_launch(Tensor self) -> ()");
+  m.def("axpby(Tensor x, Tensor y, float a, float b) -> Tensor");
+  // Returns nothing: of an op that torch does not know, functionalization refuses an output that
+  // is an input. gradext.ops.axpby_ returns x.
+  m.def("axpby_(Tensor(a!) x, Tensor y, float a, float b) -> ()");
+  m.def("window(Tensor(a) x, int dim, int start, int length) -> Tensor(a)");
+  // The same with layers left out (layers.cpp). They lie to autograd on purpose; the last two of
+  // each read and write nothing.
+  m.def("axpby_no_autograd(Tensor x, Tensor y, float a, float b) -> Tensor");
+  m.def("axpby_no_adinplaceorview(Tensor x, Tensor y, float a, float b) -> Tensor");
+  m.def("axpby_empty(Tensor x, Tensor y, float a, float b) -> ()");
+  m.def("axpby_nothing(Tensor x, Tensor y, float a, float b) -> ()");
+  m.def("axpby_inplace_no_autograd(Tensor(a!) x, Tensor y, float a, float b) -> ()");
+  m.def("axpby_inplace_no_adinplaceorview(Tensor(a!) x, Tensor y, float a, float b) -> ()");
+  m.def("axpby_inplace_empty(Tensor x, Tensor y, float a, float b) -> ()");
+  m.def("axpby_inplace_nothing(Tensor x, Tensor y, float a, float b) -> ()");
+  m.def("window_no_autograd(Tensor(a) x, int dim, int start, int length) -> Tensor(a)");
+  m.def("window_no_adinplaceorview(Tensor(a) x, int dim, int start, int length) -> Tensor(a)");
+  m.def("window_empty(Tensor x, int dim, int start, int length) -> ()");
+  m.def("window_nothing(Tensor x, int dim, int start, int length) -> ()");
 }

@@ -8,6 +8,7 @@ Needs the `test` extra (transformers builds the model, with random weights).
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -64,10 +65,13 @@ MUTATIONS = """\
 """
 
 
-def example(name: str) -> str:
-    """What `gradext run` prints for a script in docs/examples, its traceback shortened."""
+def example(name: str, *options: str, whole: bool = False) -> str:
+    """What `gradext run` prints for a script in docs/examples, its traceback shortened.
+
+    `whole`: with the script, and what the script itself prints.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "gradext", "run", f"examples/{name}"],
+        [sys.executable, "-m", "gradext", "run", *options, f"examples/{name}"],
         capture_output=True,
         text=True,
         cwd=ROOT / "docs",
@@ -76,8 +80,14 @@ def example(name: str) -> str:
     lines = done.stderr.rstrip().splitlines()
     start = next(k for k, line in enumerate(lines) if re.match(r"(error|warning)\[GX", line))
     said = [line for line in lines[:start] if re.match(r"\w+Error: ", line)]
-    shown = [f"$ gradext run {name}", *(["Traceback ..."] if said else []), *said, ""]
-    return "```\n" + "\n".join([*shown, *lines[start:]]) + "\n```"
+    command = " ".join(["$ gradext run", *options, name])
+    printed = done.stdout.splitlines() if whole else []
+    shown = [command, *printed, *(["Traceback ..."] if said else []), *said, ""]
+    text = "```\n" + "\n".join([*shown, *lines[start:]]) + "\n```"
+    if whole:
+        source = (ROOT / "docs" / "examples" / name).read_text()
+        text = f"```python\n{source}```\n\n{text}"
+    return text
 
 
 def mutations() -> str:
@@ -131,17 +141,163 @@ def recorder() -> str:
     return f"{plot_recorder.summary(result('recorder')['rows'])}\n\n({where('recorder')})"
 
 
+def audit() -> str:
+    """What `gradext check --inference` prints for docs/examples/rope.py."""
+    command = ["check", "--inference", "rope.py:make_model"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gradext", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "docs" / "examples",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "92"},
+    )
+    if done.returncode != 1:
+        raise RuntimeError(f"gradext check: exit code {done.returncode}, not 1: {done.stderr}")
+    return "```\n$ gradext " + " ".join(command) + f"\n{done.stdout}```"
+
+
+def architectures() -> str:
+    """The audited architectures, one row a call."""
+    rows = result("audit")["rows"]
+    head = ["architecture", "call", "answer", "fails", "warns", "skipped"]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows:
+        answer = row["verdict"].replace(" in `", ": `").replace("under inference_mode ", "")
+        cells = (row[key] for key in ("fails", "warns", "skipped"))
+        lines.append(f"| {row['architecture']} | {row['call']} | {answer} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"({rows[0]['versions']}; {where('audit')})"])
+
+
+def findings() -> str:
+    """The failures and the kept tensors among them, with their lines."""
+    lines = []
+    for row in result("audit")["rows"]:
+        for name, found in row["details"].items():
+            if name == "writes":
+                continue
+            lines.append(f"- **{row['architecture']}** ({row['call']}), {name}: {found['message']}")
+            lines += [f"  - `{line}`" for line in found["lines"]]
+    return "\n".join(lines)
+
+
+def audit_news() -> str:
+    """What the audit of the architectures found, in a few lines."""
+    rows = result("audit")["rows"]
+    clean = [row for row in rows if "leaves nothing behind" in row["verdict"]]
+    names = {row["architecture"] for row in rows}
+    library = rows[0]["versions"].partition(",")[0]
+    lines = [
+        f"{len(rows)} calls of {len(names)} architectures ({library}): "
+        f"{len(clean)} leave nothing behind. The others:",
+        "",
+    ]
+    lines += [
+        f"- {row['architecture']}, {row['call']}: {row['verdict']}"
+        for row in rows
+        if row not in clean
+    ]
+    return "\n".join(lines)
+
+
+FINGERPRINT = """\
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+>>> before = gradext.fingerprint(model)
+>>> model[0].weight.data[0, 0] = 0.25              # no version counter sees this
+>>> model[1].running_mean = torch.zeros(4)
+>>> gradext.compare_fingerprints(before, gradext.fingerprint(model))
+"""
+
+
+def lies() -> str:
+    """What `gradext check --ops` found in torch, in one sentence."""
+    found = result("ops-that-lie")
+    counts, kinds = found["counts"], found["kinds"]
+    return (
+        f"It is not the only one. Of the {counts['writable']:,} aten overloads of torch "
+        f"{found['torch']} that declare a write, `gradext check --ops` ran "
+        f"{counts['writable exercised']:,}: {len(kinds['declared but not bumped'])} do not count "
+        f"it, {len(kinds['bumped twice'])} count it more than once; and "
+        f"{len(kinds['written but not declared'])} ops write what they do not declare."
+    )
+
+
+COMPARE = """\
+>>> from gradext.lesson.models import ViT
+>>> model, images = ViT().eval(), torch.rand(1, 3, 32, 32)
+>>> gradext.compare_modes(model, images, threads=1)
+"""
+
+
+def in_folder(folder: str, name: str) -> Any:
+    """A module of docs/ or benchmarks/, which are scripts and no packages."""
+    sys.path.insert(0, str(ROOT / folder))
+    return importlib.import_module(name)
+
+
+def verdicts() -> str:
+    """The claims people repeat about the modes, with their verdicts."""
+    which_mode = in_folder("docs", "which_mode")
+    table: str = which_mode.verdict_table(which_mode.Results(result("modes")))
+    return f"{table}\n\n({where('modes')})"
+
+
+def modes() -> str:
+    """The matrix: a line a row, the modes as columns."""
+    suite = in_folder("benchmarks", "modes")
+    return f"{suite.short(result('modes')['rows'])}\n\n({where('modes')})"
+
+
+def overlapping() -> str:
+    """How far the two committed runs of the mode benchmark agree."""
+    overlap = in_folder("benchmarks", "overlap")
+    first, again = result("modes"), result("modes-again")
+    overlap.check_machines(first["machine"], again["machine"])
+    both = overlap.pairs(first["rows"], again["rows"])
+    alike = sum(overlap.overlaps(a, b) for a, b in both)
+    return (
+        f"Two full runs are committed. Of the {len(both)} rows with an interval that both have, "
+        f"the intervals of {alike} overlap ({100 * alike / len(both):.1f} %)."
+    )
+
+
 # (file, block, what fills it, whether from committed JSON alone)
 BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("README.md", "run", lambda: example("train.py"), False),
-    ("README.md", "silent", lambda: example("gan.py"), False),
+    ("README.md", "fused", lambda: example("fused.py", whole=True), False),
+    ("README.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),
+    ("README.md", "lies", lies, True),
+    ("README.md", "born", lambda: example("rotary.py"), False),
+    ("README.md", "cut", lambda: example("cut.py"), False),
     ("README.md", "mutations", mutations, False),
     ("README.md", "lesson", lesson, False),
     ("README.md", "inspect", lambda: session(INSPECT), False),
     ("README.md", "tree", lambda: session(TREE, before="import gradext"), False),
     ("README.md", "cost", cost, True),
     ("README.md", "recorder", recorder, True),
+    ("README.md", "audit_news", audit_news, True),
+    (
+        "README.md",
+        "compare_modes",
+        lambda: session(COMPARE, before="import torch, gradext"),
+        False,
+    ),
+    ("README.md", "verdicts", verdicts, True),
+    ("docs/inference-audit.md", "audit", audit, False),
+    ("docs/inference-audit.md", "architectures", architectures, True),
+    ("docs/inference-audit.md", "findings", findings, True),
+    (
+        "docs/fingerprint.md",
+        "fingerprint_session",
+        lambda: session(FINGERPRINT, before="import torch, gradext"),
+        False,
+    ),
+    ("docs/fingerprint.md", "fingerprint", lambda: whole("fingerprint"), True),
+    ("docs/fingerprint.md", "fingerprint_quality", lambda: whole("fingerprint_quality"), True),
+    ("docs/guard.md", "guard_cost", lambda: whole("guard"), True),
     ("benchmarks/README.md", "recorder", recorder, True),
+    ("benchmarks/README.md", "modes", modes, True),
+    ("benchmarks/README.md", "overlap", overlapping, True),
+    ("benchmarks/README.md", "layers", lambda: whole("layers"), True),
     ("benchmarks/README.md", "state", lambda: whole("state"), True),
     ("benchmarks/README.md", "import_time", lambda: whole("import_time"), True),
 ]

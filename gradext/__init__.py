@@ -17,12 +17,22 @@ from gradext._version import __version__
 __all__ = [
     "STATE_COLUMNS",
     "Diagnosis",
+    "Fingerprint",
+    "Fingerprints",
+    "GuardError",
+    "GuardWarning",
     "Recording",
     "StateTree",
     "TensorState",
     "__version__",
+    "audit_inference",
     "check_backward",
+    "check_replicas",
+    "compare_fingerprints",
+    "compare_modes",
     "explain",
+    "fingerprint",
+    "guard",
     "inspect",
     "inspect_tree",
     "install",
@@ -105,6 +115,18 @@ else:
         from gradext import ops
         from gradext.autostart import install
         from gradext.diagnosis import Diagnosis, check_backward, explain
+        from gradext.inference import audit_inference
+        from gradext.integrity import (
+            Fingerprint,
+            Fingerprints,
+            GuardError,
+            GuardWarning,
+            check_replicas,
+            compare_fingerprints,
+            fingerprint,
+            guard,
+        )
+        from gradext.modes import compare_modes
         from gradext.ops import shares_storage, shares_version_counter
         from gradext.recording import Recording, record
         from gradext.state import (

@@ -20,6 +20,16 @@ COMMANDS = {
         "ExplainCommand",
         "what a diagnosis code means, with a wrong and a right example",
     ),
+    "check": (
+        "gradext.commands.check",
+        "CheckCommand",
+        "can a model run under inference_mode; do ops write what they declare",
+    ),
+    "bench": (
+        "gradext.commands.bench",
+        "BenchCommand",
+        "measure what modes, recording, fingerprints and dispatch cost here",
+    ),
     "lesson": (
         "gradext.commands.lesson",
         "LessonCommand",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def test_architectures_follow_the_toolkit():
 def test_sources_are_all_of_csrc():
     root = extension.ROOT / "csrc"
     cpu, cuda = extension.sources(False), extension.sources(True)
-    assert {Path(p).name for p in cpu} == {p.name for p in root.rglob("*.cpp")}
+    names = [p for p in cpu if p.startswith("csrc/")]
+    for unit in (extension.ROOT / p for p in cpu if p.startswith("build/")):
+        names += [f"csrc/{name}" for name in re.findall(r'#include "(.*)"', unit.read_text())]
+    assert sorted(names) == sorted(f"csrc/{p.relative_to(root)}" for p in root.rglob("*.cpp"))
     assert {Path(p).name for p in set(cuda) - set(cpu)} == {p.name for p in root.rglob("*.cu")}
     assert not any(Path(p).is_absolute() for p in cuda)

@@ -69,7 +69,10 @@ def make(device: str) -> dict[str, torch.Tensor]:
 def test_the_lists_of_ops_name_every_op_of_the_library() -> None:
     registered = torch._C._dispatch_get_all_op_names()
     listed = {name.removeprefix("gradext::") for name in registered if name.startswith("gradext::")}
-    assert listed == {*STATE_OPS, "null_launch"}
+    stops = ("no_autograd", "no_adinplaceorview", "empty", "nothing")
+    probes = {f"{op}_{stop}" for op in ("axpby", "axpby_inplace", "window") for stop in stops}
+    probes |= {"null_launch", "axpby", "axpby_", "window"}
+    assert listed == {*STATE_OPS, "fingerprint", "fingerprint_list", *probes}
     assert all(callable(getattr(ops, name)) and getattr(ops, name).__doc__ for name in listed)
 
 

@@ -160,14 +160,14 @@ def test_the_rows_can_be_listed_and_chosen():
     assert "MLP batch 1, 1 threads, inductor" in out.splitlines()
     assert all(line.startswith("MLP") for line in out.splitlines())
     code, _, err = script("--only", "no such row")
-    assert code == 1
-    assert err == "no row's name contains 'no such row'; --list prints them\n"
+    assert code == 2
+    assert err == "modes.py: no row's name contains 'no such row'; --list prints them\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda_device():
     code, _, err = script("--device", "cuda")
-    assert (code, err) == (1, "--device cuda: torch finds no CUDA device here\n")
+    assert (code, err) == (2, "modes.py: --device cuda: torch finds no CUDA device here\n")
 
 
 # --- the committed results and what is made of them ----------------------------------------------
@@ -236,13 +236,32 @@ def results(*rows):
         (which_mode.negligible_for_mlp, [made(1.01, 1.005, 1.015)], "true"),
         (
             which_mode.grows_with_model,
-            [made(1.1, 1.0, 1.2, us=1.0), made(1.5, 1.4, 1.6, what="ViT", us=99.0)],
+            [made(1.1, 1.05, 1.2, us=1.0), made(1.5, 1.4, 1.6, what="ViT", us=99.0)],
             "true",
         ),
         (
             which_mode.grows_with_model,
-            [made(1.5, 1.4, 1.6, us=1.0), made(1.1, 1.0, 1.2, what="ViT", us=99.0)],
+            [made(1.5, 1.4, 1.6, us=1.0), made(1.1, 1.05, 1.2, what="ViT", us=99.0)],
             "false",
+        ),
+        (  # blurred: nothing to compare the first with
+            which_mode.grows_with_model,
+            [made(1.1, 1.05, 1.2, us=1.0), made(1.5, 0.8, 2.2, what="ViT", us=99.0)],
+            "depends",
+        ),
+        (which_mode.matters_for_decode, [made(1.1, 1.05, 1.2, what="LLM, decode")], "true"),
+        (  # a blurred row does not show a gain
+            which_mode.matters_for_decode,
+            [
+                made(1.1, 1.05, 1.2, what="LLM, decode"),
+                made(1.1, 0.9, 1.3, what="LLM, decode", size="batch 64"),
+            ],
+            "depends",
+        ),
+        (  # nor does it refute that there is none
+            which_mode.negligible_for_mlp,
+            [made(1.0, 0.99, 1.01), made(1.1, 0.9, 1.3, size="batch 64")],
+            "true",
         ),
     ],
 )

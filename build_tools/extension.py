@@ -19,9 +19,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files that are compiled as one: reading torch's headers takes most of a compiler's time, for each
 # file anew. What shares a unit must not use one name for two things. All others are compiled alone.
 UNITS = {
-    "state": ["schemas", "probe/census", "probe/null", "state/graph", "state/ops", "state/state"],
-    "recorder_store": ["recorder/journal", "recorder/origins", "recorder/crossings"],
-    "recorder_kernels": ["recorder/observer", "recorder/registration", "recorder/boxed_kernels"],
+    "fast_kernels": ["recorder/fast_kernels"],  # takes longest: its name comes first
+    "state": [
+        *("bindings", "schemas", "probe/census", "probe/null"),
+        *("state/graph", "state/ops", "state/state"),
+    ],
+    "recorder": [
+        *("recorder/journal", "recorder/origins", "recorder/crossings"),
+        *("recorder/observer", "recorder/registration", "recorder/boxed_kernels"),
+    ],
     "recorder_python": [
         *("recorder/entries", "recorder/hooks", "recorder/python", "recorder/snapshot"),
     ],

@@ -244,7 +244,7 @@ def test_against_an_earlier_result(synthetic, tmp_path, model):
     synthetic.truth = {**synthetic.truth, "no_grad": 3.3e-6}
     text = quick(model, torch.ones(2, 8), modes=names).against(tmp_path / "old.json")
     lines = text.splitlines()
-    assert any(re.match(r"no_grad: [23]\.\d+× \[", line) for line in lines)
+    assert any(re.match(r"no_grad: (2\.\d+|3(\.\d+)?)× \[", line) for line in lines)
     assert "inference_mode: no difference measurable" in lines
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradext.mode_comparison import percent
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "which-mode.md"
 DATA = ROOT / "benchmarks" / "results" / "modes.json"
@@ -91,13 +93,6 @@ def shown(row: Row, name: bool = True) -> str:
         wide = 100 * (row["high"] - row["low"]) / 2
         return f"{about}no difference measurable (±{wide:.1f} %)"
     return f"{about}{percent(row['ratio'])} [{percent(row['low'])}, {percent(row['high'])}]"
-
-
-def percent(ratio: float) -> str:
-    if ratio >= 2:
-        return f"{ratio:.3g}×"
-    added = 100 * (ratio - 1)
-    return f"{added:+.0f} %" if abs(added) >= 9.95 else f"{added:+.1f} %"
 
 
 def listed(rows: list[Row]) -> str:

@@ -15,6 +15,7 @@ import gradext
 from gradext import modes, timing
 from gradext.lesson.core import Chapter, Depends, Lesson
 from gradext.lesson.models import LLM, MLP, ViT
+from gradext.mode_comparison import ModeComparison
 
 CHAPTER = Chapter(
     4,
@@ -92,7 +93,7 @@ def parameters_of(model: torch.nn.Module) -> int:
 
 def time_modes(
     lesson: Lesson, build: Callable[[], Callable[[], object]], seconds: float
-) -> modes.ModeComparison:
+) -> ModeComparison:
     """Time what ``build`` returns under each mode; its inputs are made in the same mode.
 
     One CPU thread: several would wait for each other whenever another process takes a core, and
@@ -110,12 +111,12 @@ def time_modes(
     )
 
 
-def gain(comparison: modes.ModeComparison) -> timing.Estimate:
+def gain(comparison: ModeComparison) -> timing.Estimate:
     """Time under no_grad over time under inference_mode."""
     return comparison.ratio("no_grad", over="inference_mode")
 
 
-def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, modes.ModeComparison]) -> None:
+def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, ModeComparison]) -> None:
     """Two bars per name, no_grad and grad over inference_mode, and how long a call takes."""
     rows = []
     for name, comparison in timed.items():
@@ -128,7 +129,7 @@ def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, modes.ModeCompar
         lesson.show(name, f"{microseconds:,.4g} us; {in_words(comparison)}")
 
 
-def in_words(comparison: modes.ModeComparison) -> str:
+def in_words(comparison: ModeComparison) -> str:
     """What inference_mode gains over no_grad, or that no gain can be measured."""
     ratio = gain(comparison)
     if ratio.holds(1.0):

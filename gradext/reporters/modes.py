@@ -9,14 +9,14 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gradext.modes import in_words
+from gradext.mode_comparison import in_words
 from gradext.timing import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gradext.census import CallCounts
-    from gradext.modes import ModeComparison, ModeTime
+    from gradext.mode_comparison import ModeComparison, ModeTime
 
 
 def table(found: ModeComparison) -> str:

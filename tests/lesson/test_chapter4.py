@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from gradext import modes, timing
+from gradext import timing
 from gradext.lesson import c4_speed, core
 from gradext.lesson.models import LLM, MLP, ViT
+from gradext.mode_comparison import ModeComparison
 
 CLAIMS = {claim.function.__name__: claim for claim in c4_speed.CHAPTER.claims}
 
@@ -24,7 +25,7 @@ def play(name: str) -> tuple[core.ClaimResult, dict[str, Any]]:
     return result, evidence_of(result)
 
 
-def comparison(no_grad: float, grad: float = 2.0, spread: float = 0.01) -> modes.ModeComparison:
+def comparison(no_grad: float, grad: float = 2.0, spread: float = 0.01) -> ModeComparison:
     """Twenty rounds in which the modes take these times, give or take the spread."""
     wobble = [1 + spread * (index - 9.5) / 9.5 for index in range(20)]
     return timed(
@@ -36,8 +37,8 @@ def comparison(no_grad: float, grad: float = 2.0, spread: float = 0.01) -> modes
     )
 
 
-def timed(seconds: dict[str, tuple[float, ...]]) -> modes.ModeComparison:
-    return modes.ModeComparison.of(timing.Comparison(seconds, calls=1), "inference_mode")
+def timed(seconds: dict[str, tuple[float, ...]]) -> ModeComparison:
+    return ModeComparison.of(timing.Comparison(seconds, calls=1), "inference_mode")
 
 
 def with_gains(monkeypatch: pytest.MonkeyPatch, *gains: float, spread: float = 0.01) -> None:

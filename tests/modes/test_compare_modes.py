@@ -15,7 +15,8 @@ from torch import nn
 
 import gradext
 from gradext import clocks, modes, timing
-from gradext.modes import MODES, ModeComparison
+from gradext.mode_comparison import ModeComparison
+from gradext.modes import MODES
 
 ALL = tuple(MODES)
 

@@ -17,7 +17,6 @@ import torch
 from gradext import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def parser(doc: str, *, suite: bool = False) -> argparse.ArgumentParser:

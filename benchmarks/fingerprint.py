@@ -113,6 +113,7 @@ def main() -> int:
     ask = common.parser(__doc__ or "", suite=True)
     ask.add_argument("--check", action="store_true", help="exit 1 when a requirement is missed")
     args = ask.parse_args()
+    device = common.device(args)
     scale = 0.1 if args.quick else 1.0
     sizes = {"64 MiB": 64} if args.quick else {"64 MiB": 64, "1 GiB": 1024}
     rows: list[dict[str, Any]] = []
@@ -122,7 +123,7 @@ def main() -> int:
             cases = large(mebibytes, threads)
             rows += rows_of(what, cases, mebibytes << 20, threads, 20 * scale)
         rows += rows_of("1,000 × 4 KiB", small(1000), 1000 << 12, threads, 15 * scale)
-    if common.device(args) == "cuda":
+    if device == "cuda":
         for what, mebibytes in sizes.items():
             cases, wait = on_gpu(mebibytes), torch.cuda.synchronize
             rows += rows_of(f"{what}, CUDA", cases, mebibytes << 20, 0, 5 * scale, wait)

@@ -12,12 +12,10 @@ all of their 95 % intervals. On CUDA also how fast axpby goes through memory, ag
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -192,18 +190,20 @@ def combine(processes: Sequence[Sequence[dict[str, Any]]], device: str) -> list[
     rows = []
     for same in zip(*processes, strict=True):
         first = same[0]
-        low, high = min(each["low"] for each in same), max(each["high"] for each in same)
+        pooled = timing.pool(
+            [timing.Estimate(e["ns"], e["low"], e["high"], 0.95, e["rounds"]) for e in same]
+        )
         rows.append(
             {
                 "op": first["op"],
                 "mode": first["mode"],
                 "device": device,
                 "layer": first["layer"],
-                "ns": statistics.median(each["ns"] for each in same),
-                "low": low,
-                "high": high,
-                "note": "none measurable" if low <= 0 <= high else "",
-                "rounds": sum(each["rounds"] for each in same),
+                "ns": pooled.value,
+                "low": pooled.low,
+                "high": pooled.high,
+                "note": "none measurable" if pooled.holds(0.0) else "",
+                "rounds": pooled.samples,
                 "processes": len(same),
             }
         )
@@ -250,7 +250,7 @@ def memory_rate(budget: float) -> dict[str, Any]:
 def main() -> int:
     ask = common.parser(__doc__ or "", suite=True)
     ask.add_argument("--check", action="store_true", help="exit 1 when a requirement is missed")
-    ask.add_argument("--worker", type=float, metavar="SECONDS", help=argparse.SUPPRESS)
+    ask.add_argument("--worker", type=float, metavar="SECONDS", help=common.INTERNAL)
     args = ask.parse_args()
     if common.device(args) == "cuda" and not _C.WITH_CUDA:
         common.refuse("--device cuda: gradext is built without CUDA")

@@ -6,8 +6,8 @@
 Needs the `bench` extra (transformers). Each row of the matrix is measured in five processes (three
 where a compiler has part in it, and with --quick), one after another, with the modes taking turns;
 the interval of a ratio reaches from the lowest to the highest end of the processes' own 95 %
-intervals. A row that takes longer than the limit, or more memory, is skipped and says so in the
-table.
+intervals (of all their rounds where a process had fewer than six). A row that takes longer than the
+limit, or more memory, is skipped and says so in the table.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from gradext import machine
 
 Row = dict[str, Any]
 LEAST = 0.95
+FOUND = ("skipped", "waits for", "note")  # texts that say what was found
 
 
 class NotComparable(Exception):
@@ -27,7 +28,7 @@ class NotComparable(Exception):
 def key_of(row: Row) -> tuple[str, ...]:
     """What a row is about: its texts and threads, not what was measured or why it was skipped."""
     named = {k: v for k, v in row.items() if isinstance(v, str) or k == "threads"}
-    return tuple(f"{k}={v}" for k, v in named.items() if k not in ("skipped", "waits for"))
+    return tuple(f"{k}={v}" for k, v in named.items() if k not in FOUND)
 
 
 def value_column(row: Row) -> str:

@@ -89,6 +89,7 @@ def main() -> int:
     ask = common.parser(__doc__ or "", suite=True)
     ask.add_argument("--check", action="store_true", help="exit 1 when a requirement is missed")
     args = ask.parse_args()
+    device = common.device(args)
     scale = 0.1 if args.quick else 1.0
     plain = torch.zeros(4)
     view = (torch.zeros(8, requires_grad=True) * 2)[2:6]
@@ -101,7 +102,7 @@ def main() -> int:
         *rows_of(f"{MANY:,} plain tensors", many_facts(many), MANY, 15 * scale),
         *rows_of(f"{MANY:,} views", many_facts(views), MANY, 15 * scale),
     ]
-    if common.device(args) == "cuda":
+    if device == "cuda":
         on_gpu = torch.zeros(4, device="cuda")
         launch = {
             "null_launch, CPU": lambda: torch.ops.gradext.null_launch(plain),

@@ -129,16 +129,12 @@ def cost() -> str:
 
 
 def whole(name: str) -> str:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import common
-
+    common = in_folder("benchmarks", "common")
     return f"{common.table(result(name)['rows'])}\n\n({where(name)})"
 
 
 def recorder() -> str:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import plot_recorder
-
+    plot_recorder = in_folder("benchmarks", "plot_recorder")
     return f"{plot_recorder.summary(result('recorder')['rows'])}\n\n({where('recorder')})"
 
 
@@ -261,7 +257,6 @@ def overlapping() -> str:
     )
 
 
-# (file, block, what fills it, whether from committed JSON alone)
 def fingerprint() -> str:
     """The table, and which of its required ratios were missed."""
     missed = [
@@ -275,6 +270,7 @@ def fingerprint() -> str:
     return f"{whole('fingerprint')}\n\n{said}"
 
 
+# (file, block, what fills it, whether from committed JSON alone)
 BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("README.md", "run", lambda: example("train.py"), False),
     ("README.md", "fused", lambda: example("fused.py", whole=True), False),

@@ -85,7 +85,7 @@ def _saved(
         address, size = _storage(tensor)
         if address not in there:
             storages[address] = size
-        return tensor
+        return tensor.detach()  # a node that holds its own result is never freed
 
     try:
         # Default hooks never see what a call inside runs under hooks of its own.

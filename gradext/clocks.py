@@ -38,12 +38,17 @@ class EventClock:
     Source: torch.cuda.Event, `elapsed_time` (milliseconds between two events of a stream).
     """
 
-    def __init__(self, function: Callable[[], object]) -> None:
+    def __init__(self, function: Callable[[], object], device: str = "cuda") -> None:
         self._function = function
+        self._device = torch.device(device)
         self._launches: list[float] = []
 
     def block(self, calls: int) -> float:
         """Seconds that pass on the device from before the first call to after the last."""
+        with torch.cuda.device(self._device):
+            return self._block(calls)
+
+    def _block(self, calls: int) -> float:
         function = self._function
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -65,24 +70,27 @@ class EventClock:
 
 
 def clock_of(device: str, function: Callable[[], object]) -> HostClock | EventClock:
-    return EventClock(function) if torch.device(device).type == "cuda" else HostClock(function)
+    if torch.device(device).type == "cuda":
+        return EventClock(function, device)
+    return HostClock(function)
 
 
-def captured(function: Callable[[], object]) -> Callable[[], object]:
-    """A function that replays, as a CUDA graph, what one call of ``function`` launches.
+def captured(function: Callable[[], object], device: str) -> Callable[[], object]:
+    """A function that replays, as a CUDA graph, what one call of ``function`` launches on it.
 
     Captured under the modes that are on now. Raises what the capture raises.
     Source: the notes on CUDA graphs in torch's documentation (warm-up on a side stream).
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
+    with torch.cuda.device(torch.device(device)):
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function()
 
     def replay() -> None:
         graph.replay()

@@ -110,11 +110,13 @@ def compare_modes(
     parameters = _parameters(fn, args, keywords)
     tensors = [leaf for leaf in tree_leaves((args, keywords)) if isinstance(leaf, torch.Tensor)]
     where = device or _device([*tensors, *parameters])
+    known = [*tensors, *parameters]
 
     def build(mode: Mode) -> Callable[[], object]:
         mine, named = args, keywords
         if inputs == "copied":
             mine, named = tree_map_only(torch.Tensor, _copied, (mine, named))
+            known.extend(t for t in tree_leaves((mine, named)) if isinstance(t, torch.Tensor))
         if mode.frozen:
             mine, named = tree_map_only(torch.Tensor, _detached, (mine, named))
         return functools.partial(fn, *mine, **named)
@@ -123,7 +125,7 @@ def compare_modes(
         return measure(
             build,
             parameters=parameters,
-            known=[*tensors, *parameters],
+            known=known,
             modes=modes,
             over=over,
             seconds=seconds,
@@ -269,7 +271,7 @@ def _captured(
 
     try:
         with context():
-            replay = captured(call)
+            replay = captured(call, device)
     except Exception as error:
         return ModeTime(name, error=f"cannot be captured: {one_line(error)}")
     _add(cases, clocks, name, replay, context, device)

@@ -182,7 +182,8 @@ def compare(
                 seconds[name].append(_time_block(case, calls, wait, timer) / calls)
             done += 1
             if progress is not None:
-                progress(min(1.0, max(done / rounds, (timer() - start) / budget_seconds)))
+                spent = (timer() - start) / budget_seconds if budget_seconds > 0 else 1.0
+                progress(min(1.0, max(done / rounds, spent)))
             if enough is not None and done >= max(least_rounds, ask_again):
                 ask_again = done + done // 2
                 if enough(_comparison(seconds, calls)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -66,8 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    code: int = args._command.run(args, args._parser)
-    return code
+    if args.command == "run":  # a program's own errors are its own
+        code: int = args._command.run(args, args._parser)
+        return code
+    try:
+        code = args._command.run(args, args._parser)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read has read enough, as `head` does
+        # Python flushes once more as it ends. Source: the signal module's note on SIGPIPE.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE, as a shell shows it
 
 
 def _version() -> str:

@@ -133,7 +133,7 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     for row in rows:
         table.add_row(*row)
     out = StringIO()
-    console = Console(file=out, force_terminal=sys.stdout.isatty(), width=_width())
+    console = Console(file=out, force_terminal=sys.stdout.isatty(), width=_width(), markup=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 

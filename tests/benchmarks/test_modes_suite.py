@@ -244,6 +244,11 @@ def results(*rows):
             [made(1.5, 1.4, 1.6, us=1.0), made(1.1, 1.05, 1.2, what="ViT", us=99.0)],
             "false",
         ),
+        (  # neither can be told
+            which_mode.grows_with_model,
+            [made(1.1, 1.05, 1.2, us=1.0), made(1.15, 1.1, 1.25, what="ViT", us=99.0)],
+            "depends",
+        ),
         (  # blurred: nothing to compare the first with
             which_mode.grows_with_model,
             [made(1.1, 1.05, 1.2, us=1.0), made(1.5, 0.8, 2.2, what="ViT", us=99.0)],

@@ -64,6 +64,12 @@ def test_threads_tell_rows_apart_and_skipped_rows_do_not_count():
     assert [(a["low"], b["low"]) for a, b in both] == [(1.0, 1.0), (2.0, 2.0)]
 
 
+def test_what_a_row_says_of_its_result_is_not_what_it_is_about():
+    old, new = [{**row("a", 1.0, 1.1), "note": ""}], [{**row("a", 3.0, 3.1), "note": "none"}]
+    ((a, b),) = overlap.pairs(old, new)
+    assert not overlap.overlaps(a, b)
+
+
 def test_a_thing_over_itself_does_not_count():
     same = [{**row("a", 1.0, 1.0)}]
     assert overlap.pairs(same, same) == []

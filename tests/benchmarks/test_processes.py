@@ -16,13 +16,13 @@ import processes  # noqa: E402
 sys.path.remove(str(BENCHMARKS))
 
 WORKER = f"""
-import json, os, sys, time
+import json, os, subprocess, sys, time
 sys.path.insert(0, {str(BENCHMARKS)!r})
 import processes
 
 def measure(name):
     if name == "slow":
-        time.sleep(60)
+        subprocess.Popen(["sleep", "97.25"]).wait()
     if name == "large":
         kept = bytearray(os.urandom(1 << 20) * 600)
         time.sleep(60)
@@ -104,3 +104,4 @@ def test_no_process_is_left(collect):
     collect("slow", seconds=1.0, number=1)
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert not [line for line in left.splitlines() if "worker.py" in line and "slow" in line]
+    assert "sleep 97.25" not in left  # nor what the row had started

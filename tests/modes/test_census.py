@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -47,6 +49,19 @@ def test_saved_memory_is_counted_once_and_without_what_was_there(w):
     assert found.saved_tensors == 3
     assert found.saved_bytes == 64
     assert found.nodes == 3
+
+
+def test_nothing_that_was_counted_stays_alive(w):
+    alive = []
+
+    def call():
+        out = w.exp()  # a node that saves its own result
+        alive.append(weakref.ref(out))
+        return out
+
+    census.count(call)
+    gc.collect()
+    assert [reference() for reference in alive] == [None, None]
 
 
 def test_views_in_each_mode(w):

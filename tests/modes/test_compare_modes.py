@@ -73,10 +73,32 @@ def test_known_ratios_come_out(synthetic, model):
 
 def test_equal_times_are_no_difference(synthetic, model):
     synthetic.truth = dict.fromkeys(synthetic.truth, 1e-6)
-    found = quick(model, torch.ones(2, 8), modes=("grad", "no_grad", "inference_mode"))
+    found = quick(model, torch.ones(2, 8), modes=("grad", "no_grad", "inference_mode"), seconds=20)
     # 95 % intervals: over the seeds one in twenty excludes 1.0; this seed's two do not.
     assert found.difference("no_grad") == "no difference measurable"
     assert "grad over inference_mode: no difference measurable" in str(found)
+
+
+def test_a_label_is_shown_as_it_is(synthetic, model):
+    found = quick(model, torch.ones(2, 8), modes=("no_grad",), label="x[mask] [/a]", counts=False)
+    assert "x[mask] [/a]" in str(found)
+
+
+def test_no_time_at_all_is_the_fewest_rounds(synthetic, model):
+    told = []
+    found = quick(model, torch.ones(2, 8), modes=("no_grad",), seconds=0, progress=told.append)
+    assert found.rounds == timing.MIN_ROUNDS
+    assert told[-1] == 1.0
+
+
+def test_copies_of_inputs_are_inputs(model):
+    x = torch.ones(2, 8)
+    given, copied = (
+        quick(lambda x: x * model[0].bias, x, modes=("grad",), inputs=inputs)["grad"].counts
+        for inputs in ("given", "copied")
+    )
+    assert given.saved_tensors == copied.saved_tensors == 1
+    assert given.saved_bytes == copied.saved_bytes == 0
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(synthetic, model):

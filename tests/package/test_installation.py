@@ -295,3 +295,14 @@ def test_the_program_without_arguments_lists_its_commands(tmp_path):
 def test_readme_figures_come_from_the_committed_results():
     done = python("docs/generate.py", "--check", cwd=ROOT)
     assert done.returncode == 0, "run docs/generate.py: README differs from benchmarks/results"
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["lesson", "--list"], ["explain", "GX101"]])
+def test_who_reads_may_stop_reading(words):
+    command = [sys.executable, "-m", "gradext", *words]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode in (1, 141)  # rich ends with 1 by itself
+    assert done.stderr == ""

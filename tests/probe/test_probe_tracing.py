@@ -103,3 +103,4 @@ def test_the_variants_break_the_graph_of_a_compiled_program() -> None:
         return x + 1
 
     assert torch.compile(f, backend=counter)(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert (counter.frame_count, counter.op_count) == (1, 1)  # the addition alone

@@ -54,7 +54,7 @@ class guard:
 
     Costs a read of every saved tensor at its save and at its use (benchmarks/fingerprint.py), and
     for memory that is handed to numpy or by pointer a read at each line of Python. Takes no
-    saved-tensor hooks and holds no tensor. Tensors on the CPU only; others are not compared.
+    saved-tensor hooks and holds no tensor. Of the watched tensors, those on the CPU are compared.
 
     Args:
         watched: a module, a tensor, or anything that gradext.inspect_tree() takes.

@@ -71,13 +71,12 @@ at::Tensor on_cuda(const Sources& sources, c10::Device device) {
   // outlive it.
   const bool capturing =
       c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-  std::vector<Chunk> chunks = pack(sources, kArgumentWords);
-  const auto fits = [](const Chunk& chunk) {
-    return static_cast<int64_t>(chunk.words.size()) <= kArgumentWords;
-  };
-  if (chunks.size() == 1 || capturing) {
+  const std::vector<Chunk> chunks =
+      pack(sources, capturing ? kArgumentWords : std::numeric_limits<int64_t>::max());
+  const auto words = static_cast<int64_t>(chunks.empty() ? 0 : chunks.front().words.size());
+  // A tensor has 64 dimensions at most, which fit.
+  if (capturing || words <= kArgumentWords) {
     for (const Chunk& chunk : chunks) {
-      TORCH_CHECK_VALUE(fits(chunk), "gradext::fingerprint: too many dimensions for a capture");
       C10_CUDA_CHECK(launch_arguments(
           chunk.words.data(),
           static_cast<int64_t>(chunk.words.size()),
@@ -89,8 +88,7 @@ at::Tensor on_cuda(const Sources& sources, c10::Device device) {
     }
     return out;
   }
-  const Chunk whole = std::move(pack(sources, std::numeric_limits<int64_t>::max()).front());
-  const auto words = static_cast<int64_t>(whole.words.size());
+  const Chunk& whole = chunks.front();
   // torch's pinned allocator does not hand the memory out again before the copy has ended.
   at::Tensor host = at::empty({words}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
   std::copy(whole.words.begin(), whole.words.end(), host.mutable_data_ptr<int64_t>());

@@ -10,6 +10,8 @@
 #include <ATen/Functions.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+
 #ifdef GRADEXT_WITH_CUDA
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #endif
@@ -98,20 +100,30 @@ void compare_deferred() {
   if (comparisons.empty()) {
     return;
   }
-  std::vector<at::Tensor> before, after;
-  at::Tensor changed;
+  // One transfer for each device.
+  std::stable_sort(
+      comparisons.begin(), comparisons.end(), [](const Comparison& a, const Comparison& b) {
+        return a.now.device().index() < b.now.device().index();
+      });
+  std::vector<char> flags;
   {
     const Unseen unseen;
-    for (const Comparison& at : comparisons) {
-      before.push_back(at.entry->rows.select(0, at.row));
-      after.push_back(at.now.select(0, at.row));
+    for (size_t begin = 0, end = 0; begin < comparisons.size(); begin = end) {
+      std::vector<at::Tensor> before, after;
+      const at::Device device = comparisons[begin].now.device();
+      for (; end < comparisons.size() && comparisons[end].now.device() == device; ++end) {
+        const Comparison& at = comparisons[end];
+        before.push_back(at.entry->rows.select(0, at.row));
+        after.push_back(at.now.select(0, at.row));
+      }
+      const at::Tensor changed = at::stack(before).ne(at::stack(after)).any(1).cpu();
+      const bool* found = changed.const_data_ptr<bool>();
+      flags.insert(flags.end(), found, found + changed.numel());
     }
-    changed = at::stack(before).ne(at::stack(after)).any(1).cpu();
   }
-  const bool* flags = changed.const_data_ptr<bool>();
   std::exception_ptr stop;
   for (size_t k = 0; k < comparisons.size(); ++k) {
-    if (!flags[k]) {
+    if (flags[k] == 0) {
       continue;
     }
     try {

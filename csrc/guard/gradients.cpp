@@ -4,6 +4,7 @@
 #include "guard.h"
 
 #include "python.h"
+#include "saved.h"
 #include "state/state.h"
 
 #include <algorithm>
@@ -82,9 +83,20 @@ bool has_changed(Kept& kept, const Use& use, bool counted) {
   return !(fingerprint::of_cpu(tensor) == use.value);
 }
 
+// The name of a node of Python: asking for it takes the GIL, so that it is asked for before the
+// lock, which is also taken by who holds the GIL. Empty for other nodes, whose name takes no GIL.
+std::string python_name(const Node& node) {
+  return is_python_function(node) ? node.name() : std::string();
+}
+
+std::string name_of(const Node& node, const std::string& python_name) {
+  return python_name.empty() ? node.name() : python_name;
+}
+
 // Whether `by` wrote in what others are to use: its tensor hooks, which have run before it does
 // (`has_run` false), or its formula.
-void find_writes(Gradients& state, Kept& kept, Node& by, bool has_run) {
+void find_writes(
+    Gradients& state, Kept& kept, Node& by, const std::string& python_name, bool has_run) {
   for (Record& record : state.records) {
     const bool alone =
         std::all_of(record.pending.begin(), record.pending.end(), [&](const Use& at) {
@@ -128,7 +140,7 @@ void find_writes(Gradients& state, Kept& kept, Node& by, bool has_run) {
     found.until = recorder::Journal::get().order();
     found.producer = record.producer;
     found.producer_id = record.producer_id;
-    found.writer = by.name();
+    found.writer = name_of(by, python_name);
     found.writer_id = id_of(by);
     found.counted = counted;
     record.written = std::move(found);
@@ -141,16 +153,17 @@ void gradients_before(Node& node) {
   Gradients& state = gradients();
   std::vector<SharedGradient> told;
   Kept kept;
+  const std::string python = python_name(node);
   {
     std::lock_guard<std::mutex> lock(state.mutex);
-    find_writes(state, kept, node, false);
+    find_writes(state, kept, node, python, false);
     for (Record& record : state.records) {
       auto& pending = record.pending;
       const bool spoiled = std::any_of(pending.begin(), pending.end(), [&](const Use& at) {
         return at.node == &node && at.is_spoiled;
       });
       if (spoiled && record.written) {
-        record.written->consumer = node.name();
+        record.written->consumer = name_of(node, python);
         told.push_back(*record.written);
         pending.clear();
       }
@@ -168,8 +181,9 @@ void gradients_before(Node& node) {
 void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
   Gradients& state = gradients();
   Kept kept;
+  const std::string python = python_name(node);
   std::lock_guard<std::mutex> lock(state.mutex);
-  find_writes(state, kept, node, true);
+  find_writes(state, kept, node, python, true);
   auto& records = state.records;
   records.erase(
       std::remove_if(
@@ -199,7 +213,7 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
         continue;  // one node gets it: its bytes are nobody else's business
       }
       Record made{weak(outgoing[k]), storage, state::version(impl)};
-      made.producer = node.name();
+      made.producer = name_of(node, python);
       made.producer_id = id_of(node);
       made.since = recorder::Journal::get().order();
       records.push_back(std::move(made));

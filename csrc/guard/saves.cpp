@@ -141,6 +141,9 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
     return grads;
   }
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
+  bool is_current() const {
+    return epoch_ == epoch;
+  }
 
   Entries entries;  // as contents_of() lists them; null where there is nothing to compare
 
@@ -191,10 +194,12 @@ class AfterUse final : public torch::autograd::FunctionPostHook {
   uint64_t epoch_;
 };
 
+// Ours among the hooks of a node; one that an earlier guard has left is none.
 template <class Kind, class Hooks>
 Kind* hook_on(const Hooks& hooks) {
   for (const auto& hook : hooks) {
-    if (auto* ours = dynamic_cast<Kind*>(hook.get())) {
+    auto* ours = dynamic_cast<Kind*>(hook.get());
+    if (ours != nullptr && ours->is_current()) {
       return ours;
     }
   }
@@ -352,8 +357,7 @@ void backward_begins(const std::vector<Node*>& roots) {
       if (at.inner_of >= 0) {
         continue;
       }
-      auto* after = hook_on<AfterUse>(at.node->post_hooks());
-      if (after != nullptr && after->is_current()) {
+      if (hook_on<AfterUse>(at.node->post_hooks()) != nullptr) {
         continue;
       }
       if (hook_on<BeforeUse>(at.node->pre_hooks()) == nullptr) {

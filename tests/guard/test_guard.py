@@ -386,3 +386,22 @@ def test_numpy_still_sees_the_bytes():
         memory = t.numpy()
         memory[1] = 4
     assert numpy.array_equal(t.numpy(), [0, 4, 0])
+
+
+def test_a_graph_of_an_earlier_guard_is_watched_by_the_next():
+    class Damp(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            g *= 0.1
+            return g
+
+    a, b = (torch.ones(3, requires_grad=True) for _ in range(2))
+    with gradext.guard():
+        y = a.exp() + Damp.apply(b.exp())  # exp saves its result: the first guard knows its node
+    with pytest.warns(gradext.GuardWarning, match="GX403"), gradext.guard() as second:
+        (y * 2).sum().backward()
+    assert [found.code for found in second.diagnoses] == ["GX403"]

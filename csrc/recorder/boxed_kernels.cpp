@@ -177,11 +177,15 @@ void on_result(
 using Body = void (*)(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack);
 
-template <Body body>
+template <Body body, c10::DispatchKey key>
 class Kernel final : public c10::OperatorKernel {
  public:
   explicit Kernel(std::unique_ptr<OpFacts> facts) : facts_(std::move(facts)) {}
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    if (op.schema().arguments().size() != facts_->arguments) {
+      forward<key>(op, keys, stack);  // defined anew, as a notebook does, after we had registered
+      return;
+    }
     body(*facts_, op, keys, stack);
   }
 
@@ -189,48 +193,63 @@ class Kernel final : public c10::OperatorKernel {
   std::unique_ptr<OpFacts> facts_;
 };
 
-template <Body body>
+template <Body body, c10::DispatchKey key>
 torch::CppFunction boxed(std::unique_ptr<OpFacts> facts) {
   return torch::CppFunction::makeFromBoxedKernel(
-      c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel<body>>(std::move(facts))));
+      c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel<body, key>>(std::move(facts))));
+}
+
+// An op as it is defined now. What was found of it before a new definition stays: it may be in use.
+const OpFacts& late_facts(const c10::OperatorHandle& op) {
+  using Known = std::vector<std::pair<c10::FunctionSchema, std::unique_ptr<OpFacts>>>;
+  static auto* known_ops = new std::unordered_map<std::string, Known>;
+  const std::string name = c10::toString(op.operator_name());
+  const auto look = [&]() -> const OpFacts* {
+    for (const auto& [schema, facts] : (*known_ops)[name]) {
+      if (schema == op.schema()) {
+        return facts.get();
+      }
+    }
+    return nullptr;
+  };
+  {
+    std::lock_guard<std::mutex> lock(names_mutex());
+    if (const OpFacts* facts = look()) {
+      return *facts;
+    }
+  }
+  std::unique_ptr<OpFacts> made = facts_of(op.schema());
+  std::lock_guard<std::mutex> lock(names_mutex());
+  if (const OpFacts* facts = look()) {
+    return *facts;  // another thread was first
+  }
+  return *(*known_ops)[name].emplace_back(op.schema(), std::move(made)).second;
 }
 
 // Ops that were registered after register_kernels(): a custom op that the program defines itself.
 void on_late_op(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  static auto* known_ops = new std::unordered_map<std::string, std::unique_ptr<OpFacts>>;
-  const std::string name = c10::toString(op.operator_name());
-  OpFacts* facts = nullptr;
-  {
-    std::lock_guard<std::mutex> lock(names_mutex());
-    auto known = known_ops->find(name);
-    facts = known == known_ops->end() ? nullptr : known->second.get();
-  }
-  if (facts == nullptr) {
-    std::unique_ptr<OpFacts> made = facts_of(op.schema());
-    std::lock_guard<std::mutex> lock(names_mutex());
-    facts = known_ops->emplace(name, std::move(made)).first->second.get();
-  }
-  if (!facts->written.empty()) {
-    on_write(*facts, op, keys, stack);
-  } else if (facts->makes_views) {
-    on_view(*facts, op, keys, stack);
+  const OpFacts& facts = late_facts(op);
+  if (!facts.written.empty()) {
+    on_write(facts, op, keys, stack);
+  } else if (facts.makes_views) {
+    on_view(facts, op, keys, stack);
   } else {
-    on_result<kKey>(*facts, op, keys, stack);
+    on_result<kKey>(facts, op, keys, stack);
   }
 }
 
 }  // namespace
 
 torch::CppFunction boxed_write(std::unique_ptr<OpFacts> facts) {
-  return boxed<&on_write>(std::move(facts));
+  return boxed<&on_write, kKey>(std::move(facts));
 }
 
 torch::CppFunction boxed_view(std::unique_ptr<OpFacts> facts) {
-  return boxed<&on_view>(std::move(facts));
+  return boxed<&on_view, kKey>(std::move(facts));
 }
 
 torch::CppFunction boxed_result(std::unique_ptr<OpFacts> facts) {
-  return boxed<&on_result<kNodeKey>>(std::move(facts));
+  return boxed<&on_result<kNodeKey>, kNodeKey>(std::move(facts));
 }
 
 torch::CppFunction boxed_fallback() {

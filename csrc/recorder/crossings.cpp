@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <set>
 #include <unordered_set>
 
 namespace gradext::recorder {
@@ -294,20 +295,23 @@ bool uses_merge(const std::vector<NodeId>& nodes) {
   Origins& origins = Origins::get();
   std::lock_guard<std::mutex> lock(origins.mutex);
   auto& merges = merge_nodes();
-  bool found = false;
-  for (size_t k = 0; k < merges.size();) {
-    const bool is_used = std::any_of(nodes.begin(), nodes.end(), [&](const NodeId& node) {
-      return node.sequence == merges[k].sequence && node.thread == merges[k].thread;
-    });
-    found |= is_used;
-    if (is_used) {
-      merges.erase(merges.begin() + static_cast<std::ptrdiff_t>(k));
-    } else {
-      ++k;
+  std::set<std::pair<uint64_t, uint64_t>> pending, used;  // merges are few, nodes may be many
+  for (const NodeId& node : merges) {
+    pending.emplace(node.sequence, node.thread);
+  }
+  for (const NodeId& node : nodes) {
+    if (pending.count({node.sequence, node.thread}) != 0) {
+      used.emplace(node.sequence, node.thread);
     }
   }
+  merges.erase(
+      std::remove_if(
+          merges.begin(),
+          merges.end(),
+          [&](const NodeId& node) { return used.count({node.sequence, node.thread}) != 0; }),
+      merges.end());
   pending_merges = merges.size();
-  return found;
+  return !used.empty();
 }
 
 void judged(const std::vector<StackId>& stacks) {

@@ -120,37 +120,46 @@ double number_in(PyObject* value) {
   return kNoValue;
 }
 
+bool is_exit(PyFrameObject* frame) {
+  PyCodeObject* code = PyFrame_GetCode(frame);
+  const bool found = PyUnicode_CompareWithASCIIString(code->co_name, "__exit__") == 0;
+  Py_DECREF(code);
+  return found;
+}
+
+// Whether the mode is set by code that leaves a `with` block.
+bool leaves_block() {
+  PyFrameObject* frame = PyEval_GetFrame();
+  if (frame == nullptr || is_exit(frame)) {
+    return frame != nullptr;
+  }
+  // no_grad.__exit__ calls set_grad_enabled(): the frame above is the one that leaves.
+  PyFrameObject* above = PyFrame_GetBack(frame);
+  const bool leaves = above != nullptr && is_exit(above);
+  Py_XDECREF(above);
+  return leaves;
+}
+
 // The thread's record of who switched grad mode off. Python code that leaves a `with` block sets
 // the mode that was before it: that is no new line.
 void grad_mode_set(bool was) {
+  constexpr size_t kDeepest = 64;  // whoever only ever switches leaves no block
   const bool is = c10::GradMode::is_enabled();
   if (was == is) {
     return;
   }
   ThreadState& thread = thread_state();
+  const bool leaves = leaves_block();
   if (is) {
-    thread.suspended = thread.off;
-    thread.off = {};
-    return;
-  }
-  PyFrameObject* frame = PyEval_GetFrame();
-  bool leaves = false;
-  if (frame != nullptr) {
-    PyCodeObject* code = PyFrame_GetCode(frame);
-    leaves = PyUnicode_CompareWithASCIIString(code->co_name, "__exit__") == 0;
-    Py_DECREF(code);
-    if (!leaves) {
-      // no_grad.__exit__ calls set_grad_enabled(): the frame above is the one that leaves.
-      PyFrameObject* above = PyFrame_GetBack(frame);
-      if (above != nullptr) {
-        PyCodeObject* outer = PyFrame_GetCode(above);
-        leaves = PyUnicode_CompareWithASCIIString(outer->co_name, "__exit__") == 0;
-        Py_DECREF(outer);
-        Py_DECREF(above);
-      }
+    if (!leaves && thread.suspended.size() < kDeepest) {
+      thread.suspended.push_back(thread.off);
     }
+    thread.off = {};
+  } else if (!leaves) {
+    thread.off = GradModeOff{current_stack(), false};
+  } else {
+    thread.off = thread.suspended.empty() ? GradModeOff{} : thread.suspended.pop_back_val();
   }
-  thread.off = leaves ? thread.suspended : GradModeOff{current_stack(), false};
 }
 
 void inference_entered() {

@@ -1,6 +1,6 @@
 // Unboxed kernels for the ops that nearly every program runs: with nothing to note they cost one
 // more step of the dispatcher, a tenth of what boxing costs. All other ops get the boxed kernels of
-// observer.cpp, which do the same.
+// boxed_kernels.cpp, which do the same.
 #include "crossings.h"
 #include "kernels.h"
 #include "origins.h"
@@ -280,7 +280,6 @@ struct Fast;
 
 template <class Op, class Result, class... Arguments>
 struct Fast<Op, Result(Arguments...)> {
-  static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
   static inline OpFacts* facts = nullptr;  // never freed: kernels outlive everything
 
   static Result result(c10::DispatchKeySet keys, Arguments... arguments) {
@@ -294,15 +293,14 @@ struct Fast<Op, Result(Arguments...)> {
       return Op::redispatch(below<kNodeKey>(keys), arguments...);
     }
     WatchedOp running(*facts);
-    const Inputs inputs = inputs_of(arguments...);
     try {
       Result made = Op::redispatch(below<kNodeKey>(keys), arguments...);
       if (is_noteworthy(watch, *facts, made)) {
-        note_each(watch, *facts, inputs, made);
+        note_each(watch, *facts, inputs_of(arguments...), made);
       }
       return made;
     } catch (const c10::Error& error) {
-      note_failure(*facts, inputs, error);
+      note_failure(*facts, inputs_of(arguments...), error);
       throw;
     }
   }

@@ -144,8 +144,8 @@ struct Backward {
   StackId stack = 0;
   bool keeps_graph = false;
   bool creates_graph = false;
-  bool whole = true;          // false when the graph was too large to list
-  std::vector<NodeId> nodes;  // sorted
+  bool whole = true;  // false when the graph was too large to list
+  std::vector<NodeId> nodes;
 };
 
 // A write that torch refused, or a use of an inference tensor.

@@ -78,7 +78,8 @@ struct ThreadState {
   Enclosing* enclosing = nullptr;
   int watched_ops = 0;  // that are running, each within the one before
   GradModeOff off;
-  GradModeOff suspended;  // what `off` was when grad mode was last switched on
+  // What `off` was where a block switched grad mode on within one that had switched it off.
+  c10::SmallVector<GradModeOff, 4> suspended;
   std::vector<StackId>
       inference;               // where inference mode was entered; 0: where it was left for a while
   std::array<Exit, 64> exits;  // the latest values that have left the graph for Python

@@ -39,6 +39,11 @@ class LiveTable {
     if (Value* known = find(target)) {
       return known;
     }
+    if (refusals_ > 0) {  // full of what lives, when it was last looked through
+      --refusals_;
+      ++dropped_;
+      return nullptr;
+    }
     if (entries_.size() - old_ >= kYoung) {
       sweep(old_, forget);
       old_ = entries_.size();
@@ -48,6 +53,7 @@ class LiveTable {
       old_ = swept_ = entries_.size();
     }
     if (entries_.size() >= capacity_) {
+      refusals_ = capacity_ / 8;
       ++dropped_;
       return nullptr;
     }
@@ -63,7 +69,7 @@ class LiveTable {
   void clear() {
     entries_.clear();
     slots_.clear();
-    old_ = swept_ = dropped_ = 0;
+    old_ = swept_ = dropped_ = refusals_ = 0;
   }
   size_t size() const {
     return entries_.size();
@@ -155,6 +161,7 @@ class LiveTable {
   size_t swept_ = 0;  // how many were left by the last look at all
   size_t capacity_ = 1 << 16;
   size_t dropped_ = 0;
+  size_t refusals_ = 0;  // how many more to refuse before the whole table is looked through again
 };
 
 }  // namespace gradext::recorder

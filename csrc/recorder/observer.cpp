@@ -4,6 +4,7 @@
 #include "origins.h"
 #include "state/state.h"
 #include "taps.h"
+#include "values.h"
 
 #include <ATen/SequenceNumber.h>
 #include <c10/util/SmallVector.h>
@@ -126,20 +127,9 @@ void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
 void add_targets(Targets& targets, const OpFacts& op, const Stack& stack) {
   const size_t first = stack.size() - op.arguments;
   for (uint16_t argument : op.written) {
-    const c10::IValue& value = stack[first + argument];
-    if (value.isTensor()) {
-      add_target(targets, value.toTensor(), argument);
-    } else if (value.isTensorList()) {
-      for (const at::Tensor& tensor : value.toTensorVector()) {
-        add_target(targets, tensor, argument);
-      }
-    } else if (value.isList()) {
-      for (const c10::IValue& item : value.toListRef()) {
-        if (item.isTensor()) {
-          add_target(targets, item.toTensor(), argument);
-        }
-      }
-    }
+    each_tensor(stack[first + argument], [&](const at::Tensor& tensor) {
+      add_target(targets, tensor, argument);
+    });
   }
 }
 

@@ -323,6 +323,21 @@ case(
     fix=(":4",),
 )  # fmt: skip
 case(
+    "GX301", "no_grad_around_a_closure_that_has_one_too", """
+    def evaluate(net, x):
+        with torch.no_grad():
+            return net(x).mean()
+    net, x = nn.Linear(3, 1), torch.ones(1, 3)
+    with torch.no_grad():
+        with torch.enable_grad():
+            evaluate(net, x)
+        loss = net(x).sum()  #C
+    loss.backward()  #V
+    """,
+    ("with torch.no_grad():\n    with torch.enable", "if True:\n    with torch.enable"),
+    text=("`no_grad`",), fix=("begins at", ":5"),
+)  # fmt: skip
+case(
     "GX301", "features_computed_in_a_no_grad_block", """
     class Tracker(nn.Module):
         def __init__(self):

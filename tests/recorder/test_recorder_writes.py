@@ -430,6 +430,41 @@ def test_custom_op_defined_within_the_recording() -> None:
     assert x.tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before", "within"])
+def test_custom_op_defined_anew_with_fewer_arguments(late: bool) -> None:
+    x, y = torch.ones(3), torch.ones(3)
+    name = f"redefined_{late}"
+
+    def define(arguments: str, kernel: Callable[..., object]) -> torch.library.Library:
+        library = torch.library.Library("gradext_test", "FRAGMENT")
+        library.define(f"{name}({arguments}) -> ()")
+        library.impl(name, kernel, "CompositeExplicitAutograd")
+        return library
+
+    def first() -> torch.library.Library:
+        return define("Tensor y, float a, float b, Tensor(a!) x", lambda y, a, b, x: _bump(x))
+
+    def run(*arguments: object) -> None:
+        getattr(torch.ops.gradext_test, name).default(*arguments)
+
+    library = None if late else first()
+
+    def program() -> None:
+        old = library or first()
+        run(y, 1.0, 2.0, x)
+        old._destroy()
+        new = define("Tensor(a!) x", _bump)
+        run(x)
+        new._destroy()
+
+    recording = recorded(program)
+    assert x._version == 2
+    assert history(recording, y) == []
+    assert history(recording, x)[0] == (f"gradext_test::{name}", 0, 1)
+    if late:
+        assert history(recording, x)[1] == (f"gradext_test::{name}", 1, 2)
+
+
 def test_custom_op_is_one_line_of_the_table() -> None:
     x = torch.ones(3)
     recording = recorded(lambda: _before(x, 2.0))

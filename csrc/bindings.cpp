@@ -2,6 +2,7 @@
 // from state/state.h, the same code that answers the ops.
 #include "fingerprint/python.h"
 #include "guard/python.h"
+#include "prefetch.h"
 #include "probe/census.h"
 #include "probe/python.h"
 #include "recorder/python.h"
@@ -177,11 +178,9 @@ py::array_t<int64_t> states(py::object tensors) {
   // Three stages of prefetch, each a pointer further: Python object, tensor, autograd metadata.
   constexpr Py_ssize_t kObject = 24, kTensor = 16, kFacts = 8;
   for (Py_ssize_t i = 0; i < rows; ++i, row += kColumns) {
-#if defined(__GNUC__)
     if (i + kObject < rows) {
-      __builtin_prefetch(items[i + kObject]);
+      prefetch(items[i + kObject]);
     }
-#endif
     if (i + kTensor < rows && THPVariable_CheckExact(items[i + kTensor])) {
       state::prefetch_tensor(THPVariable_Unpack(items[i + kTensor]).unsafeGetTensorImpl());
     }

@@ -1,5 +1,7 @@
 #include "blocks.h"
 
+#include "prefetch.h"
+
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -46,7 +48,7 @@ void fold_row(std::array<uint64_t, kLanes>& lanes, const uint8_t* row) {
   }
 }
 
-void blocks(const uint8_t* data, size_t bytes, uint64_t block, Sums& sums) {
+void blocks(const uint8_t* data, size_t bytes, uint64_t block, const Ahead& /*next*/, Sums& sums) {
   for (; bytes > 0; ++block) {
     const size_t here = bytes < static_cast<size_t>(kBlock) ? bytes : static_cast<size_t>(kBlock);
     std::array<uint64_t, kLanes> lanes = kLaneKeys;

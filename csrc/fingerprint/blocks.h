@@ -11,9 +11,16 @@
 
 namespace gradext::fingerprint {
 
+// What is read after some bytes: the memory is asked for it while those are read.
+struct Ahead {
+  const uint8_t* data = nullptr;
+  size_t bytes = 0;
+};
+
 // Adds the blocks in `bytes` bytes at `data` (any alignment), the first of which is the tensor's
 // block `block`. Only the tensor's last block may be short.
-using Blocks = void (*)(const uint8_t* data, size_t bytes, uint64_t block, Sums& sums);
+using Blocks =
+    void (*)(const uint8_t* data, size_t bytes, uint64_t block, const Ahead& next, Sums& sums);
 
 // The fastest variant that this processor has, or the one forced.
 Blocks blocks();

@@ -40,20 +40,32 @@ GRADEXT_TARGET inline void finish_lanes(const Lanes& lanes, Vector& low, Vector&
   }
 }
 
-GRADEXT_TARGET void blocks(const uint8_t* data, size_t bytes, uint64_t block, Sums& sums) {
-  // The hardware's own prefetcher stops at a page; asking for the blocks to come goes past it. An
+GRADEXT_TARGET void blocks(
+    const uint8_t* data, size_t bytes, uint64_t block, const Ahead& next, Sums& sums) {
+  // The hardware's own prefetcher stops at a page; asking for what is read later goes past it. An
   // address beyond the tensor is no fault.
   constexpr size_t kAhead = 8192;
   Vector low = set(0), high = set(0);
   for (; bytes > 0; ++block) {
     const size_t whole = static_cast<size_t>(kBlock), here = bytes < whole ? bytes : whole;
     const size_t rest = here % kRow;
+    const uint8_t* end = data + (here - rest);
     Lanes lanes;
     start(lanes, block);
-    for (const uint8_t* end = data + (here - rest); data < end; data += kRow) {
-      __builtin_prefetch(data + kAhead);
-      __builtin_prefetch(data + kAhead + 64);
-      fold_row(lanes, data);
+    if (bytes > whole) {
+      for (; data < end; data += kRow) {
+        prefetch(data + kAhead, 2);
+        fold_row(lanes, data);
+      }
+    } else {
+      size_t asked = 0;
+      for (; data < end; data += kRow) {
+        if (asked < next.bytes) {
+          prefetch(next.data + asked, 2);
+          asked += kRow;
+        }
+        fold_row(lanes, data);
+      }
     }
     if (rest > 0) {
       alignas(64) uint8_t row[kRow] = {};

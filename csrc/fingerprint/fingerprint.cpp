@@ -28,17 +28,21 @@ const c10::TensorImpl* impl_of(const at::Tensor& tensor) {
 // The device of all of them; one line about the first that is elsewhere or has no bytes.
 c10::Device common_device(at::TensorList tensors, bool is_list) {
   std::optional<c10::Device> common;
+  const auto ahead = [&](size_t i) { return i < tensors.size() ? impl_of(tensors[i]) : nullptr; };
+  const auto which = [&](size_t i) {
+    return is_list ? "item " + std::to_string(i) + ": " : std::string();
+  };
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const std::string which = is_list ? "item " + std::to_string(i) + ": " : "";
+    prefetch_source(ahead(i + kTensorAhead), ahead(i + kStorageAhead));
     const char* reason = refusal(impl_of(tensors[i]));
-    TORCH_CHECK_VALUE(reason == nullptr, "gradext::fingerprint: ", which, reason);
+    TORCH_CHECK_VALUE(reason == nullptr, "gradext::fingerprint: ", which(i), reason);
     const c10::Device device = device_of(*impl_of(tensors[i]));
     TORCH_CHECK_VALUE(
         !common.has_value() || *common == device,
         "gradext::fingerprint_list: item 0 is on ",
         *common,
         ", ",
-        which,
+        which(i),
         "on ",
         device,
         "; one call takes one device");

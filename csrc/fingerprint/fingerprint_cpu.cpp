@@ -113,24 +113,26 @@ void change(uint8_t* data, int64_t bytes, const Source& source) {
   }
 }
 
-// Small tensors lie anywhere: where the next one begins is asked for while this one is read.
-void prefetch(const Source& source) {
-#if defined(__GNUC__)
-  const int64_t bytes = std::min(source.bytes, kBlock / 8);
-  for (int64_t at = 0; at < bytes; at += 64) {
-    __builtin_prefetch(source.data + at);
-  }
-#endif
+// Small tensors lie anywhere: where one begins is asked for a few before it. The rest of it is
+// asked for while the one before it is read. Returns its bytes.
+int64_t ask_for(const Source& source) {
+  prefetch(source.data, static_cast<int>((std::min(source.bytes, kBlock / 8) + 63) / 64));
+  return source.bytes;
 }
 
 void add_blocks(
-    const Sources& sources, const Source& source, int64_t block, int64_t end, Sums& sums) {
+    const Sources& sources,
+    const Source& source,
+    int64_t block,
+    int64_t end,
+    const Ahead& next,
+    Sums& sums) {
   const Blocks run = blocks();
   const int64_t until = std::min(end * kBlock, source.bytes);
   const int64_t* layout = sources.layout(source);
   if (layout == nullptr && source.view == kAsStored) {
     const int64_t begin = block * kBlock;
-    run(source.data + begin, until - begin, block, sums);
+    run(source.data + begin, until - begin, block, next, sums);
     return;
   }
   alignas(64) uint8_t stage[kBlock];
@@ -145,7 +147,7 @@ void add_blocks(
     if (source.view != kAsStored) {
       change(stage, bytes, source);
     }
-    run(stage, bytes, block, sums);
+    run(stage, bytes, block, {}, sums);
   }
 }
 
@@ -166,15 +168,22 @@ void of_sources(const Sources& sources, Value* out) {
   const auto pass = [&](int64_t begin, int64_t end) {
     int64_t tensor =
         begin == 0 ? 0 : std::upper_bound(first.begin(), first.end(), begin) - first.begin() - 1;
+    int64_t asked = tensor, waiting = 0;  // the next tensor to ask for, the bytes asked before it
     for (int64_t block = begin; block < end; ++tensor) {
       const Source& source = sources.list[tensor];
       const int64_t until = std::min(first[tensor + 1], end);
+      for (; asked < count && waiting < source.bytes + kBlock; ++asked) {
+        waiting += ask_for(sources.list[asked]);
+      }
+      waiting -= source.bytes;
+      Ahead next;
       if (tensor + 1 < count) {
-        prefetch(sources.list[tensor + 1]);
+        const Source& after = sources.list[tensor + 1];
+        next = {after.data, static_cast<size_t>(after.bytes)};
       }
       Sums sums;
       if (source.bytes > 0) {
-        add_blocks(sources, source, block - first[tensor], until - first[tensor], sums);
+        add_blocks(sources, source, block - first[tensor], until - first[tensor], next, sums);
       }
       if (block == first[tensor] && until == first[tensor + 1]) {
         out[tensor] = finish(sums, source.facts);

@@ -67,22 +67,20 @@ void refuse_capture() {
 #endif
 }
 
-// A few items ahead of item `i`, a pointer further each: the Python object, the tensor.
-void prefetch(PyObject* items, py::ssize_t i, py::ssize_t count) {
-#if defined(__GNUC__)
-  constexpr py::ssize_t kObject = 16, kTensor = 8;
+// A few items ahead of item `i`, a pointer further each: the Python object, the tensor, its
+// storage.
+void prefetch_ahead(PyObject* items, py::ssize_t i, py::ssize_t count) {
+  constexpr py::ssize_t kObject = 24;
+  const auto impl_at = [&](py::ssize_t place) -> const c10::TensorImpl* {
+    PyObject* item = place < count ? PyTuple_GET_ITEM(items, place) : nullptr;
+    return item != nullptr && THPVariable_CheckExact(item)
+               ? THPVariable_Unpack(item).unsafeGetTensorImpl()
+               : nullptr;
+  };
   if (i + kObject < count) {
-    __builtin_prefetch(PyTuple_GET_ITEM(items, i + kObject));
+    prefetch(PyTuple_GET_ITEM(items, i + kObject));
   }
-  PyObject* ahead = i + kTensor < count ? PyTuple_GET_ITEM(items, i + kTensor) : nullptr;
-  if (ahead != nullptr && THPVariable_CheckExact(ahead)) {
-    const char* impl =
-        reinterpret_cast<const char*>(THPVariable_Unpack(ahead).unsafeGetTensorImpl());
-    __builtin_prefetch(impl);
-    __builtin_prefetch(impl + 64);
-    __builtin_prefetch(impl + 128);
-  }
-#endif
+  prefetch_source(impl_at(i + kTensorAhead), impl_at(i + kStorageAhead));
 }
 
 // What `values`, `dtypes`, `starts` and `sizes` of a list are: see _C.pyi.
@@ -107,7 +105,7 @@ py::tuple of_list(const py::object& tensors) {
   *start = 0;
   for (py::ssize_t i = 0; i < count; ++i) {
     PyObject* item = PyTuple_GET_ITEM(held.ptr(), i);
-    prefetch(held.ptr(), i, count);
+    prefetch_ahead(held.ptr(), i, count);
     if (!THPVariable_Check(item)) {
       throw py::type_error(
           "gradext.fingerprint: item " + std::to_string(i) + " is a " + Py_TYPE(item)->tp_name +

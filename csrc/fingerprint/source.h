@@ -2,6 +2,7 @@
 // Python, no count touched. Owns the question of which tensors have a fingerprint.
 #pragma once
 
+#include "prefetch.h"
 #include "worklist.h"
 
 #include <ATen/core/Tensor.h>
@@ -38,6 +39,20 @@ c10::ScalarType dtype_of(const c10::TensorImpl& impl);
 c10::IntArrayRef sizes_of(const c10::TensorImpl& impl);
 
 void add_source(const c10::TensorImpl& impl, Sources& sources);
+
+// In a long list nearly every fact is a cache miss, and the misses overlap only if they are asked
+// for early: a tensor this many places ahead, then, once that is here, its storage.
+constexpr int kTensorAhead = 16, kStorageAhead = 8;
+
+// Null, for a place past the end, is nothing to ask for.
+inline void prefetch_source(const c10::TensorImpl* tensor, const c10::TensorImpl* storage_of) {
+  if (tensor != nullptr) {
+    prefetch(tensor, 3);
+  }
+  if (storage_of != nullptr) {
+    prefetch(storage_of->unsafe_storage().unsafeGetStorageImpl(), 2);
+  }
+}
 
 // A table of words (worklist.h) at a time, each at most `limit` words unless one tensor alone needs
 // more; begin and end say which sources are in it.

@@ -3,6 +3,8 @@
 // `grad_fn()`, which rebuilds the node of a view whose base was written.
 #pragma once
 
+#include "prefetch.h"
+
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>
 #include <torch/csrc/autograd/variable.h>
@@ -173,19 +175,12 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row);
 // Touch what fill_row will read of this tensor a few rows later: at 100,000 tensors nearly every
 // fact is a cache miss, and the misses overlap only if they are asked for early.
 inline void prefetch_tensor(const c10::TensorImpl* impl) {
-#if defined(__GNUC__)
-  const char* bytes = reinterpret_cast<const char*>(impl);
-  __builtin_prefetch(bytes);
-  __builtin_prefetch(bytes + 64);
-  __builtin_prefetch(bytes + 128);
-#endif
+  prefetch(impl, 3);
 }
 
 inline void prefetch_facts(const c10::TensorImpl& impl) {
-#if defined(__GNUC__)
-  __builtin_prefetch(autograd_meta(impl));
-  __builtin_prefetch(counter_address(impl));
-#endif
+  prefetch(autograd_meta(impl));
+  prefetch(counter_address(impl));
 }
 
 // What can be wrong with the assumptions above under another torch: one (claim, holds) pair each.

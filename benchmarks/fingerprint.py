@@ -142,7 +142,7 @@ def required(name: str, peer: str, threads: int) -> float | None:
 
 def longest(mebibytes: int) -> int:
     """Seconds to measure so much; a round of 1 GiB takes most of one."""
-    return 40 if mebibytes >= 1024 else 20
+    return 60 if mebibytes >= 1024 else 20
 
 
 def main() -> int:

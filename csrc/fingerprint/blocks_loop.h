@@ -42,9 +42,11 @@ GRADEXT_TARGET inline void finish_lanes(const Lanes& lanes, Vector& low, Vector&
 
 GRADEXT_TARGET void blocks(
     const uint8_t* data, size_t bytes, uint64_t block, const Ahead& next, Sums& sums) {
-  // The hardware's own prefetcher stops at a page; asking for what is read later goes past it. An
-  // address beyond the tensor is no fault.
-  constexpr size_t kAhead = 8192;
+  // The hardware's own prefetcher stops at a page; asking for what is read later goes past it. Of
+  // much memory, which is in no cache, a page comes soonest when it is asked for in one go; that
+  // costs more than row by row where it was in a cache already. An address beyond the tensor is no
+  // fault.
+  constexpr size_t kAhead = 2 * kBlock, kMuch = 4 << 20, kPage = 4096;
   Vector low = set(0), high = set(0);
   for (; bytes > 0; ++block) {
     const size_t whole = static_cast<size_t>(kBlock), here = bytes < whole ? bytes : whole;
@@ -52,17 +54,20 @@ GRADEXT_TARGET void blocks(
     const uint8_t* end = data + (here - rest);
     Lanes lanes;
     start(lanes, block);
-    if (bytes > whole) {
+    if (bytes > kMuch) {
+      const uint8_t* ahead = data + kAhead;
+      prefetch(ahead - reinterpret_cast<uintptr_t>(ahead) % kPage, kPage / 64);
       for (; data < end; data += kRow) {
-        prefetch(data + kAhead, 2);
         fold_row(lanes, data);
       }
     } else {
-      size_t asked = 0;
+      const bool is_last = bytes <= whole;
+      const uint8_t* ahead = is_last ? next.data : data + kAhead;
+      const uint8_t* until = is_last ? next.data + next.bytes : ahead + whole;
       for (; data < end; data += kRow) {
-        if (asked < next.bytes) {
-          prefetch(next.data + asked, 2);
-          asked += kRow;
+        if (ahead < until) {
+          prefetch(ahead, 2);
+          ahead += kRow;
         }
         fold_row(lanes, data);
       }

@@ -94,7 +94,7 @@ def build(torch: Path, toolkit: Path, architectures: list[str], scratch: Path) -
             device = [*flags["nvcc"], "-Xcompiler", "-fPIC", *gencode]
             commands.append([nvcc, *common, *device, *tail])
         else:
-            # Unoptimised: what is checked is that it compiles and links, and the wheel has been built.
+            # Unoptimised: what is checked is that it compiles and links.
             commands.append(["c++", *common, *flags["cxx"], "-O0", "-fPIC", *tail])
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda command: subprocess.run(command, check=True), commands))

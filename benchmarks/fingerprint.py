@@ -90,8 +90,7 @@ def tidy() -> Iterator[None]:
     """A large allocation before the clock starts.
 
     glibc gathers small freed blocks (the thousand results of the loop) when memory is next asked
-    for in one large piece, which takes as long as a tenth of a fingerprint of a thousand tensors.
-    Without this, whoever is timed after the loop would pay for it.
+    for in one large piece. Without this, whoever is timed after the loop would pay for it.
     """
     bytearray(1 << 16)
     yield

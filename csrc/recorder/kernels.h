@@ -64,6 +64,12 @@ struct GradModeOff {
   bool in_function = false;  // by the forward() of an autograd.Function
 };
 
+// A `with` block that set grad mode, whether or not that changed it.
+struct GradModeBlock {
+  const void* frame = nullptr;  // that has the block
+  GradModeOff before;
+};
+
 // A value that went to Python.
 struct Exit {
   uint64_t number = 0;  // of its flow
@@ -78,8 +84,11 @@ struct ThreadState {
   Enclosing* enclosing = nullptr;
   int watched_ops = 0;  // that are running, each within the one before
   GradModeOff off;
-  // What `off` was where a block switched grad mode on within one that had switched it off.
-  c10::SmallVector<GradModeOff, 4> suspended;
+  c10::SmallVector<GradModeBlock, 4> blocks;
+  // By the last call if it was no block's: set_grad_enabled() sets the mode before its block
+  // begins.
+  GradModeBlock last_set;
+  uint64_t grad_mode_recording = 0;  // what these are from
   std::vector<StackId>
       inference;               // where inference mode was entered; 0: where it was left for a while
   std::array<Exit, 64> exits;  // the latest values that have left the graph for Python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable
@@ -208,6 +209,53 @@ def test_where_grad_mode_was_switched_off() -> None:
     assert line(recording, flows[2]) == "torch.set_grad_enabled(False)  # the switch"
     assert flows[3] is None
     assert four.requires_grad
+
+
+def switched_off_by(recording: gradext.Recording, t: torch.Tensor) -> str:
+    flow = recording.flow(t)
+    assert flow is not None
+    frame = sites.user_frame(recording.frames(flow.mode))
+    assert frame is not None
+    return frame.code
+
+
+def test_plain_switches_within_a_block_leave_nothing_behind() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    with gradext.record() as recording:
+        for _ in range(100):
+            optimizer.step()  # grad mode off and on again, by no block
+        with torch.no_grad():  # the block
+            with torch.enable_grad():
+                optimizer.step()
+                torch.set_grad_enabled(False)
+                torch.set_grad_enabled(True)
+            one = layer(torch.ones(1, 3))
+            with torch.set_grad_enabled(True):
+                optimizer.step()
+            two = layer(torch.ones(1, 3))
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.enable_grad())
+                optimizer.step()
+            three = layer(torch.ones(1, 3))
+            with torch.enable_grad():
+                torch.set_grad_enabled(False)
+            four = layer(torch.ones(1, 3))
+        block = "with torch.no_grad():  # the block"
+        assert [switched_off_by(recording, t) for t in (one, two, three, four)] == [block] * 4
+
+
+def test_a_block_that_an_earlier_recording_saw_begin() -> None:
+    with gradext.record():
+        outer = torch.enable_grad()
+        torch.set_grad_enabled(False)  # of another recording
+        outer.__enter__()
+    outer.__exit__(None, None, None)
+    torch.set_grad_enabled(True)
+    with gradext.record() as recording, torch.no_grad():  # this one
+        with torch.enable_grad():
+            pass
+        one = layer(torch.ones(1, 3))
+        assert switched_off_by(recording, one).endswith("# this one")
 
 
 def test_a_function_that_hides_parameters() -> None:

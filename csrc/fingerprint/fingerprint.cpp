@@ -10,6 +10,9 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
+#include <mutex>
+#include <vector>
 
 #ifdef GRADEXT_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
@@ -61,32 +64,63 @@ Sources describe(at::TensorList tensors) {
 }
 
 #ifdef GRADEXT_WITH_CUDA
+// The place of a stream in the resident scratch of its device; -1 where there is none. Streams that
+// are not torch's own have none: another stream may come to have their handle.
+int resident_place(const c10::cuda::CUDAStream& stream) {
+  const c10::StreamId id = stream.id();
+  if (id != 0 && id % 2 == 0) {
+    return -1;
+  }
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, std::vector<c10::StreamId>> streams;
+  std::lock_guard<std::mutex> lock(mutex);
+  std::vector<c10::StreamId>& known = streams[stream.device_index()];
+  const auto found = std::find(known.begin(), known.end(), id);
+  const auto place = found - known.begin();
+  if (place >= kResidentPlaces) {
+    return -1;
+  }
+  if (found == known.end()) {
+    known.push_back(id);
+  }
+  return static_cast<int>(place);
+}
+
 at::Tensor on_cuda(const Sources& sources, c10::Device device) {
   const c10::cuda::CUDAGuard guard(device);
-  const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
+  const c10::cuda::CUDAStream current = c10::cuda::getCurrentCUDAStream();
+  const cudaStream_t stream = current.stream();
   const auto count = static_cast<int64_t>(sources.list.size());
   const auto options = at::TensorOptions().dtype(at::kLong).device(device);
   at::Tensor out = at::empty({count, 2}, options);
-  at::Tensor scratch = at::empty({count, 3}, options);
   auto* results = out.mutable_data_ptr<int64_t>();
-  auto* slots = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
-  C10_CUDA_CHECK(cudaMemsetAsync(slots, 0, sizeof(uint64_t) * 3 * count, stream));
   // In a capture the arguments of a launch are kept by the graph; a table in memory would have to
-  // outlive it.
+  // outlive it. The graph may run beside other work of its stream: its scratch is its own.
   const bool capturing =
       c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
   const std::vector<Chunk> chunks =
       pack(sources, capturing ? kArgumentWords : std::numeric_limits<int64_t>::max());
   const auto words = static_cast<int64_t>(chunks.empty() ? 0 : chunks.front().words.size());
   // A tensor has 64 dimensions at most, which fit.
-  if (capturing || words <= kArgumentWords) {
+  const bool by_arguments = capturing || words <= kArgumentWords;
+  const int place =
+      !capturing && by_arguments && count <= kResidentTensors ? resident_place(current) : -1;
+  at::Tensor scratch;
+  uint64_t* slots = nullptr;
+  if (place < 0) {
+    scratch = at::empty({count, 3}, options);
+    slots = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
+    C10_CUDA_CHECK(cudaMemsetAsync(slots, 0, sizeof(uint64_t) * 3 * count, stream));
+  }
+  if (by_arguments) {
     for (const Chunk& chunk : chunks) {
       C10_CUDA_CHECK(launch_arguments(
           chunk.words.data(),
           static_cast<int64_t>(chunk.words.size()),
           chunk.end - chunk.begin,
           chunk.blocks,
-          slots + 3 * chunk.begin,
+          slots != nullptr ? slots + 3 * chunk.begin : nullptr,
+          place,
           results + 2 * chunk.begin,
           stream));
     }

@@ -39,13 +39,19 @@ at::Tensor fingerprint_list(at::TensorList tensors);
 // Words of a table that fit in the arguments of a launch: 4 KB is what every driver takes.
 constexpr int64_t kArgumentWords = 496;
 
+// Scratch that lies on the device for good, so that a call with few tensors is one launch and
+// nothing else: a place may be used by one stream only, outside captures.
+constexpr int kResidentPlaces = 64;
+constexpr int64_t kResidentTensors = 16;
+
 // Adds the work list in `words` (host memory, at most kArgumentWords; copied into the launch).
 cudaError_t launch_arguments(
     const int64_t* words,
     int64_t size,
     int64_t count,
     int64_t blocks,
-    uint64_t* scratch,  // 3 words a tensor, zeros
+    uint64_t* scratch,  // 3 words a tensor, zeros; null: the resident scratch
+    int resident,       // its place, where scratch is null; for at most kResidentTensors
     int64_t* out,       // 2 words a tensor
     cudaStream_t stream);
 // The same for a work list in device memory, of any length.

@@ -1,6 +1,6 @@
 // The kernel: one launch for any number of tensors of any size. Groups of eight threads walk the
 // work list of worklist.h; what they find is added to three words of scratch a tensor (low, high,
-// blocks done), and who adds a tensor's last block finishes it.
+// blocks done), and who adds a tensor's last block finishes it and leaves zeros there.
 #define GRADEXT_NO_ATEN
 #include "fingerprint.h"
 #include "worklist.h"
@@ -11,7 +11,11 @@
 namespace gradext::fingerprint {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int64_t kTeam = kThreads / kGroup;  // groups
+
+// Scratch of the calls with few tensors, some for each stream: zeros before a call and after it.
+__device__ uint64_t resident_scratch[kResidentPlaces][3 * kResidentTensors];
 
 struct Arguments {
   int64_t words[kArgumentWords];
@@ -21,19 +25,9 @@ __device__ void add(uint64_t* to, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 
-// A group's part of one tensor. All eight threads are here together; groups of one warp need not
-// be.
-__device__ void flush(
+// `blocks` blocks of a tensor, by one thread.
+__device__ void settle(
     int64_t index, const Entry& entry, Sums sums, int64_t blocks, uint64_t* scratch, int64_t* out) {
-  const unsigned lane = threadIdx.x % 32;
-  const unsigned mask = 0xFFu << (lane / kGroup * kGroup);
-  for (int other = kGroup / 2; other > 0; other /= 2) {
-    sums.low += __shfl_xor_sync(mask, static_cast<unsigned long long>(sums.low), other);
-    sums.high += __shfl_xor_sync(mask, static_cast<unsigned long long>(sums.high), other);
-  }
-  if (lane % kGroup != 0) {
-    return;
-  }
   const int64_t all = blocks_of(entry.bytes);
   if (blocks != all) {
     uint64_t* slot = scratch + 3 * index;
@@ -46,24 +40,58 @@ __device__ void flush(
       return;
     }
     __threadfence();
-    sums.low = *reinterpret_cast<volatile uint64_t*>(slot);
-    sums.high = *reinterpret_cast<volatile uint64_t*>(slot + 1);
+    volatile uint64_t* found = slot;
+    sums.low = found[0];
+    sums.high = found[1];
+    found[0] = found[1] = found[2] = 0;
   }
   const Value value = finish(sums, entry.facts);
   out[2 * index] = static_cast<int64_t>(value.low);
   out[2 * index + 1] = static_cast<int64_t>(value.high);
 }
 
+// The sums of `width` neighbouring threads, a power of two; all of them are here together.
+__device__ Sums together(Sums sums, int width, unsigned mask) {
+  for (int other = width / 2; other > 0; other /= 2) {
+    sums.low += __shfl_xor_sync(mask, static_cast<unsigned long long>(sums.low), other);
+    sums.high += __shfl_xor_sync(mask, static_cast<unsigned long long>(sums.high), other);
+  }
+  return sums;
+}
+
 __device__ void walk_table(const Table& table, uint64_t* scratch, int64_t* out) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t groups = static_cast<int64_t>(gridDim.x) * (kThreads / kGroup);
+  const int group = threadIdx.x / kGroup, thread = threadIdx.x % kGroup;
+  const TeamRun run = team_run(table, blockIdx.x, gridDim.x, kTeam);
+  if (run.in_one) {
+    __shared__ Sums parts[kWarps];
+    const Entry entry = entry_at(table, run.index);
+    const Sums part = together(add_turns(entry, run, group, kTeam, thread), 32, 0xFFFFFFFFu);
+    if (threadIdx.x % 32 == 0) {
+      parts[threadIdx.x / 32] = part;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      Sums sums;
+      for (const Sums& one : parts) {
+        sums.low += one.low;
+        sums.high += one.high;
+      }
+      settle(run.index, entry, sums, run.end - run.begin, scratch, out);
+    }
+    return;
+  }
+  // The threads of a group are together, the groups of a warp need not be.
+  const unsigned mask = 0xFFu << (threadIdx.x % 32 / kGroup * kGroup);
   walk(
       table,
-      thread / kGroup,
-      groups,
-      static_cast<int>(thread % kGroup),
+      blockIdx.x * kTeam + group,
+      gridDim.x * kTeam,
+      thread,
       [=](int64_t index, const Entry& entry, const Sums& sums, int64_t blocks) {
-        flush(index, entry, sums, blocks, scratch, out);
+        const Sums all = together(sums, kGroup, mask);
+        if (thread == 0) {
+          settle(index, entry, all, blocks, scratch, out);
+        }
       });
 }
 
@@ -72,8 +100,12 @@ __global__ void __launch_bounds__(kThreads) fingerprint_arguments_kernel(
     int64_t count,
     int64_t blocks,
     uint64_t* scratch,
+    int resident,
     int64_t* out) {
-  walk_table({arguments.words, count, blocks}, scratch, out);
+  walk_table(
+      {arguments.words, count, blocks},
+      scratch != nullptr ? scratch : resident_scratch[resident],
+      out);
 }
 
 __global__ void __launch_bounds__(kThreads) fingerprint_table_kernel(
@@ -92,10 +124,8 @@ cudaError_t grid_for(Kernel kernel, int64_t blocks, unsigned& grid) {
   if (status == cudaSuccess) {
     status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
   }
-  constexpr int64_t kGroups = kThreads / kGroup;
   const int64_t most = static_cast<int64_t>(processors) * std::max(resident, 1);
-  grid =
-      static_cast<unsigned>(std::max<int64_t>(1, std::min(most, (blocks + kGroups - 1) / kGroups)));
+  grid = static_cast<unsigned>(std::max<int64_t>(1, std::min(most, (blocks + kTeam - 1) / kTeam)));
   return status;
 }
 
@@ -107,6 +137,7 @@ cudaError_t launch_arguments(
     int64_t count,
     int64_t blocks,
     uint64_t* scratch,
+    int resident,
     int64_t* out,
     cudaStream_t stream) {
   if (count == 0) {
@@ -120,7 +151,7 @@ cudaError_t launch_arguments(
     return status;
   }
   fingerprint_arguments_kernel<<<grid, kThreads, 0, stream>>>(
-      arguments, count, blocks, scratch, out);
+      arguments, count, blocks, scratch, resident, out);
   return cudaGetLastError();
 }
 

@@ -184,15 +184,15 @@ py::object refusal_of(py::handle object) {
   return reason ? py::object(py::str(reason)) : py::none();
 }
 
-// What a grid of `groups` groups would compute: the kernel's work list, walked here. The groups
-// take their turns in an order of their own, as they would.
+// What a grid of `teams` teams of `size` groups would compute: the kernel's work list, walked here.
+// The teams take their turns in an order of their own, as they would.
 py::array_t<uint64_t> emulate(
-    const std::vector<at::Tensor>& tensors, int64_t groups, int64_t limit) {
+    const std::vector<at::Tensor>& tensors, int64_t teams, int64_t limit, int64_t size) {
   Sources sources;
   for (const at::Tensor& tensor : tensors) {
     const char* reason = refusal(impl_behind(tensor));
-    if (reason != nullptr || groups < 1) {
-      throw py::value_error(reason ? reason : "groups must be at least 1");
+    if (reason != nullptr || teams < 1 || size < 1) {
+      throw py::value_error(reason ? reason : "teams and size must be at least 1");
     }
     add_source(*impl_behind(tensor), sources);
   }
@@ -202,23 +202,37 @@ py::array_t<uint64_t> emulate(
     const Table table = chunk.table();
     std::vector<Sums> sums(table.count);
     std::vector<int64_t> done(table.count);
-    const int64_t grid = std::min(groups, table.blocks);  // as the launch chooses it
-    for (int64_t turn = 0; turn < grid; ++turn) {
-      const int64_t group = turn % 2 ? turn / 2 : grid - 1 - turn / 2;
-      for (int thread = 0; thread < kGroup; ++thread) {
-        walk(
-            table,
-            group,
-            grid,
-            thread,
-            [&](int64_t index, const Entry& entry, const Sums& part, int64_t blocks) {
-              sums[index].low += part.low;
-              sums[index].high += part.high;
-              done[index] += thread == 0 ? blocks : 0;
-              if (thread == kGroup - 1 && done[index] == blocks_of(entry.bytes)) {
-                out[chunk.begin + index] = finish(sums[index], entry.facts);
-              }
-            });
+    const auto settle = [&](int64_t index, const Entry& entry, const Sums& part, int64_t blocks) {
+      sums[index].low += part.low;
+      sums[index].high += part.high;
+      done[index] += blocks;
+      if (done[index] == blocks_of(entry.bytes)) {
+        out[chunk.begin + index] = finish(sums[index], entry.facts);
+      }
+    };
+    for (int64_t turn = 0; turn < teams; ++turn) {
+      const int64_t team = turn % 2 ? turn / 2 : teams - 1 - turn / 2;
+      const TeamRun run = team_run(table, team, teams, size);
+      for (int64_t group = 0; group < size; ++group) {
+        for (int thread = 0; thread < kGroup; ++thread) {
+          // Blocks count once for all the threads that read them, with the last.
+          const bool is_last = thread == kGroup - 1;
+          if (run.in_one) {
+            const Entry entry = entry_at(table, run.index);
+            const Sums part = add_turns(entry, run, group, size, thread);
+            const bool ends = is_last && group == size - 1;
+            settle(run.index, entry, part, ends ? run.end - run.begin : 0);
+          } else {
+            walk(
+                table,
+                team * size + group,
+                teams * size,
+                thread,
+                [&](int64_t index, const Entry& entry, const Sums& part, int64_t blocks) {
+                  settle(index, entry, part, is_last ? blocks : 0);
+                });
+          }
+        }
       }
     }
   }
@@ -235,8 +249,9 @@ void bind(py::module_& m) {
       "fingerprint_emulate",
       &emulate,
       py::arg("tensors"),
-      py::arg("groups"),
-      py::arg("limit") = int64_t{496});
+      py::arg("teams"),
+      py::arg("limit") = int64_t{496},
+      py::arg("size") = int64_t{1});
   m.def("fingerprint_variants", &variants);
   m.def("fingerprint_variant", &variant);
   m.def("fingerprint_force_variant", &force_variant, py::arg("name"));

@@ -4,7 +4,9 @@
 //
 // The blocks of all tensors are numbered through (an empty tensor counts as one, without bytes, so
 // that somebody finishes it), each group takes an equal run of them, and what a group finds for a
-// tensor is added to that tensor's sums.
+// tensor is added to that tensor's sums. A team (a thread block) is a number of neighbouring
+// groups: where one tensor holds all that they have to do, they take turns and add what they found
+// once, for additions to one place wait for each other.
 #pragma once
 
 #include "layout.h"
@@ -108,6 +110,32 @@ GRADEXT_HD void add_block(const Entry& entry, int64_t block, int thread, Sums& s
   }
   add_lane(sums, a);
   add_lane(sums, b);
+}
+
+// The run of a team: that of its `size` groups together.
+struct TeamRun {
+  int64_t begin, end;
+  int64_t index;  // of the tensor that holds its first block
+  bool in_one;    // that tensor holds all of it
+};
+
+GRADEXT_HD TeamRun team_run(const Table& table, int64_t team, int64_t teams, int64_t size) {
+  TeamRun run;
+  run.begin = run_begin(team * size, teams * size, table.blocks);
+  run.end = run_begin((team + 1) * size, teams * size, table.blocks);
+  run.index = run.begin < run.end ? find_entry(table, run.begin) : 0;
+  run.in_one = run.begin < run.end && first_block(table, run.index + 1) >= run.end;
+  return run;
+}
+
+// What a thread of the team's group `group` finds in a run that is in one tensor.
+GRADEXT_HD Sums
+add_turns(const Entry& entry, const TeamRun& run, int64_t group, int64_t size, int thread) {
+  Sums sums;
+  for (int64_t block = run.begin + group; block < run.end; block += size) {
+    add_block(entry, block - entry.first, thread, sums);
+  }
+  return sums;
 }
 
 // The run of one group, as one of its threads walks it. `flush(index, entry, sums, blocks)` takes

@@ -148,13 +148,14 @@ def test_the_number_of_threads_does_not_matter(threads: int) -> None:
 GRIDS = [1, 2, 3, 7, 32, 1000]
 
 
-@pytest.mark.parametrize("groups", GRIDS)
+@pytest.mark.parametrize("teams", GRIDS)
 @pytest.mark.parametrize("limit", [1, 40, 496])
-def test_any_grid_of_the_kernel_s_work_list(groups: int, limit: int) -> None:
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_any_grid_of_the_kernel_s_work_list(teams: int, limit: int, size: int) -> None:
     tensors = [*views().values(), torch.empty(0), random_bytes(50_000), torch.empty(0)]
     tensors += [t.conj() for t in views(torch.complex64).values()]
     tensors += [torch.empty(3, 0), *(random_bytes(size) for size in SIZES), random_bytes(9000)[1:]]
-    found = _C.fingerprint_emulate(tensors, groups, limit)
+    found = _C.fingerprint_emulate(tensors, teams, limit, size)
     want = [gradext.fingerprint(t) for t in tensors]
     assert [number(row) for row in found] == want
 
@@ -162,7 +163,7 @@ def test_any_grid_of_the_kernel_s_work_list(groups: int, limit: int) -> None:
 @pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
 def test_the_kernel_s_reads_of_every_dtype(dtype: torch.dtype) -> None:
     tensors = list(views(dtype).values())
-    found = _C.fingerprint_emulate(tensors, 13)
+    found = _C.fingerprint_emulate(tensors, 13, size=3)
     assert [number(row) for row in found] == [gradext.fingerprint(t) for t in tensors]
 
 

@@ -68,9 +68,14 @@ LAYERS: dict[str, dict[str, int]] = {
 }
 
 
-def layers_on(device: str) -> list[str]:
-    """A CPU launches nothing."""
-    return [layer for layer in LAYERS if device == "cuda" or layer != LAUNCH]
+def layers_of(op: str, device: str) -> dict[str, dict[str, int]]:
+    """A CPU launches nothing, and a view launches nothing on a GPU either."""
+    if device == "cuda" and op != "window":
+        return LAYERS
+    layers = {layer: signs for layer, signs in LAYERS.items() if layer != LAUNCH}
+    if device == "cuda":
+        layers[KERNEL_LAYER] = {KERNEL: 1, NOTHING: -1}  # the empty one is a launch there
+    return layers
 
 
 # --- one process ----------------------------------------------------------------------------------
@@ -147,12 +152,11 @@ class Subject:
 
 
 def differences(
-    seconds: Mapping[str, Sequence[float]], layers: Sequence[str]
+    seconds: Mapping[str, Sequence[float]], layers: Mapping[str, Mapping[str, int]]
 ) -> dict[str, dict[str, float]]:
     """Per layer the median and interval, in ns of one call, of the rounds' own differences."""
     found = {}
-    for layer in layers:
-        signs = LAYERS[layer]
+    for layer, signs in layers.items():
         rounds = zip(*(seconds[name] for name in signs), strict=True)
         signed = [
             sum(sign * value for sign, value in zip(signs.values(), values, strict=True))
@@ -177,7 +181,7 @@ def measure(device: str, budget: float) -> list[dict[str, Any]]:
         measured = timing.compare(
             Subject(op, mode, device).cases(), budget_seconds=budget, synchronize=wait
         )
-        for layer, numbers in differences(measured.seconds, layers_on(device)).items():
+        for layer, numbers in differences(measured.seconds, layers_of(op, device)).items():
             found.append({"op": op, "mode": mode, "layer": layer, **numbers})
     return found
 

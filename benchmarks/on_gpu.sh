@@ -20,7 +20,8 @@ build() {
 
 # The ignored run on the CPU and want packages that such a machine may lack.
 tests() {
-  python3 -m pytest -o addopts=-ra -n 4 -m cuda --ignore-glob '*_op_db.py' tests
+  python3 -m pytest -o addopts=-ra -n 4 -m cuda tests \
+    --ignore-glob '*_op_db.py' --ignore tests/benchmarks/test_bench_command.py
 }
 
 # The variant of the fingerprint for this processor, which may be one that CI's has not.

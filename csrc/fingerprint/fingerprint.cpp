@@ -112,6 +112,14 @@ at::Tensor on_cuda(const Sources& sources, c10::Device device) {
     slots = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
     C10_CUDA_CHECK(cudaMemsetAsync(slots, 0, sizeof(uint64_t) * 3 * count, stream));
   }
+  if (count == 1) {
+    const Entry entry = entry_at(chunks.front().table(), 0);
+    if (is_plain(entry.form)) {
+      const Plain plain{entry.data, entry.bytes, entry.facts};
+      C10_CUDA_CHECK(launch_plain(plain, slots, place, results, stream));
+      return out;
+    }
+  }
   if (by_arguments) {
     for (const Chunk& chunk : chunks) {
       C10_CUDA_CHECK(launch_arguments(

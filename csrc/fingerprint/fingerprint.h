@@ -5,6 +5,8 @@
 #include "mix.h"
 
 #ifdef GRADEXT_WITH_CUDA
+#include "worklist.h"
+
 #include <cuda_runtime_api.h>
 #endif
 
@@ -34,7 +36,7 @@ at::Tensor fingerprint_list(at::TensorList tensors);
 #endif
 
 #ifdef GRADEXT_WITH_CUDA
-// --- The kernel (fingerprint_cuda.cu). Plain pointers only; the device must be current. ---
+// --- The kernels (fingerprint_cuda.cu). Plain pointers only; the device must be current. ---
 
 // Words of a table that fit in the arguments of a launch: 4 KB is what every driver takes.
 constexpr int64_t kArgumentWords = 496;
@@ -44,6 +46,9 @@ constexpr int64_t kArgumentWords = 496;
 constexpr int kResidentPlaces = 64;
 constexpr int64_t kResidentTensors = 16;
 
+// One contiguous tensor that is read as it is stored, from a multiple of 16.
+cudaError_t launch_plain(
+    const Plain& plain, uint64_t* scratch, int resident, int64_t* out, cudaStream_t stream);
 // Adds the work list in `words` (host memory, at most kArgumentWords; copied into the launch).
 cudaError_t launch_arguments(
     const int64_t* words,

@@ -1,6 +1,7 @@
-// The kernel: one launch for any number of tensors of any size. Groups of eight threads walk the
-// work list of worklist.h; what they find is added to three words of scratch a tensor (low, high,
-// blocks done), and who adds a tensor's last block finishes it and leaves zeros there.
+// The kernels: one launch for any number of tensors of any size, and a quicker one for one plain
+// tensor. They walk the lists of worklist.h; what they find is added to three words of scratch a
+// tensor (low, high, blocks done), and who adds a tensor's last block finishes it and leaves zeros
+// there.
 #define GRADEXT_NO_ATEN
 #include "fingerprint.h"
 #include "worklist.h"
@@ -25,12 +26,23 @@ __device__ void add(uint64_t* to, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 
+// One tensor's size, facts, scratch and result.
+struct Target {
+  int64_t bytes;
+  uint64_t facts;
+  uint64_t* slot;
+  int64_t* out;
+};
+
+__device__ Target target(const Entry& entry, int64_t index, uint64_t* scratch, int64_t* out) {
+  return {entry.bytes, entry.facts, scratch + 3 * index, out + 2 * index};
+}
+
 // `blocks` blocks of a tensor, by one thread.
-__device__ void settle(
-    int64_t index, const Entry& entry, Sums sums, int64_t blocks, uint64_t* scratch, int64_t* out) {
-  const int64_t all = blocks_of(entry.bytes);
+__device__ void settle(const Target& target, Sums sums, int64_t blocks) {
+  const int64_t all = blocks_of(target.bytes);
   if (blocks != all) {
-    uint64_t* slot = scratch + 3 * index;
+    uint64_t* slot = target.slot;
     add(slot, sums.low);
     add(slot + 1, sums.high);
     __threadfence();  // the sums are seen before the count
@@ -43,11 +55,13 @@ __device__ void settle(
     volatile uint64_t* found = slot;
     sums.low = found[0];
     sums.high = found[1];
-    found[0] = found[1] = found[2] = 0;
+    found[0] = 0;
+    found[1] = 0;
+    found[2] = 0;
   }
-  const Value value = finish(sums, entry.facts);
-  out[2 * index] = static_cast<int64_t>(value.low);
-  out[2 * index + 1] = static_cast<int64_t>(value.high);
+  const Value value = finish(sums, target.facts);
+  target.out[0] = static_cast<int64_t>(value.low);
+  target.out[1] = static_cast<int64_t>(value.high);
 }
 
 // The sums of `width` neighbouring threads, a power of two; all of them are here together.
@@ -59,63 +73,86 @@ __device__ Sums together(Sums sums, int width, unsigned mask) {
   return sums;
 }
 
-__device__ void walk_table(const Table& table, uint64_t* scratch, int64_t* out) {
+// What all threads of the thread block have found, of one tensor; called by all of them.
+__device__ void settle_together(const Target& target, Sums sums, int64_t blocks) {
+  __shared__ uint64_t low[kWarps], high[kWarps];
+  sums = together(sums, 32, 0xFFFFFFFFu);
+  if (threadIdx.x % 32 == 0) {
+    low[threadIdx.x / 32] = sums.low;
+    high[threadIdx.x / 32] = sums.high;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    Sums all;
+    for (int warp = 0; warp < kWarps; ++warp) {
+      all.low += low[warp];
+      all.high += high[warp];
+    }
+    settle(target, all, blocks);
+  }
+}
+
+__device__ void walk_table(const Table& table, int64_t each, uint64_t* scratch, int64_t* out) {
   const int group = threadIdx.x / kGroup, thread = threadIdx.x % kGroup;
-  const TeamRun run = team_run(table, blockIdx.x, gridDim.x, kTeam);
+  const Run run = run_of(table, blockIdx.x, each);
   if (run.in_one) {
-    __shared__ Sums parts[kWarps];
     const Entry entry = entry_at(table, run.index);
-    const Sums part = together(add_turns(entry, run, group, kTeam, thread), 32, 0xFFFFFFFFu);
-    if (threadIdx.x % 32 == 0) {
-      parts[threadIdx.x / 32] = part;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      Sums sums;
-      for (const Sums& one : parts) {
-        sums.low += one.low;
-        sums.high += one.high;
-      }
-      settle(run.index, entry, sums, run.end - run.begin, scratch, out);
-    }
+    const Sums sums = add_turns(entry, run, group, kTeam, thread);
+    settle_together(target(entry, run.index, scratch, out), sums, run.end - run.begin);
     return;
   }
   // The threads of a group are together, the groups of a warp need not be.
   const unsigned mask = 0xFFu << (threadIdx.x % 32 / kGroup * kGroup);
   walk(
       table,
-      blockIdx.x * kTeam + group,
-      gridDim.x * kTeam,
+      run,
+      group,
+      kTeam,
       thread,
       [=](int64_t index, const Entry& entry, const Sums& sums, int64_t blocks) {
         const Sums all = together(sums, kGroup, mask);
         if (thread == 0) {
-          settle(index, entry, all, blocks, scratch, out);
+          settle(target(entry, index, scratch, out), all, blocks);
         }
       });
 }
 
-__global__ void __launch_bounds__(kThreads) fingerprint_arguments_kernel(
+__global__ void __launch_bounds__(kThreads, 2) fingerprint_plain_kernel(
+    Plain plain, Turns turns, uint64_t* scratch, int resident, int64_t* out) {
+  const int group = threadIdx.x / kGroup, thread = threadIdx.x % kGroup;
+  const Sums sums = add_turns(plain, turns, blockIdx.x, group, thread);
+  uint64_t* slot = scratch != nullptr ? scratch : resident_scratch[resident];
+  settle_together({plain.bytes, plain.facts, slot, out}, sums, blocks_in(turns, blockIdx.x));
+}
+
+__global__ void __launch_bounds__(kThreads, 2) fingerprint_arguments_kernel(
     const __grid_constant__ Arguments arguments,
     int64_t count,
     int64_t blocks,
+    int64_t each,
     uint64_t* scratch,
     int resident,
     int64_t* out) {
   walk_table(
       {arguments.words, count, blocks},
+      each,
       scratch != nullptr ? scratch : resident_scratch[resident],
       out);
 }
 
-__global__ void __launch_bounds__(kThreads) fingerprint_table_kernel(
-    const int64_t* words, int64_t count, int64_t blocks, uint64_t* scratch, int64_t* out) {
-  walk_table({words, count, blocks}, scratch, out);
+__global__ void __launch_bounds__(kThreads, 2) fingerprint_table_kernel(
+    const int64_t* words,
+    int64_t count,
+    int64_t blocks,
+    int64_t each,
+    uint64_t* scratch,
+    int64_t* out) {
+  walk_table({words, count, blocks}, each, scratch, out);
 }
 
-// As many thread blocks as the current device holds at once, or as there is work for.
+// As many thread blocks as the current device holds at once.
 template <typename Kernel>
-cudaError_t grid_for(Kernel kernel, int64_t blocks, unsigned& grid) {
+cudaError_t teams_of(Kernel kernel, int64_t& teams) {
   int device = 0, processors = 0, resident = 0;
   cudaError_t status = cudaGetDevice(&device);
   if (status == cudaSuccess) {
@@ -124,12 +161,34 @@ cudaError_t grid_for(Kernel kernel, int64_t blocks, unsigned& grid) {
   if (status == cudaSuccess) {
     status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0);
   }
-  const int64_t most = static_cast<int64_t>(processors) * std::max(resident, 1);
-  grid = static_cast<unsigned>(std::max<int64_t>(1, std::min(most, (blocks + kTeam - 1) / kTeam)));
+  teams = std::max<int64_t>(1, static_cast<int64_t>(processors) * resident);
+  return status;
+}
+
+// A run is two turns of a team at most: whoever is done early takes another run.
+template <typename Kernel>
+cudaError_t runs_for(Kernel kernel, int64_t blocks, unsigned& grid, int64_t& each) {
+  int64_t teams = 0;
+  const cudaError_t status = teams_of(kernel, teams);
+  each = turns_for(blocks, teams, 2 * kTeam).each;
+  grid = static_cast<unsigned>((blocks + each - 1) / each);
   return status;
 }
 
 }  // namespace
+
+cudaError_t launch_plain(
+    const Plain& plain, uint64_t* scratch, int resident, int64_t* out, cudaStream_t stream) {
+  int64_t teams = 0;
+  const cudaError_t status = teams_of(fingerprint_plain_kernel, teams);
+  if (status != cudaSuccess) {
+    return status;
+  }
+  const Turns turns = turns_for(blocks_of(plain.bytes), teams, kTeam);
+  fingerprint_plain_kernel<<<static_cast<unsigned>(turns.teams), kThreads, 0, stream>>>(
+      plain, turns, scratch, resident, out);
+  return cudaGetLastError();
+}
 
 cudaError_t launch_arguments(
     const int64_t* words,
@@ -146,12 +205,13 @@ cudaError_t launch_arguments(
   Arguments arguments;
   std::memcpy(arguments.words, words, sizeof(int64_t) * size);
   unsigned grid = 0;
-  const cudaError_t status = grid_for(fingerprint_arguments_kernel, blocks, grid);
+  int64_t each = 0;
+  const cudaError_t status = runs_for(fingerprint_arguments_kernel, blocks, grid, each);
   if (status != cudaSuccess) {
     return status;
   }
   fingerprint_arguments_kernel<<<grid, kThreads, 0, stream>>>(
-      arguments, count, blocks, scratch, resident, out);
+      arguments, count, blocks, each, scratch, resident, out);
   return cudaGetLastError();
 }
 
@@ -163,11 +223,12 @@ cudaError_t launch_table(
     int64_t* out,
     cudaStream_t stream) {
   unsigned grid = 0;
-  const cudaError_t status = grid_for(fingerprint_table_kernel, blocks, grid);
+  int64_t each = 0;
+  const cudaError_t status = runs_for(fingerprint_table_kernel, blocks, grid, each);
   if (status != cudaSuccess) {
     return status;
   }
-  fingerprint_table_kernel<<<grid, kThreads, 0, stream>>>(words, count, blocks, scratch, out);
+  fingerprint_table_kernel<<<grid, kThreads, 0, stream>>>(words, count, blocks, each, scratch, out);
   return cudaGetLastError();
 }
 

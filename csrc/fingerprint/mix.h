@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__)
 #define GRADEXT_HD __host__ __device__ __forceinline__
+#define GRADEXT_HD_SELDOM __host__ __device__ __noinline__ inline
 #else
 #define GRADEXT_HD inline
+#define GRADEXT_HD_SELDOM inline
 #endif
 
 namespace gradext::fingerprint {

@@ -184,15 +184,15 @@ py::object refusal_of(py::handle object) {
   return reason ? py::object(py::str(reason)) : py::none();
 }
 
-// What a grid of `teams` teams of `size` groups would compute: the kernel's work list, walked here.
-// The teams take their turns in an order of their own, as they would.
+// What the kernel for lists computes with runs of `each` blocks for teams of `size` groups, walked
+// here. The teams take their turns in an order of their own, as they would.
 py::array_t<uint64_t> emulate(
-    const std::vector<at::Tensor>& tensors, int64_t teams, int64_t limit, int64_t size) {
+    const std::vector<at::Tensor>& tensors, int64_t each, int64_t limit, int64_t size) {
   Sources sources;
   for (const at::Tensor& tensor : tensors) {
     const char* reason = refusal(impl_behind(tensor));
-    if (reason != nullptr || teams < 1 || size < 1) {
-      throw py::value_error(reason ? reason : "teams and size must be at least 1");
+    if (reason != nullptr || each < 1 || size < 1) {
+      throw py::value_error(reason ? reason : "each and size must be at least 1");
     }
     add_source(*impl_behind(tensor), sources);
   }
@@ -210,9 +210,10 @@ py::array_t<uint64_t> emulate(
         out[chunk.begin + index] = finish(sums[index], entry.facts);
       }
     };
+    const int64_t teams = (table.blocks + each - 1) / each;
     for (int64_t turn = 0; turn < teams; ++turn) {
       const int64_t team = turn % 2 ? turn / 2 : teams - 1 - turn / 2;
-      const TeamRun run = team_run(table, team, teams, size);
+      const Run run = run_of(table, team, each);
       for (int64_t group = 0; group < size; ++group) {
         for (int thread = 0; thread < kGroup; ++thread) {
           // Blocks count once for all the threads that read them, with the last.
@@ -225,8 +226,9 @@ py::array_t<uint64_t> emulate(
           } else {
             walk(
                 table,
-                team * size + group,
-                teams * size,
+                run,
+                group,
+                size,
                 thread,
                 [&](int64_t index, const Entry& entry, const Sums& part, int64_t blocks) {
                   settle(index, entry, part, is_last ? blocks : 0);
@@ -239,6 +241,41 @@ py::array_t<uint64_t> emulate(
   return values;
 }
 
+// The same for the kernel of one plain tensor, on a device that holds `teams` teams of `size`
+// groups; None where it is not plain. The blocks that the teams count must be all there are.
+py::object emulate_plain(const at::Tensor& tensor, int64_t teams, int64_t size) {
+  const char* reason = refusal(impl_behind(tensor));
+  if (reason != nullptr || teams < 1 || size < 1) {
+    throw py::value_error(reason ? reason : "teams and size must be at least 1");
+  }
+  Sources sources;
+  add_source(*impl_behind(tensor), sources);
+  const std::vector<Chunk> chunks = pack(sources, std::numeric_limits<int64_t>::max());
+  const Entry entry = entry_at(chunks.front().table(), 0);
+  if (!is_plain(entry.form)) {
+    return py::none();
+  }
+  const Plain plain{entry.data, entry.bytes, entry.facts};
+  const Turns turns = turns_for(blocks_of(plain.bytes), teams, size);
+  Sums sums;
+  int64_t done = 0;
+  for (int64_t team = 0; team < turns.teams; ++team) {
+    for (int64_t group = 0; group < size; ++group) {
+      for (int thread = 0; thread < kGroup; ++thread) {
+        const Sums part = add_turns(plain, turns, team, group, thread);
+        sums.low += part.low;
+        sums.high += part.high;
+      }
+    }
+    done += blocks_in(turns, team);
+  }
+  if (done != blocks_of(plain.bytes)) {
+    throw std::logic_error("the teams count other blocks than there are");
+  }
+  const Value value = finish(sums, plain.facts);
+  return py::make_tuple(value.low, value.high);
+}
+
 }  // namespace
 
 void bind(py::module_& m) {
@@ -249,9 +286,15 @@ void bind(py::module_& m) {
       "fingerprint_emulate",
       &emulate,
       py::arg("tensors"),
-      py::arg("teams"),
+      py::arg("each"),
       py::arg("limit") = int64_t{496},
       py::arg("size") = int64_t{1});
+  m.def(
+      "fingerprint_emulate_plain",
+      &emulate_plain,
+      py::arg("tensor"),
+      py::arg("teams"),
+      py::arg("size"));
   m.def("fingerprint_variants", &variants);
   m.def("fingerprint_variant", &variant);
   m.def("fingerprint_force_variant", &force_variant, py::arg("name"));

@@ -8,6 +8,8 @@
 #include <ATen/TensorIterator.h>
 #include <torch/library.h>
 
+#include <string>
+
 #ifdef GRADEXT_WITH_CUDA
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -163,9 +165,9 @@ StridedLayout layout_of(const at::TensorIterator& iter, bool is_complex) {
   TORCH_CHECK_VALUE(
       iter.ndim() + pairs <= StridedLayout::kDims,
       "gradext::axpby: too many dimensions that cannot be merged: ",
-      iter.ndim(),
+      std::to_string(iter.ndim()),
       ", at most ",
-      StridedLayout::kDims - pairs);
+      std::to_string(StridedLayout::kDims - pairs));
   layout.dims = iter.ndim() + pairs;
   if (is_complex) {
     layout.sizes[0] = 2;

@@ -7,7 +7,21 @@
 #include <c10/core/TensorImpl.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <string>
+
 namespace gradext::probe {
+
+namespace {
+
+// Not through a stream: its number formatting is the C++ library's, of which a process can hold two
+// that do not go together.
+std::string text(const c10::SymInt& number) {
+  const std::optional<int64_t> known = number.maybe_as_int();
+  return known.has_value() ? std::to_string(*known) : number.toSymNode()->str();
+}
+
+}  // namespace
 
 std::pair<int64_t, c10::SymInt> window_place(
     const at::Tensor& x, int64_t dim, int64_t start, int64_t length) {
@@ -17,36 +31,36 @@ std::pair<int64_t, c10::SymInt> window_place(
   TORCH_CHECK_INDEX(
       -dims <= dim && dim < dims,
       "gradext::window: dim is ",
-      dim,
+      text(dim),
       ", expected ",
-      -dims,
+      text(-dims),
       " to ",
-      dims - 1);
+      text(dims - 1));
   const int64_t from_front = dim < 0 ? dim + dims : dim;
   TORCH_CHECK_VALUE(
-      length >= 0, "gradext::window: length is ", length, ", expected a number not below 0");
+      length >= 0, "gradext::window: length is ", text(length), ", expected a number not below 0");
   const c10::SymInt size = x.sym_size(from_front);
   TORCH_CHECK_VALUE(
       -size <= start && size >= start,
       "gradext::window: start is ",
-      start,
+      text(start),
       ", expected ",
-      -size,
+      text(-size),
       " to ",
-      size,
+      text(size),
       " in a dimension of size ",
-      size);
+      text(size));
   c10::SymInt first = start < 0 ? size + start : c10::SymInt(start);
   TORCH_CHECK_VALUE(
       first + length <= size,
       "gradext::window: start ",
-      first,
+      text(first),
       " and length ",
-      length,
+      text(length),
       " end at ",
-      first + length,
+      text(first + length),
       ", past the dimension's size of ",
-      size);
+      text(size));
   return {from_front, std::move(first)};
 }
 

@@ -40,6 +40,56 @@ def test_a_list_is_one_kernel() -> None:
     assert sum("fingerprint" in event.name for event in profile.events()) == 1
 
 
+def test_few_tensors_are_one_launch_and_nothing_else() -> None:
+    tensors = [random_bytes(1 << 20).cuda() for _ in range(16)]
+    OPS.fingerprint_list(tensors)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        OPS.fingerprint_list(tensors)
+        torch.cuda.synchronize()
+    on_device = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(on_device) == 1, [event.name for event in on_device]
+
+
+# 16 is the most that share scratch with the stream's other calls.
+@pytest.mark.parametrize("count", [1, 16, 17])
+def test_again_and_again_on_more_streams_than_have_scratch(count: int) -> None:
+    tensors = [random_bytes(300_000 + k).cuda() for k in range(count)]
+    pools = [torch.cuda.Stream(priority=priority) for priority in (0, -1) for _ in range(40)]
+    not_torchs = torch.cuda.ExternalStream(torch.cuda.Stream().cuda_stream)
+    streams = [torch.cuda.current_stream(), *pools, not_torchs]
+    torch.cuda.synchronize()
+    rows = []
+    for _ in range(3):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                rows.append(OPS.fingerprint_list(tensors))
+    torch.cuda.synchronize()
+    want = by_cpu(tensors)
+    for found in rows:
+        assert [number(row) for row in found.tolist()] == want
+
+
+def test_a_graph_beside_calls_on_the_stream_that_captured_it() -> None:
+    t = random_bytes(64 << 20).cuda()
+    capturing, other = torch.cuda.Stream(), torch.cuda.Stream()
+    OPS.fingerprint(t)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=capturing):
+        captured = OPS.fingerprint(t)
+    rows, copies = [], []
+    for _ in range(50):
+        with torch.cuda.stream(other):
+            graph.replay()
+            copies.append(captured.clone())
+        with torch.cuda.stream(capturing):
+            rows.append(OPS.fingerprint(t))
+    torch.cuda.synchronize()
+    want = gradext.fingerprint(t.cpu())
+    assert {number(row.tolist()) for row in (*rows, *copies)} == {want}
+
+
 @pytest.mark.parametrize("count", [1, 50, 2000])
 def test_in_a_captured_graph(count: int) -> None:
     tensors = [torch.zeros(1 + k % 700, device="cuda") for k in range(count)]

@@ -51,8 +51,8 @@ def test_one_tensor(t: torch.Tensor, name: str) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(tensors(), max_size=8), *(st.integers(1, most) for most in (50, 300, 33)))
-def test_lists_on_any_grid(items: list[torch.Tensor], teams: int, limit: int, size: int) -> None:
+def test_lists_on_any_grid(items: list[torch.Tensor], each: int, limit: int, size: int) -> None:
     want = [fingerprint_reference.fingerprint(t) for t in items]
     assert list(gradext.fingerprint(items).values()) == want
-    assert [number(row) for row in _C.fingerprint_emulate(items, teams, limit, size)] == want
+    assert [number(row) for row in _C.fingerprint_emulate(items, each, limit, size)] == want
     assert [number(row) for row in torch.ops.gradext.fingerprint_list(items).tolist()] == want

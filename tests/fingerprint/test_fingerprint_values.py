@@ -148,16 +148,30 @@ def test_the_number_of_threads_does_not_matter(threads: int) -> None:
 GRIDS = [1, 2, 3, 7, 32, 1000]
 
 
-@pytest.mark.parametrize("teams", GRIDS)
+@pytest.mark.parametrize("each", GRIDS)
 @pytest.mark.parametrize("limit", [1, 40, 496])
 @pytest.mark.parametrize("size", [1, 5, 32])
-def test_any_grid_of_the_kernel_s_work_list(teams: int, limit: int, size: int) -> None:
+def test_any_grid_of_the_kernel_s_work_list(each: int, limit: int, size: int) -> None:
     tensors = [*views().values(), torch.empty(0), random_bytes(50_000), torch.empty(0)]
     tensors += [t.conj() for t in views(torch.complex64).values()]
     tensors += [torch.empty(3, 0), *(random_bytes(size) for size in SIZES), random_bytes(9000)[1:]]
-    found = _C.fingerprint_emulate(tensors, teams, limit, size)
+    found = _C.fingerprint_emulate(tensors, each, limit, size)
     want = [gradext.fingerprint(t) for t in tensors]
     assert [number(row) for row in found] == want
+
+
+@pytest.mark.parametrize("teams", GRIDS)
+@pytest.mark.parametrize("size", [1, 5, 32])
+def test_the_kernel_of_one_plain_tensor(teams: int, size: int) -> None:
+    plain = [*(random_bytes(n) for n in SIZES), torch.empty(0), torch.ones(100_000)]
+    for t in plain:
+        assert number(_C.fingerprint_emulate_plain(t, teams, size)) == gradext.fingerprint(t)
+    for t in (
+        random_bytes(9000)[1:],
+        torch.ones(4, 4).t(),
+        torch.ones(9, dtype=torch.cfloat).conj(),
+    ):
+        assert _C.fingerprint_emulate_plain(t, teams, size) is None
 
 
 @pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)

@@ -257,17 +257,17 @@ def overlapping() -> str:
     )
 
 
-def fingerprint() -> str:
+def fingerprint(name: str) -> str:
     """The table, and which of its required ratios were missed."""
     missed = [
         f"{row['what']}, {row['threads']} thread{'s' if row['threads'] != 1 else ''}, "
         f"{row['through']} against {row['against']} ({row['times as fast']:.3g} of "
         f"{row['required']:g})"
-        for row in result("fingerprint")["rows"]
+        for row in result(name)["rows"]
         if row["required"] and row["times as fast"] < row["required"]
     ]
     said = "Missed in this run: " + "; ".join(missed) + "." if missed else "None was missed."
-    return f"{whole('fingerprint')}\n\n{said}"
+    return f"{whole(name)}\n\n{said}"
 
 
 # (file, block, what fills it, whether from committed JSON alone)
@@ -301,13 +301,21 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
         lambda: session(FINGERPRINT, before="import torch, gradext"),
         False,
     ),
-    ("docs/fingerprint.md", "fingerprint", fingerprint, True),
+    ("docs/fingerprint.md", "fingerprint", lambda: fingerprint("fingerprint"), True),
+    (
+        "docs/fingerprint.md",
+        "fingerprint_cuda",
+        lambda: fingerprint("h200/fingerprint_cuda"),
+        True,
+    ),
     ("docs/fingerprint.md", "fingerprint_quality", lambda: whole("fingerprint_quality"), True),
+    ("docs/probe-ops.md", "axpby_rate", lambda: whole("h200/axpby_rate"), True),
     ("docs/guard.md", "guard_cost", lambda: whole("guard"), True),
     ("benchmarks/README.md", "recorder", recorder, True),
     ("benchmarks/README.md", "modes", modes, True),
     ("benchmarks/README.md", "overlap", overlapping, True),
     ("benchmarks/README.md", "layers", lambda: whole("layers"), True),
+    ("benchmarks/README.md", "layers_cuda", lambda: whole("h200/layers_cuda"), True),
     ("benchmarks/README.md", "state", lambda: whole("state"), True),
     ("benchmarks/README.md", "import_time", lambda: whole("import_time"), True),
 ]

@@ -394,7 +394,7 @@ The whole table, with two threads and the compiled rows, is in
 
 ## What was not measured
 
-CUDA: not run on a GPU yet.
+CUDA: not measured on a GPU yet.
 
 {skipped}
 

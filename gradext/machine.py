@@ -60,8 +60,10 @@ def processor() -> str:
 def commit(root: Path = ROOT) -> str | None:
     """The commit measured, "-dirty" where the code (not: other results) has changed since.
 
-    Where the sources were copied without their history, GRADEXT_COMMIT says it.
+    GRADEXT_COMMIT says it where the sources were copied without their history.
     """
+    if named := os.environ.get("GRADEXT_COMMIT"):
+        return named
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
@@ -70,9 +72,9 @@ def commit(root: Path = ROOT) -> str | None:
     try:
         # An installed package may lie inside somebody else's repository.
         if git("ls-files", "csrc/schemas.cpp") != "csrc/schemas.cpp":
-            return os.environ.get("GRADEXT_COMMIT")
+            return None
         found = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", "csrc", "gradext", "benchmarks/*.py")
     except OSError:
-        return os.environ.get("GRADEXT_COMMIT")  # no git
+        return None
     return f"{found}-dirty" if found and changed else found or None

@@ -14,8 +14,8 @@ namespace gradext::probe {
 
 namespace {
 
-// Not through a stream: its number formatting is the C++ library's, of which a process can hold two
-// that do not go together.
+// Not through a stream: putting a number into one from here crashed in a process that had loaded
+// many other extensions (built by GCC 13, torch 2.11).
 std::string text(const c10::SymInt& number) {
   const std::optional<int64_t> known = number.maybe_as_int();
   return known.has_value() ? std::to_string(*known) : number.toSymNode()->str();

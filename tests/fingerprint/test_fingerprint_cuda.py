@@ -1,4 +1,4 @@
-"""What only a GPU shows: streams, captures, launches of any size. Not run on a GPU yet."""
+"""What only a GPU shows: streams, captures, launches of any size."""
 
 from __future__ import annotations
 

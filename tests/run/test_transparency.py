@@ -6,6 +6,7 @@ compared byte for byte. No case here imports torch.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -480,6 +481,8 @@ def test_ctrl_c(write, how):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=script.parent,
+            # A shell's background job ignores it, and so would the program.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

@@ -24,7 +24,8 @@ UNITS = {
     "recorder": [
         *("recorder/journal", "recorder/origins", "recorder/crossings"),
         *("recorder/observer", "recorder/registration", "recorder/boxed_kernels"),
-        *("recorder/entries", "recorder/hooks", "recorder/python", "recorder/snapshot"),
+        *("recorder/aside", "recorder/signals", "recorder/entries", "recorder/hooks"),
+        *("recorder/python", "recorder/snapshot"),
     ],
     "state_and_guard": [
         *("bindings", "schemas", "probe/census", "probe/null"),

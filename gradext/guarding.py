@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradext import _C, watch
+from gradext import _C, interrupts, watch
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class guard:
         if self not in _guards:
             return
         try:
-            found = self._changed()
+            found = interrupts.deferring(self._changed)() or []
         finally:
             _guards.remove(self)
             if not _guards:
@@ -147,7 +147,9 @@ class guard:
                 facts |= {"entered": self._entered, "now": _C.recorder_stack()}
                 found.append((name, guarded.watched(facts, name, data)))
             return guarded.together(found)
-        except Exception as error:
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
             watch.own_error(error, "guard")
             return []
 
@@ -192,8 +194,10 @@ def _shared(pack: Any, unpack: Any) -> tuple[Any, Any]:
         facts = None
         if held.watch is not None and _guards and isinstance(result, torch.Tensor):
             try:
-                facts = held.watch.unpacked(result)
-            except Exception as error:
+                facts = interrupts.deferring(held.watch.unpacked)(result)
+            except BaseException as error:
+                if interrupts.is_the_programs(error):
+                    raise
                 watch.own_error(error, "guard of saved-tensor hooks")
         if facts is not None:
             _on_finding("saved", facts)
@@ -257,7 +261,9 @@ def _on_finding(kind: str, facts: dict[str, Any]) -> None:
     """From C++, under the GIL. What it raises stops the program: nothing else may be raised."""
     try:
         diagnosis = _diagnosis(kind, facts)
-    except Exception as error:
+    except BaseException as error:
+        if interrupts.is_the_programs(error):
+            raise
         watch.own_error(error, "diagnosis of a guard")
         return
     if diagnosis is not None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-from gradext import torch_import
+from gradext import interrupts, torch_import
 from gradext._version import __version__
 from gradext.run_data import CannotWrite, Entry, Settings
 
@@ -38,17 +38,22 @@ P = ParamSpec("P")
 
 
 def _guarded(method: Callable[P, None]) -> Callable[P, None]:
-    """Nothing that fails in `method` reaches the program; it is told at the end of the report."""
+    """Nothing that fails in `method` reaches the program; it is told at the end of the report.
+
+    Signals' handlers run after it, and what they raise is the program's.
+    """
 
     @functools.wraps(method)
     def safe(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             method(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
             session: Any = args[0]
             session._note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
 
-    return safe
+    return interrupts.deferring(safe)
 
 
 class Session:
@@ -359,13 +364,17 @@ class Session:
         folder, name = os.path.split(self.path)
         draft = os.path.join(folder, f".{name}.{self._pid}.tmp")
         try:
-            with open(draft, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(draft, self.path)
-            self._written = time.monotonic()
+            with interrupts.whole():
+                try:
+                    with open(draft, "w", encoding="utf-8") as file:
+                        file.write(text)
+                    os.replace(draft, self.path)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.unlink(draft)
+                    raise
+                self._written = time.monotonic()
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
             if raise_errors:
                 raise CannotWrite(f"cannot write {self.path}: {error.strerror}") from None
             if not self._failed_write:

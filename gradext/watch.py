@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradext import _C
+from gradext import _C, interrupts
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -218,7 +218,9 @@ def _tell(incident: Incident) -> None:
     for callback in list(_subscribers):
         try:
             callback(incident)
-        except Exception as error:
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
             own_error(error, "subscriber")
 
 
@@ -230,13 +232,16 @@ def _on_error(error: BaseException, outputs: Any) -> None:
 
     try:
         found = diagnosis.of_backward(error, outputs, recordings[-1])
-    except Exception as fault:
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
         own_error(fault, "diagnosis of a failed backward")
         return
     if found:
         mark = (os.getpid(), next(_marks))
-        error.__dict__[_MARK] = mark
-        _tell(Incident("backward", tuple(found), describe(error), mark))
+        with interrupts.whole():
+            error.__dict__[_MARK] = mark
+            _tell(Incident("backward", tuple(found), describe(error), mark))
 
 
 # Why a backward is looked at before it runs (csrc/recorder/python.h).
@@ -259,12 +264,16 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         if why & UNCOUNTED_WRITE:
             found = diagnosis.of_silent_writes(outputs, recordings[-1])
             if found:
-                _tell(Incident("silent", tuple(found)))
+                with interrupts.whole():
+                    _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
             found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
             if found:
-                _tell(Incident("cut", tuple(found)))
-    except Exception as fault:
+                with interrupts.whole():
+                    _tell(Incident("cut", tuple(found)))
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
         own_error(fault, "check for silent errors")
     finally:
         _looked["spent"] += time.perf_counter() - start

@@ -8,6 +8,8 @@
 #include "guard.h"
 
 #include "python.h"
+#include "recorder/aside.h"
+#include "recorder/signals.h"
 #include "recorder/threads.h"
 #include "state/state.h"
 
@@ -66,10 +68,9 @@ bool is_user_code(PyCodeObject* code) {
   }
   static PyObject* judge =
       py::module_::import("gradext.frames").attr("is_user_file").cast<py::object>().release().ptr();
-  PyObject* answer = PyObject_CallOneArg(judge, code->co_filename);
-  const bool is_user = answer != nullptr && PyObject_IsTrue(answer) == 1;
-  Py_XDECREF(answer);
-  PyErr_Clear();
+  const py::object answer =
+      recorder::call_back(judge, py::make_tuple(py::handle(code->co_filename)));
+  const bool is_user = answer.ptr() == Py_True;
   Py_INCREF(code);  // its address is the key
   state.is_user.emplace(code, is_user);
   return is_user;
@@ -220,39 +221,34 @@ void look(StackId done, bool is_known = true) {
   }
 }
 
-// Trace functions must leave a pending error as it is and never set one.
+void see_line(PyFrameObject* frame, int what) {
+  PyCodeObject* code = PyFrame_GetCode(frame);
+  const py::object held = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(code));
+  if (!is_user_code(code)) {
+    return;
+  }
+  Lines& state = lines();
+  const StackId here = recorder::capture_stack();
+  // At a return, it is still the returning frame's line that has been running.
+  const StackId done = what == PyTrace_RETURN || current_line == 0 ? here : current_line;
+  if (state.skip > 0 && ++state.skipped < state.skip) {
+    if (state.skipped == 1) {
+      state.first_skipped = done;
+    }
+  } else {
+    look(done);
+  }
+  current_line = what == PyTrace_RETURN ? user_line(recorder::stack_parent(here)) : here;
+}
+
 int on_event(PyObject*, PyFrameObject* frame, int what, PyObject*) {
   if ((what != PyTrace_LINE && what != PyTrace_RETURN) || in_guard() || !is_on()) {
     return 0;
   }
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-  PyErr_Fetch(&type, &value, &trace);
   in_guard() = true;
-  try {
-    PyCodeObject* code = PyFrame_GetCode(frame);
-    const bool is_user = is_user_code(code);
-    Py_DECREF(code);
-    if (is_user) {
-      Lines& state = lines();
-      const StackId here = recorder::capture_stack();
-      // At a return, it is still the returning frame's line that has been running.
-      const StackId done = what == PyTrace_RETURN || current_line == 0 ? here : current_line;
-      if (state.skip > 0 && ++state.skipped < state.skip) {
-        if (state.skipped == 1) {
-          state.first_skipped = done;
-        }
-      } else {
-        look(done);
-      }
-      current_line = what == PyTrace_RETURN ? user_line(recorder::stack_parent(here)) : here;
-    }
-  } catch (const std::exception& error) {
-    recorder::count_fault(error.what());
-  }
+  const bool is_stopped = recorder::aside([&] { see_line(frame, what); });
   in_guard() = false;
-  PyErr_Clear();
-  PyErr_Restore(type, value, trace);
-  return 0;
+  return is_stopped ? -1 : 0;
 }
 
 bool is_free(PyThreadState* thread) {
@@ -311,9 +307,7 @@ void arm_if_needed(const void* storage) {
     needed = is_exposed(state, storage) && state.by_storage.count(storage) > 0;
   }
   if (needed && PyGILState_GetThisThreadState() != nullptr) {
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    arm();
-    PyGILState_Release(gil);
+    recorder::under_gil([] { arm(); });
   }
 }
 
@@ -361,12 +355,12 @@ void look_now() {
   if (!lines().armed || PyGILState_GetThisThreadState() == nullptr) {
     return;
   }
-  const PyGILState_STATE gil = PyGILState_Ensure();
-  const StackId here = user_line(recorder::capture_stack());
-  // A thread that runs no Python, or whose trace function is a debugger's, tells no lines.
-  const bool is_known = here != 0 && PyThreadState_Get()->c_tracefunc == &on_event;
-  look(here != 0 ? here : current_line, is_known);
-  PyGILState_Release(gil);
+  recorder::under_gil([] {
+    const StackId here = user_line(recorder::capture_stack());
+    // A thread that runs no Python, or whose trace function is a debugger's, tells no lines.
+    const bool is_known = here != 0 && PyThreadState_Get()->c_tracefunc == &on_event;
+    look(here != 0 ? here : current_line, is_known);
+  });
 }
 
 void look_at(const std::vector<const void*>& storages) {

@@ -1,13 +1,13 @@
 #include "python.h"
 
+#include "recorder/aside.h"
 #include "recorder/python.h"
+#include "recorder/signals.h"
 #include "saved.h"
 #include "state/state.h"
 
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_cpp_function.h>
-
-#include <exception>
 
 namespace py = pybind11;
 
@@ -17,30 +17,18 @@ namespace {
 // gradext.guarding._on_finding(kind, facts); never destroyed.
 PyObject* on_finding = nullptr;
 
+// Throws python_error where the program is to be stopped.
 template <class Fill>
 void tell(const char* kind, Fill&& fill) {
-  if (!Py_IsInitialized() || on_finding == nullptr) {
-    return;
-  }
-  const PyGILState_STATE gil = PyGILState_Ensure();
-  std::exception_ptr stop;
-  try {
+  recorder::under_gil([&] {
+    if (on_finding == nullptr) {
+      return;
+    }
     py::dict facts;
     fill(facts);
-    py::reinterpret_borrow<py::object>(on_finding)(kind, facts);
-  } catch (py::error_already_set& error) {
     // The callback counts its own errors: what it raises is meant for the program.
-    error.restore();
-    python_error raised;
-    raised.persist();
-    stop = std::make_exception_ptr(std::move(raised));
-  } catch (const std::exception& error) {
-    recorder::count_fault(error.what());
-  }
-  PyGILState_Release(gil);
-  if (stop) {
-    std::rethrow_exception(stop);
-  }
+    recorder::call_back(on_finding, py::make_tuple(kind, facts));
+  });
 }
 
 py::tuple pair(const recorder::NodeId& id) {
@@ -50,9 +38,8 @@ py::tuple pair(const recorder::NodeId& id) {
 }  // namespace
 
 Told told_of(Node& node, const std::string& label, const state::SavedFacts& facts) {
-  const PyGILState_STATE gil = PyGILState_Ensure();
   Told told;
-  try {
+  recorder::under_gil([&] {
     py::dict out;
     // Only for the code of a Function of Python's, which has an object: one that is made for a node
     // of C++ would live as long as that.
@@ -67,17 +54,9 @@ Told told_of(Node& node, const std::string& label, const state::SavedFacts& fact
     out["saved"] = recorder::facts_of_saved(facts);
     out["now"] = recorder::capture_stack();
     told.facts = std::shared_ptr<py::dict>(new py::dict(std::move(out)), [](py::dict* held) {
-      if (Py_IsInitialized()) {
-        const PyGILState_STATE state = PyGILState_Ensure();
-        delete held;
-        PyGILState_Release(state);
-      }
+      recorder::under_gil([&] { delete held; });  // kept where the interpreter is gone
     });
-  } catch (const std::exception& error) {
-    PyErr_Clear();
-    recorder::count_fault(error.what());
-  }
-  PyGILState_Release(gil);
+  });
   return told;
 }
 
@@ -197,7 +176,7 @@ class Watch {
 
  private:
   static const at::Tensor& unpack(py::handle object) {
-    if (!THPVariable_Check(object.ptr())) {
+    if (!recorder::is_tensor(object.ptr())) {
       throw py::type_error("expected a torch.Tensor");
     }
     return THPVariable_Unpack(object.ptr());

@@ -1,5 +1,7 @@
 #include "saved.h"
 
+#include "recorder/aside.h"
+
 #include <pybind11/pybind11.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/tensor.h>
@@ -82,7 +84,7 @@ const Reader& reader_of(Node& node) {
 }
 
 void collect(std::vector<at::Tensor>& into, PyObject* value, int depth) {
-  if (THPVariable_Check(value)) {
+  if (recorder::is_tensor(value)) {
     into.push_back(THPVariable_Unpack(value));
   } else if (depth > 0 && (PyTuple_Check(value) || PyList_Check(value))) {
     for (Py_ssize_t k = 0; k < std::min<Py_ssize_t>(PySequence_Fast_GET_SIZE(value), 64); ++k) {
@@ -163,7 +165,7 @@ std::vector<SavedItem> saved_items(Node& node) {
   if (is_python_function(node)) {
     py::object object =
         py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
-    if (THPFunction_Check(object.ptr())) {
+    if (PyType_IsSubtype(Py_TYPE(object.ptr()), &THPFunctionType) != 0) {
       const auto& saved = reinterpret_cast<THPFunction*>(object.ptr())->saved_variables;
       for (size_t k = 0; k < saved.size(); ++k) {
         add(items, "saved_tensors", static_cast<int>(k), saved[k]);

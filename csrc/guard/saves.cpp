@@ -3,6 +3,7 @@
 #include "guard.h"
 
 #include "python.h"
+#include "recorder/aside.h"
 #include "recorder/values.h"
 #include "saved.h"
 #include "state/state.h"
@@ -14,6 +15,8 @@
 
 #include <array>
 #include <optional>
+
+namespace py = pybind11;
 
 namespace gradext::guard {
 
@@ -48,40 +51,32 @@ struct Content {
 
 std::vector<Content> contents_of(Node& node) {
   std::vector<Content> found;
-  {
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    try {
-      for (const SavedItem& item : saved_items(node)) {
-        const auto add = [&](const at::Tensor& tensor, bool is_hooked) {
-          Content content;
-          content.is_hooked = is_hooked;
-          if (tensor.defined() && !is_unused(node, item)) {
-            content.is_deferred = is_deferred(tensor);
-            if (content.is_deferred || fingerprint::can_fingerprint(tensor)) {
-              content.tensor = tensor;
-            }
+  recorder::under_gil([&] {
+    for (const SavedItem& item : saved_items(node)) {
+      const auto add = [&](const at::Tensor& tensor, bool is_hooked) {
+        Content content;
+        content.is_hooked = is_hooked;
+        if (tensor.defined() && !is_unused(node, item)) {
+          content.is_deferred = is_deferred(tensor);
+          if (content.is_deferred || fingerprint::can_fingerprint(tensor)) {
+            content.tensor = tensor;
           }
-          content.item = item;
-          const int64_t version =
-              tensor.defined() ? state::version(*tensor.unsafeGetTensorImpl()) : -1;
-          content.is_moved = !is_hooked && version >= 0 &&
-                             static_cast<uint32_t>(version) != item.facts.saved_version;
-          found.push_back(std::move(content));
-        };
-        if (item.packed.empty()) {
-          add(item.facts.tensor, false);
         }
-        for (const at::Tensor& tensor : item.packed) {
-          add(tensor, true);
-        }
+        content.item = item;
+        const int64_t version =
+            tensor.defined() ? state::version(*tensor.unsafeGetTensorImpl()) : -1;
+        content.is_moved = !is_hooked && version >= 0 &&
+                           static_cast<uint32_t>(version) != item.facts.saved_version;
+        found.push_back(std::move(content));
+      };
+      if (item.packed.empty()) {
+        add(item.facts.tensor, false);
       }
-    } catch (...) {
-      PyErr_Clear();
-      PyGILState_Release(gil);
-      throw;
+      for (const at::Tensor& tensor : item.packed) {
+        add(tensor, true);
+      }
     }
-    PyGILState_Release(gil);
-  }
+  });
   std::vector<at::Tensor> elsewhere;
   for (Content& content : found) {
     if (!content.tensor.defined()) {
@@ -106,23 +101,26 @@ std::vector<Content> contents_of(Node& node) {
   return found;
 }
 
+// The guard's own work, on any thread, with or without the GIL. Only what is meant for the program
+// leaves, as python_error.
 template <class Work>
 void guarded(Work&& work) {
   if (in_guard()) {
     return;
   }
   in_guard() = true;
-  try {
-    work();
-  } catch (const python_error&) {
-    in_guard() = false;
-    throw;
-  } catch (const std::exception& error) {
-    recorder::count_fault(error.what());
-  } catch (...) {
-    recorder::count_fault("unknown");
-  }
+  std::exception_ptr stop;
+  recorder::safely([&] {
+    try {
+      work();
+    } catch (const python_error&) {
+      stop = std::current_exception();
+    }
+  });
   in_guard() = false;
+  if (stop) {
+    std::rethrow_exception(stop);
+  }
 }
 
 // On every node that the engine may run while a guard is on. Returns what it got.
@@ -371,34 +369,30 @@ void backward_begins(const std::vector<Node*>& roots) {
   });
 }
 
-bool backward_ended() {
+void backward_ended(bool may_stop) {
   // Letting go of a tensor may wait for the GIL, and is done under a mutex.
-  PyThreadState* state = PyEval_SaveThread();
-  std::optional<python_error> stop;
+  py::gil_scoped_release released;
+  const bool is_outermost = --backwards == 0;
   try {
-    const bool is_outermost = --backwards == 0;
     guarded([&] {
       if (is_outermost) {
         forget_gradients();
       }
       compare_deferred();
     });
-  } catch (const python_error& error) {
-    stop.emplace(error);
+  } catch (const python_error&) {
+    if (may_stop) {
+      throw;
+    }
   }
-  PyEval_RestoreThread(state);
-  if (stop) {
-    stop->restore();
-  }
-  return stop.has_value();
 }
 
 void note_result(PyObject* value) {
-  if (THPVariable_Check(value)) {
+  if (recorder::is_tensor(value)) {
     note_saves(THPVariable_Unpack(value));
   } else if (PyTuple_Check(value)) {
     for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(value); ++k) {
-      if (THPVariable_Check(PyTuple_GET_ITEM(value, k))) {
+      if (recorder::is_tensor(PyTuple_GET_ITEM(value, k))) {
         note_saves(THPVariable_Unpack(PyTuple_GET_ITEM(value, k)));
       }
     }

@@ -6,6 +6,7 @@
 // built-in function. Put back, nothing is left. A wrapper of Python code would show in tracebacks.
 #include "entries.h"
 
+#include "aside.h"
 #include "crossings.h"
 #include "taps.h"
 
@@ -80,24 +81,8 @@ PatchedAttribute data_attribute, requires_grad_attribute;
 
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 
-// Runs gradext's own work beside an error that may be on its way.
-template <class Work>
-void aside(Work&& work) {
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-  PyErr_Fetch(&type, &value, &trace);
-  safely([&] {
-    try {
-      work();
-    } catch (const py::error_already_set& error) {
-      count_fault(error.what());
-    }
-  });
-  PyErr_Clear();
-  PyErr_Restore(type, value, trace);
-}
-
 void collect(Inputs& inputs, PyObject* value, int depth) {
-  if (THPVariable_Check(value)) {
+  if (is_tensor(value)) {
     inputs.push_back(THPVariable_Unpack(value).unsafeGetTensorImpl());
   } else if (depth > 0 && (PyList_CheckExact(value) || PyTuple_CheckExact(value))) {
     const Py_ssize_t count = std::min<Py_ssize_t>(Py_SIZE(value), 64);
@@ -213,23 +198,6 @@ void inference_left() {
   }
 }
 
-std::string text_of_error() {
-  PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-  PyErr_Fetch(&type, &value, &trace);
-  PyErr_NormalizeException(&type, &value, &trace);
-  std::string text;
-  if (value != nullptr) {
-    if (PyObject* words = PyObject_Str(value)) {
-      const char* bytes = PyUnicode_AsUTF8(words);
-      text = bytes != nullptr ? bytes : "";
-      Py_DECREF(words);
-    }
-    PyErr_Clear();
-  }
-  PyErr_Restore(type, value, trace);
-  return text;
-}
-
 // The memory is in other hands from now on. torch's own files (serialization, copies, printing) let
 // go of it before they return; those of _tensor.py hand on what the program asked for.
 void exposed(const at::Tensor& tensor) {
@@ -253,8 +221,14 @@ void exposed(const at::Tensor& tensor) {
   tap->exposed(tensor);
 }
 
-// After the original has returned `result` (null: it raised).
-void after(Entry entry, PyObject* self, PyObject* first, PyObject* result, bool grad_mode_was) {
+// After the original has returned `result` (null: it raised `error`).
+void after(
+    Entry entry,
+    PyObject* self,
+    PyObject* first,
+    PyObject* result,
+    PyObject* error,
+    bool grad_mode_was) {
   const uint32_t name = patched[entry].name;
   if (entry == kSetGradEnabled) {
     grad_mode_set(grad_mode_was);
@@ -267,14 +241,14 @@ void after(Entry entry, PyObject* self, PyObject* first, PyObject* result, bool 
     return;
   }
   if (entry == kRequiresGrad) {
-    if (!THPVariable_Check(self)) {
+    if (!is_tensor(self)) {
       return;
     }
     const at::Tensor& tensor = THPVariable_Unpack(self);
     if (result != nullptr) {
       note_flag(tensor, tensor.requires_grad());
     } else {
-      note_misuse(name, Inputs{tensor.unsafeGetTensorImpl()}, text_of_error());
+      note_misuse(name, Inputs{tensor.unsafeGetTensorImpl()}, text_of(error));
     }
     return;
   }
@@ -282,27 +256,27 @@ void after(Entry entry, PyObject* self, PyObject* first, PyObject* result, bool 
     return;
   }
   if (entry == kDataPtr || entry == kStorage) {
-    if (THPVariable_Check(self)) {
+    if (is_tensor(self)) {
       exposed(THPVariable_Unpack(self));
     }
     return;
   }
   if (entry == kDlpack || entry == kDlpackVersioned) {
-    if (first != nullptr && THPVariable_Check(first)) {
+    if (first != nullptr && is_tensor(first)) {
       exposed(THPVariable_Unpack(first));
     }
     return;
   }
-  if (entry == kNumpy && THPVariable_Check(self)) {
+  if (entry == kNumpy && is_tensor(self)) {
     exposed(THPVariable_Unpack(self));
   }
   if (entry == kNumpy || entry == kToList) {
-    if (cuts_are_on() && THPVariable_Check(self)) {
+    if (cuts_are_on() && is_tensor(self)) {
       note_exit(name, THPVariable_Unpack(self), number_in(result));
     }
     return;
   }
-  if (THPVariable_Check(result)) {
+  if (is_tensor(result)) {
     Inputs inputs;
     double value = kNoValue;
     if (first != nullptr) {
@@ -345,7 +319,7 @@ struct Trampoline {
             reinterpret_cast<void (*)()>(patched[entry].original->ml_meth));
     PyObject* result = original(self, values, count, keywords);
     if (is_wanted()) {
-      aside_of(self, data_argument(values, count, keywords), result, grad_mode);
+      return aside_of(self, data_argument(values, count, keywords), result, grad_mode);
     }
     return result;
   }
@@ -364,7 +338,7 @@ struct Trampoline {
           first = first != nullptr ? first : PyDict_GetItemString(keywords, word);
         }
       }
-      aside_of(self, first, result, grad_mode);
+      return aside_of(self, first, result, grad_mode);
     }
     return result;
   }
@@ -381,21 +355,15 @@ struct Trampoline {
                     ? PyTuple_GET_ITEM(argument, 0)
                     : nullptr;
       }
-      aside_of(self, first, result, grad_mode);
+      return aside_of(self, first, result, grad_mode);
     }
     return result;
   }
 
  private:
-  static void aside_of(PyObject* self, PyObject* first, PyObject* result, bool grad_mode) {
-    if constexpr (entry == kRequiresGrad) {
-      if (result == nullptr) {
-        // It reads the error itself.
-        safely([&] { after(entry, self, first, result, grad_mode); });
-        return;
-      }
-    }
-    aside([&] { after(entry, self, first, result, grad_mode); });
+  static PyObject* aside_of(PyObject* self, PyObject* first, PyObject* result, bool grad_mode) {
+    PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+    return unless(aside([&] { after(entry, self, first, result, error, grad_mode); }), result);
   }
 };
 
@@ -444,38 +412,46 @@ bool patch(PyObject* target) {
 
 PyObject* get_data(PyObject* self, void* closure) {
   PyObject* result = data_attribute.original->get(self, closure);
-  if (result != nullptr && cuts_are_on() && THPVariable_Check(self) && THPVariable_Check(result)) {
-    aside([&] {
-      note_alias(data_attribute.name, THPVariable_Unpack(self), THPVariable_Unpack(result));
-    });
+  if (result == nullptr || !cuts_are_on()) {
+    return result;
   }
-  return result;
+  return unless(
+      aside([&] {
+        if (is_tensor(self) && is_tensor(result)) {
+          note_alias(data_attribute.name, THPVariable_Unpack(self), THPVariable_Unpack(result));
+        }
+      }),
+      result);
 }
 
 // `tensor.data = other`: the tensor has other memory now, and its counter says nothing.
 int set_data(PyObject* self, PyObject* value, void* closure) {
   const int status = data_attribute.original->set(self, value, closure);
-  if (status == 0 && active() && THPVariable_Check(self)) {
-    aside([&] { note_exchange(data_attribute.name, THPVariable_Unpack(self)); });
-  }
-  return status;
+  const bool is_stopped = status == 0 && active() && aside([&] {
+                            if (is_tensor(self)) {
+                              note_exchange(data_attribute.name, THPVariable_Unpack(self));
+                            }
+                          });
+  return is_stopped ? -1 : status;
 }
 
 int set_requires_grad(PyObject* self, PyObject* value, void* closure) {
   const int status = requires_grad_attribute.original->set(self, value, closure);
-  if (!active() || !THPVariable_Check(self)) {
-    return status;
-  }
-  const at::Tensor& tensor = THPVariable_Unpack(self);
-  if (status == 0) {
-    aside([&] { note_flag(tensor, tensor.requires_grad()); });
-  } else {
-    safely([&] {
-      note_misuse(
-          requires_grad_attribute.name, Inputs{tensor.unsafeGetTensorImpl()}, text_of_error());
-    });
-  }
-  return status;
+  PyObject* error = status != 0 ? error_that_is_set() : nullptr;
+  const bool is_stopped =
+      active() && aside([&] {
+        if (!is_tensor(self)) {
+          return;
+        }
+        const at::Tensor& tensor = THPVariable_Unpack(self);
+        if (status == 0) {
+          note_flag(tensor, tensor.requires_grad());
+        } else {
+          note_misuse(
+              requires_grad_attribute.name, Inputs{tensor.unsafeGetTensorImpl()}, text_of(error));
+        }
+      });
+  return is_stopped ? -1 : status;
 }
 
 bool patch_attribute(PyObject* target, PatchedAttribute& at, const char* name) {

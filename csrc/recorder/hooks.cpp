@@ -1,9 +1,11 @@
 #include "hooks.h"
 
+#include "aside.h"
 #include "crossings.h"
 #include "observer.h"
 #include "origins.h"
 #include "python.h"
+#include "signals.h"
 #include "state/state.h"
 #include "taps.h"
 #include "threads.h"
@@ -33,31 +35,21 @@ Wrapped& wrapped_in(PyObject* capsule) {
   return *static_cast<Wrapped*>(PyCapsule_GetPointer(capsule, kCapsule));
 }
 
-py::object make_wrapper(PyMethodDef* method, Wrapped wrapped) {
-  py::object capsule = py::reinterpret_steal<py::object>(
-      PyCapsule_New(new Wrapped(std::move(wrapped)), kCapsule, [](PyObject* self) {
-        delete static_cast<Wrapped*>(PyCapsule_GetPointer(self, kCapsule));
-      }));
-  return py::reinterpret_steal<py::object>(PyCFunction_NewEx(method, capsule.ptr(), nullptr));
+void destroy(PyObject* capsule) {
+  (void)aside([&] { delete &wrapped_in(capsule); });
 }
 
-// Runs gradext's own code, C++ or Python; its errors are counted.
-template <class Work>
-void quietly(Work&& work) {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    count_fault(error.what());
-  } catch (...) {
-    count_fault("unknown");
-  }
+py::object make_wrapper(PyMethodDef* method, Wrapped wrapped) {
+  py::object capsule = py::reinterpret_steal<py::object>(
+      PyCapsule_New(new Wrapped(std::move(wrapped)), kCapsule, &destroy));
+  return py::reinterpret_steal<py::object>(PyCFunction_NewEx(method, capsule.ptr(), nullptr));
 }
 
 // Whether a keyword argument is there and true.
 bool is_given(PyObject* const* args, Py_ssize_t count, PyObject* keywords, const char* name) {
   for (Py_ssize_t k = 0; keywords != nullptr && k < PyTuple_GET_SIZE(keywords); ++k) {
     if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(keywords, k), name) == 0) {
-      return PyObject_IsTrue(args[count + k]) == 1;
+      return is_true(args[count + k]);
     }
   }
   return false;
@@ -77,10 +69,10 @@ void note_constant_gradients(PyObject* roots, PyObject* inputs, PyObject* result
   std::vector<std::pair<int64_t, bool>> by;
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
     PyObject* item = PyTuple_GET_ITEM(result, k);
-    gradients.push_back(THPVariable_Check(item) ? THPVariable_Unpack(item) : at::Tensor());
+    gradients.push_back(is_tensor(item) ? THPVariable_Unpack(item) : at::Tensor());
     const bool known = inputs != nullptr && PyTuple_Check(inputs) && k < PyTuple_GET_SIZE(inputs);
     PyObject* input = known ? PyTuple_GET_ITEM(inputs, k) : nullptr;
-    if (input == nullptr || !THPVariable_Check(input)) {
+    if (input == nullptr || !is_tensor(input)) {
       by.emplace_back(0, true);
       continue;
     }
@@ -92,54 +84,82 @@ void note_constant_gradients(PyObject* roots, PyObject* inputs, PyObject* result
   note_gradients(name, gradients, by, first_node(roots));
 }
 
+// What is kept of one call of the engine until it has returned.
+struct BackwardCall {
+  bool is_watched = false;
+  bool accumulates = false;
+  bool creates_graph = false;
+  const Taps* tap = nullptr;
+};
+
+void backward_begins(
+    BackwardCall& call,
+    const Wrapped& wrapped,
+    PyObject* const* args,
+    Py_ssize_t count,
+    PyObject* keywords) {
+  call.is_watched = true;
+  call.accumulates = is_given(args, count, keywords, "accumulate_grad");
+  call.creates_graph = is_true(args[3]);
+  const uint32_t why =
+      enter_backward(args[0], is_true(args[2]), call.creates_graph, call.accumulates);
+  if (why != 0) {
+    call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), why, py::handle(args[1])));
+  }
+}
+
+// The engine raised `error`.
+void backward_failed(const Wrapped& wrapped, PyObject* error, PyObject* roots) {
+  if (error != nullptr && active()) {
+    call_back(wrapped.on_error, py::make_tuple(py::handle(error), py::handle(roots)));
+  }
+}
+
 // `_engine_run_backward(t_outputs, grad_tensors, keep_graph, create_graph, inputs, ...)`, through
 // which every backward() and grad() goes.
 PyObject* call_backward(
     PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
-  const bool watched = active() && count >= 4;
-  const bool accumulates = watched && is_given(args, count, keywords, "accumulate_grad");
-  bool creates_graph = false;
-  if (watched) {
-    quietly([&] {
-      creates_graph = PyObject_IsTrue(args[3]) == 1;
-      const uint32_t why =
-          enter_backward(args[0], PyObject_IsTrue(args[2]) == 1, creates_graph, accumulates);
-      if (why != 0) {
-        wrapped.on_suspicion(py::handle(args[0]), why, py::handle(args[1]));
-      }
-    });
-  }
-  const Taps* tap = watched ? listener() : nullptr;
-  if (tap != nullptr) {
-    quietly([&] { tap->backward_begins(root_nodes(args[0])); });
+  BackwardCall call;
+  if (active() && count >= 4) {
+    if (aside([&] { backward_begins(call, wrapped, args, count, keywords); })) {
+      return nullptr;
+    }
+    if (aside([&] {
+          call.tap = listener();
+          if (call.tap != nullptr) {
+            call.tap->backward_begins(root_nodes(args[0]));
+          }
+        })) {
+      return nullptr;
+    }
   }
   PyObject* result =
       PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
-  if (tap != nullptr) {
-    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-    PyErr_Fetch(&type, &value, &trace);
-    const bool stops = tap->backward_ended();
-    if (type != nullptr || !stops) {
-      PyErr_Clear();
-      PyErr_Restore(type, value, trace);
-    } else {
-      Py_CLEAR(result);
-    }
+  if (call.tap != nullptr && aside([&] { call.tap->backward_ended(result != nullptr); })) {
+    Py_CLEAR(result);
   }
-  if (result != nullptr && watched && !accumulates && !creates_graph && cuts_are_on()) {
-    quietly([&] { note_constant_gradients(args[0], count > 4 ? args[4] : nullptr, result); });
-  }
-  if (result == nullptr && watched && active()) {
+  if (result == nullptr && call.is_watched) {
+    // With the error that is set, the traceback of which the diagnosis reads.
     PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
     if (trace != nullptr) {
       PyException_SetTraceback(value, trace);
     }
-    quietly([&] { wrapped.on_error(py::handle(value), py::handle(args[0])); });
-    PyErr_Clear();
+    Py_XINCREF(value);
     PyErr_Restore(type, value, trace);
+    (void)aside([&] { backward_failed(wrapped, value, args[0]); });
+    Py_XDECREF(value);
+  }
+  if (result != nullptr && call.is_watched && !call.accumulates && !call.creates_graph) {
+    return unless(
+        aside([&] {
+          if (cuts_are_on()) {
+            note_constant_gradients(args[0], count > 4 ? args[4] : nullptr, result);
+          }
+        }),
+        result);
   }
   return result;
 }
@@ -157,27 +177,29 @@ py::object wrap_backward(py::object original, py::object on_suspicion, py::objec
 }
 
 void note_tensors(const std::string& name, PyObject* value, int depth) {
-  if (THPVariable_Check(value)) {
+  if (is_tensor(value)) {
     note(name, THPVariable_Unpack(value));
-  } else if (depth < 2 && (PyTuple_Check(value) || PyList_Check(value))) {
-    PyObject* items = PySequence_Fast(value, "");
-    for (Py_ssize_t k = 0; items != nullptr && k < PySequence_Fast_GET_SIZE(items); ++k) {
-      note_tensors(name, PySequence_Fast_GET_ITEM(items, k), depth + 1);
+  } else if (depth < 2 && PyTuple_Check(value)) {
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(value); ++k) {
+      note_tensors(name, PyTuple_GET_ITEM(value, k), depth + 1);
     }
-    Py_XDECREF(items);
+  } else if (depth < 2 && PyList_Check(value)) {
+    for (Py_ssize_t k = 0; k < PyList_GET_SIZE(value); ++k) {
+      note_tensors(name, PyList_GET_ITEM(value, k), depth + 1);
+    }
   }
 }
 
 // A function that moves version counters without an op: notes its tensors, then calls it.
 PyObject* call_noting(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
-  if (active()) {
-    quietly([&] {
-      const Py_ssize_t all = count + (keywords ? PyTuple_GET_SIZE(keywords) : 0);
-      for (Py_ssize_t k = 0; k < all; ++k) {
-        note_tensors(wrapped.name, args[k], 1);
-      }
-    });
+  if (active() && aside([&] {
+        const Py_ssize_t all = count + (keywords ? PyTuple_GET_SIZE(keywords) : 0);
+        for (Py_ssize_t k = 0; k < all; ++k) {
+          note_tensors(wrapped.name, args[k], 1);
+        }
+      })) {
+    return nullptr;
   }
   return PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
 }
@@ -198,21 +220,24 @@ py::object wrap_noting(std::string name, py::object original, bool is_method) {
 // While an autograd.Function runs its forward(), grad mode is off because of it.
 class FunctionScope {
  public:
-  FunctionScope() : is_on_(cuts_are_on() && c10::GradMode::is_enabled()) {
-    if (is_on_) {
-      ThreadState& thread = thread_state();
-      before_ = thread.off;
-      quietly([&] { thread.off = GradModeOff{current_stack(), true}; });
-    }
-  }
+  FunctionScope() = default;
   FunctionScope(const FunctionScope&) = delete;
   FunctionScope& operator=(const FunctionScope&) = delete;
   ~FunctionScope() {
     restore();
   }
 
-  // With the arguments and the result of apply(); null where it raised.
-  void left(PyObject* const* args, Py_ssize_t count, PyObject* result) {
+  void enter() {
+    if (cuts_are_on() && c10::GradMode::is_enabled()) {
+      ThreadState& thread = thread_state();
+      before_ = thread.off;
+      is_on_ = true;
+      thread.off = GradModeOff{current_stack(), true};
+    }
+  }
+
+  // With the arguments and the result of apply(); null where it raised `error`.
+  void left(PyObject* const* args, Py_ssize_t count, PyObject* result, PyObject* error) {
     if (!is_on_) {
       return;
     }
@@ -220,82 +245,78 @@ class FunctionScope {
     static const uint32_t name = intern_name("autograd.Function.apply");
     Inputs inputs;
     for (Py_ssize_t k = 0; k < count; ++k) {
-      if (THPVariable_Check(args[k])) {
+      if (is_tensor(args[k])) {
         inputs.push_back(THPVariable_Unpack(args[k]).unsafeGetTensorImpl());
       }
     }
     if (result == nullptr) {
-      note_refusal(name, inputs);
+      note_misuse(name, inputs, text_of(error));
       return;
     }
-    quietly([&] {
-      const auto note = [&](PyObject* item) {
-        if (THPVariable_Check(item) && !THPVariable_Unpack(item).requires_grad()) {
-          note_function_result(name, inputs, THPVariable_Unpack(item));
-        }
-      };
-      if (PyTuple_Check(result)) {
-        for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
-          note(PyTuple_GET_ITEM(result, k));
-        }
-      } else {
-        note(result);
+    const auto note = [&](PyObject* item) {
+      if (is_tensor(item) && !THPVariable_Unpack(item).requires_grad()) {
+        note_function_result(name, inputs, THPVariable_Unpack(item));
       }
-    });
+    };
+    if (PyTuple_Check(result)) {
+      for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
+        note(PyTuple_GET_ITEM(result, k));
+      }
+    } else {
+      note(result);
+    }
   }
 
  private:
   void restore() {
-    if (is_on_ && !is_restored_) {
+    if (is_on_) {
       thread_state().off = before_;
-      is_restored_ = true;
+      is_on_ = false;
     }
   }
-  static void note_refusal(uint32_t name, const Inputs& inputs) {
-    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    quietly([&] {
-      PyObject* words = value != nullptr ? PyObject_Str(value) : nullptr;
-      const char* text = words != nullptr ? PyUnicode_AsUTF8(words) : nullptr;
-      if (text != nullptr) {
-        note_misuse(name, inputs, text);
-      }
-      Py_XDECREF(words);
-    });
-    PyErr_Clear();
-    PyErr_Restore(type, value, trace);
-  }
 
-  bool is_on_;
-  bool is_restored_ = false;
+  bool is_on_ = false;
   GradModeOff before_;
 };
 
 // `apply(cls, *args)` of autograd.Function: the node that it makes is made by no op.
 PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
-  if (recording_saves()) {
-    note_nodes();
-  }
-  FunctionScope scope;
   if (count < 1) {
     PyErr_SetString(PyExc_TypeError, "apply() needs a class");
     return nullptr;
   }
   // `original` is the C base class's own classmethod; bind it to the class that was asked.
-  descrgetfunc bind = Py_TYPE(wrapped.original.ptr())->tp_descr_get;
-  PyObject* bound = bind(wrapped.original.ptr(), nullptr, args[0]);
+  PyObject* bound =
+      Py_TYPE(wrapped.original.ptr())->tp_descr_get(wrapped.original.ptr(), nullptr, args[0]);
   if (bound == nullptr) {
     return nullptr;
   }
-  PyObject* result = PyObject_Vectorcall(bound, args + 1, static_cast<size_t>(count - 1), keywords);
-  Py_DECREF(bound);
-  scope.left(args + 1, count - 1, result);
-  if (const Taps* tap = result != nullptr ? listener() : nullptr) {
-    quietly([&] { tap->applied(result); });
+  FunctionScope scope;
+  const bool is_stopped = aside([&] {
+    if (recording_saves()) {
+      note_nodes();
+    }
+    scope.enter();
+  });
+  PyObject* result = nullptr;
+  if (!is_stopped) {
+    result = PyObject_Vectorcall(bound, args + 1, static_cast<size_t>(count - 1), keywords);
   }
-  return result;
+  Py_DECREF(bound);
+  if (is_stopped) {
+    return nullptr;
+  }
+  PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+  return unless(
+      aside([&] {
+        scope.left(args + 1, count - 1, result, error);
+        const Taps* tap = result != nullptr ? listener() : nullptr;
+        if (tap != nullptr) {
+          tap->applied(result);
+        }
+      }),
+      result);
 }
 
 PyMethodDef apply_method = {
@@ -312,12 +333,14 @@ py::object wrap_apply(py::object original) {
 // threading.Thread._bootstrap_inner: the first thing of a new thread that is its own.
 PyObject* call_bootstrap(
     PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
-  quietly([] {
-    sync_thread();
-    if (const Taps* tap = listener()) {
-      tap->thread_starts();
-    }
-  });
+  if (aside([] {
+        sync_thread();
+        if (const Taps* tap = listener()) {
+          tap->thread_starts();
+        }
+      })) {
+    return nullptr;
+  }
   return PyObject_Vectorcall(
       wrapped_in(self).original.ptr(), args, static_cast<size_t>(count), keywords);
 }
@@ -338,9 +361,11 @@ py::object wrap_bootstrap(py::object original) {
 // Threads that were there before the recording: each brings itself in line at its next call or
 // return, through a profile function that takes itself away.
 int wake(PyObject*, PyFrameObject*, int, PyObject*) {
-  _PyEval_SetProfile(PyThreadState_Get(), nullptr, nullptr);
-  quietly([] { sync_thread(); });
-  return 0;
+  const bool is_stopped = aside([] {
+    _PyEval_SetProfile(PyThreadState_Get(), nullptr, nullptr);
+    sync_thread();
+  });
+  return is_stopped ? -1 : 0;
 }
 
 void wake_threads() {

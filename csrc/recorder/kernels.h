@@ -2,6 +2,7 @@
 // past it. Internal to recorder/; observer.cpp says what is done when there is something to do.
 #pragma once
 
+#include "aside.h"
 #include "observer.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -18,7 +19,6 @@
 #include <atomic>
 #include <functional>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -110,7 +110,6 @@ inline ThreadState& thread_state() {
 // Read by every kernel, so not behind a function.
 extern std::atomic<int> recordings;
 extern std::atomic<int> recordings_with_saves;
-extern std::atomic<bool> injected;
 // Whether births of inference tensors, and cuts of gradient paths, are recorded: bits of Wanted.
 extern std::atomic<uint32_t> origins_wanted;
 enum Wanted : uint32_t { kBirthsWanted = 1, kCutsWanted = 2 };
@@ -120,23 +119,6 @@ inline bool births_are_on() {
 }
 inline bool cuts_are_on() {
   return (origins_wanted.load(std::memory_order_relaxed) & kCutsWanted) != 0;
-}
-
-// Runs gradext's own work: what goes wrong in it is counted, and never reaches the program.
-template <class Work>
-inline void safely(Work&& work) noexcept {
-  try {
-    if (C10_UNLIKELY(injected.load(std::memory_order_relaxed))) {
-      throw std::runtime_error("injected");
-    }
-    work();
-  } catch (const c10::Error& error) {
-    count_fault(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    count_fault(error.what());
-  } catch (...) {
-    count_fault("unknown");
-  }
 }
 
 uint32_t intern_name(const std::string& name);

@@ -1,11 +1,13 @@
 #include "python.h"
 
+#include "aside.h"
 #include "crossings.h"
 #include "entries.h"
 #include "hooks.h"
 #include "journal.h"
 #include "observer.h"
 #include "origins.h"
+#include "signals.h"
 #include "snapshot.h"
 #include "stacks.h"
 #include "state/graph.h"
@@ -28,7 +30,7 @@ using torch::autograd::Node;
 constexpr size_t kMaxBackwardNodes = 200'000;
 
 at::Tensor unpack(py::handle object) {
-  if (!THPVariable_Check(object.ptr())) {
+  if (!is_tensor(object.ptr())) {
     throw py::type_error("expected a torch.Tensor");
   }
   return THPVariable_Unpack(object.ptr());
@@ -47,7 +49,8 @@ Node* pointee(const Pointer& held) {
 
 // A node behind its Python object, kept alive by it.
 Node* node_behind(py::handle object) {
-  if (THPFunction_Check(object.ptr())) {
+  // By type: THPFunction_Check asks the object's `__class__`, which may be code of the program's.
+  if (PyType_IsSubtype(Py_TYPE(object.ptr()), &THPFunctionType) != 0) {
     return pointee(reinterpret_cast<THPFunction*>(object.ptr())->cdata);
   }
   if (torch::autograd::THPCppFunction_Check(object.ptr())) {
@@ -63,7 +66,7 @@ std::vector<Node*> root_nodes(py::handle roots) {
   std::vector<Node*> nodes;
   const auto add = [&](py::handle item) {
     Node* node = nullptr;
-    if (THPVariable_Check(item.ptr())) {
+    if (is_tensor(item.ptr())) {
       node = state::node_of(THPVariable_Unpack(item.ptr()));
     } else if (PyTuple_Check(item.ptr()) && PyTuple_GET_SIZE(item.ptr()) > 0) {
       node = node_behind(PyTuple_GET_ITEM(item.ptr(), 0));
@@ -74,11 +77,11 @@ std::vector<Node*> root_nodes(py::handle roots) {
       nodes.push_back(node);
     }
   };
-  if (THPVariable_Check(roots.ptr())) {
+  if (is_tensor(roots.ptr())) {
     add(roots);
-  } else {
-    for (py::handle item : roots) {
-      add(item);
+  } else if (PyTuple_Check(roots.ptr()) || PyList_Check(roots.ptr())) {
+    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(roots.ptr()); ++k) {
+      add(PySequence_Fast_GET_ITEM(roots.ptr(), k));
     }
   }
   return nodes;
@@ -173,7 +176,7 @@ bool has_leaf_root(py::handle roots) {
   }
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(roots.ptr()); ++k) {
     PyObject* item = PyTuple_GET_ITEM(roots.ptr(), k);
-    if (THPVariable_Check(item)) {
+    if (is_tensor(item)) {
       const c10::TensorImpl& impl = *THPVariable_Unpack(item).unsafeGetTensorImpl();
       if (state::requires_grad(impl) && state::is_leaf(impl)) {
         return true;
@@ -391,6 +394,7 @@ void bind(py::module_& m) {
   m.def("recorder_op", &op_name);
   bind_hooks(m);
   bind_entries(m);
+  bind_signals(m);
   m.def("graph", &graph, py::arg("roots"), py::arg("most") = size_t{1} << 20);
   m.def("saved", &saved);
   py::class_<EmptyObserver>(m, "empty_observer")

@@ -15,8 +15,8 @@ namespace gradext::recorder {
 struct Taps {
   // The engine is about to run below these nodes; and has returned. Under the GIL.
   void (*backward_begins)(const std::vector<torch::autograd::Node*>& roots);
-  // True: it has set a Python error, which is to reach the program.
-  bool (*backward_ended)();
+  // Throws python_error where the program is to be stopped; not if the engine has raised.
+  void (*backward_ended)(bool may_stop);
   // An autograd.Function has returned this (a tensor, a tuple, anything).
   void (*applied)(PyObject* result);
   // The program got hold of the tensor's memory itself.

@@ -261,13 +261,19 @@ struct Pending final : at::ObserverContext {
 
 thread_local int depth = 0;  // ops that this thread is in
 
+// Around one op: torch swallows what its observers throw.
+template <class Work>
+void guarded_op(Work&& work) {
+  recorder::raising_later([&] { guarded(work); });
+}
+
 std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction& fn) {
   ++depth;
   if (!is_on() || in_guard()) {
     return nullptr;
   }
   std::unique_ptr<Pending> pending;
-  guarded([&] {
+  guarded_op([&] {
     const OpKind& kind = kind_of(fn);
     const auto inputs = fn.inputs();
     const auto need = [&]() -> Pending& {
@@ -318,7 +324,7 @@ void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
     return;
   }
   auto* pending = static_cast<Pending*>(context);
-  guarded([&] {
+  guarded_op([&] {
     const auto& outputs = fn.outputs();
     for (const c10::IValue& output : outputs) {
       recorder::each_tensor(output, note_saves);

@@ -1,5 +1,6 @@
 #include "census.h"
 
+#include "recorder/aside.h"
 #include "state/state.h"
 
 #include <ATen/SequenceNumber.h>
@@ -122,10 +123,7 @@ void each_tensor(const c10::IValue& value, const Do& action) {
   }
 }
 
-std::unique_ptr<at::ObserverContext> starts(const at::RecordFunction& fn) {
-  if (!counting) {
-    return nullptr;
-  }
+std::unique_ptr<Frame> frame_of(const at::RecordFunction& fn) {
   auto frame = std::make_unique<Frame>();
   counts.ops++;
   const auto inputs = fn.inputs();
@@ -151,6 +149,16 @@ std::unique_ptr<at::ObserverContext> starts(const at::RecordFunction& fn) {
   }
   frame->above = running;
   running = frame.get();
+  return frame;
+}
+
+std::unique_ptr<at::ObserverContext> starts(const at::RecordFunction& fn) {
+  std::unique_ptr<Frame> frame;
+  recorder::safely([&] {
+    if (counting) {
+      frame = frame_of(fn);
+    }
+  });
   return frame;
 }
 
@@ -212,8 +220,10 @@ void ends(const at::RecordFunction& fn, at::ObserverContext* context) {
     return;
   }
   running = frame->above;
-  count_bumps(*frame);
-  count_results(fn, *frame);
+  recorder::safely([&] {
+    count_bumps(*frame);
+    count_results(fn, *frame);
+  });
 }
 
 // Torch's allocator warns on stderr when a block is freed of which the census was not told. It is

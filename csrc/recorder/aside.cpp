@@ -45,6 +45,42 @@ void set_error(py::object error, PyObject* pending) {
 
 }  // namespace detail
 
+namespace {
+
+// As the interpreter calls it, on the main thread between two instructions.
+int raise_kept(void* kept) {
+  auto* error = static_cast<PyObject*>(kept);
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(error));
+  Py_INCREF(type);
+  PyErr_Restore(type, error, nullptr);
+  return -1;
+}
+
+bool is_main_thread() {
+  const py::object main = py::module_::import("threading").attr("main_thread")();
+  return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+}
+
+}  // namespace
+
+void raise_later(python_error& error) {
+  under_gil([&] {
+    error.restore();
+    py::object raised = detail::take_error();
+    if (!raised) {
+      return;
+    }
+    if (is_main_thread()) {
+      if (Py_AddPendingCall(&raise_kept, raised.ptr()) == 0) {
+        raised.release();
+      }
+    } else {
+      PyThreadState_SetAsyncExc(
+          PyThread_get_thread_ident(), reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())));
+    }
+  });
+}
+
 bool python_is_up() {
   if (Py_IsInitialized() == 0) {
     return false;

@@ -196,4 +196,16 @@ void under_gil(Work&& work) {
   }
 }
 
+// For callers whose own callers swallow what is thrown (torch does so with observers of ops): the
+// program gets the error at its next line, on this thread.
+void raise_later(python_error& error);
+template <class Work>
+void raising_later(Work&& work) {
+  try {
+    work();
+  } catch (python_error& error) {
+    raise_later(error);
+  }
+}
+
 }  // namespace gradext::recorder

@@ -307,10 +307,6 @@ PyObject* data_argument(PyObject* const* values, Py_ssize_t count, PyObject* key
 // The functions that stand in the places of the originals, one for each calling convention.
 template <Entry entry>
 struct Trampoline {
-  static bool is_wanted() {
-    return active();
-  }
-
   static PyObject* fast_with_keywords(
       PyObject* self, PyObject* const* values, Py_ssize_t count, PyObject* keywords) {
     const bool grad_mode = c10::GradMode::is_enabled();
@@ -318,10 +314,7 @@ struct Trampoline {
         reinterpret_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*)>(
             reinterpret_cast<void (*)()>(patched[entry].original->ml_meth));
     PyObject* result = original(self, values, count, keywords);
-    if (is_wanted()) {
-      return aside_of(self, data_argument(values, count, keywords), result, grad_mode);
-    }
-    return result;
+    return beside(self, result, grad_mode, [&] { return data_argument(values, count, keywords); });
   }
 
   static PyObject* with_keywords(PyObject* self, PyObject* values, PyObject* keywords) {
@@ -329,41 +322,42 @@ struct Trampoline {
     auto original = reinterpret_cast<PyCFunctionWithKeywords>(
         reinterpret_cast<void (*)()>(patched[entry].original->ml_meth));
     PyObject* result = original(self, values, keywords);
-    if (is_wanted()) {
-      PyObject* first = nullptr;
+    return beside(self, result, grad_mode, [&]() -> PyObject* {
       if (values != nullptr && PyTuple_GET_SIZE(values) > 0) {
-        first = PyTuple_GET_ITEM(values, 0);
-      } else if (keywords != nullptr) {
-        for (const char* word : {"data", "obj", "buffer"}) {
-          first = first != nullptr ? first : PyDict_GetItemString(keywords, word);
+        return PyTuple_GET_ITEM(values, 0);
+      }
+      PyObject* first = nullptr;
+      for (const char* word : {"data", "obj", "buffer"}) {
+        if (first == nullptr && keywords != nullptr) {
+          first = PyDict_GetItemString(keywords, word);
         }
       }
-      return aside_of(self, first, result, grad_mode);
-    }
-    return result;
+      return first;
+    });
   }
 
   // No arguments, one argument, or a tuple of them.
   static PyObject* plain(PyObject* self, PyObject* argument) {
     const bool grad_mode = c10::GradMode::is_enabled();
     PyObject* result = patched[entry].original->ml_meth(self, argument);
-    if (is_wanted()) {
-      const bool several = (patched[entry].original->ml_flags & METH_VARARGS) != 0;
-      PyObject* first = argument;
-      if (several) {
-        first = argument != nullptr && PyTuple_GET_SIZE(argument) > 0
-                    ? PyTuple_GET_ITEM(argument, 0)
-                    : nullptr;
+    return beside(self, result, grad_mode, [&]() -> PyObject* {
+      if ((patched[entry].original->ml_flags & METH_VARARGS) == 0) {
+        return argument;
       }
-      return aside_of(self, first, result, grad_mode);
-    }
-    return result;
+      return argument != nullptr && PyTuple_GET_SIZE(argument) > 0 ? PyTuple_GET_ITEM(argument, 0)
+                                                                   : nullptr;
+    });
   }
 
  private:
-  static PyObject* aside_of(PyObject* self, PyObject* first, PyObject* result, bool grad_mode) {
+  // `first()`: what the tensor is made of, in the arguments.
+  template <class First>
+  static PyObject* beside(PyObject* self, PyObject* result, bool grad_mode, First&& first) {
+    if (!active()) {
+      return result;
+    }
     PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
-    return unless(aside([&] { after(entry, self, first, result, error, grad_mode); }), result);
+    return unless(aside([&] { after(entry, self, first(), result, error, grad_mode); }), result);
   }
 };
 

@@ -1,0 +1,195 @@
+"""Each way in which CPython and torch call gradext, under conditions that are not the usual.
+
+The conditions: an error is set, user code raises or acts, a signal or an asynchronous error
+arrives, the recursion limit is reached, the interpreter ends while threads work. What a program
+prints and how it ends must be what it is without gradext. Processes, for a fault here aborts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from callback_programs import ENDING, INTERRUPTED, USER_CODE
+
+ROOT = Path(__file__).parents[2]
+MODES = ("run", "guard", "environment")
+
+
+def ended(tmp_path: Path, source: str, mode: str) -> Any:
+    program = tmp_path / "program.py"
+    program.write_text(source)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GRADEXT")}
+    paths = [str(ROOT)]
+    words = {
+        "run": ["-m", "gradext", "run"],
+        "guard": ["-m", "gradext", "run", "--guard"],
+    }.get(mode, [])
+    if mode == "environment":
+        # A checkout has no .pth file; sitecustomize runs the line that the wheel's has.
+        line = (ROOT / "build_tools" / "gradext-autostart.pth").read_text()
+        (tmp_path / "sitecustomize.py").write_text(f"exec({line!r})\n")
+        paths.insert(0, str(tmp_path))
+        environment["GRADEXT_RECORD"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    return subprocess.run(
+        [sys.executable, *words, str(program)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        timeout=400,
+    )
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    done = ended(tmp_path_factory.mktemp("plain"), USER_CODE, "plain")
+    assert done.returncode == 0, done.stderr
+    lines: list[str] = done.stdout.splitlines()
+    assert len(lines) > 40
+    return lines
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_user_code_that_raises_and_acts(tmp_path: Path, mode: str, without: list[str]) -> None:
+    done = ended(tmp_path, USER_CODE, mode)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == without
+    assert "gradext: recorder:" not in done.stderr
+    if mode != "environment":
+        assert "gradext" in done.stderr  # the stale tensor: it was recorded
+
+
+def test_signals_and_asynchronous_errors(tmp_path: Path) -> None:
+    done = ended(tmp_path, INTERRUPTED, "plain")
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert lines[-2:] == ["own errors: []", "end"], lines
+    assert len(lines) == 3 * 5 + 2
+    assert [line for line in lines[:-2] if not line.endswith(": good")] == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_interpreter_ends(tmp_path: Path, mode: str) -> None:
+    done = ended(tmp_path, ENDING, mode)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[:2] == ["end", "at exit"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGALRM"])
+def test_signals_that_end_a_program_which_catches_errors(tmp_path: Path, kind: str) -> None:
+    # The signals fall anywhere, most of them into a diagnosis: none is lost.
+    source = f"""
+        import os, signal, threading, time
+        import torch, gradext
+        from gradext import watch
+        class Away(ValueError):
+            pass
+        def handler(number, frame):
+            raise Away
+        caught = KeyboardInterrupt if {kind!r} == "SIGINT" else Away
+        if caught is Away:
+            signal.signal(signal.SIGALRM, handler)
+        def fault():
+            y = torch.ones(3, requires_grad=True).sigmoid()
+            y.mul_(2)
+            y.sum().backward()
+        lost = 0
+        with gradext.record():
+            for k in range(30):
+                threading.Timer(0.01 + k * 0.001, os.kill, (os.getpid(), signal.{kind})).start()
+                end = time.monotonic() + 5
+                try:
+                    while time.monotonic() < end:
+                        try:
+                            fault()
+                        except RuntimeError:
+                            pass
+                    lost += 1
+                except caught:
+                    pass
+        print("lost", lost, [line for line in watch.own_errors() if "left out" not in line])
+    """
+    import textwrap
+
+    done = ended(tmp_path, textwrap.dedent(source), "plain")
+    assert done.stdout == "lost 0 []\n", done.stdout + done.stderr[-2000:]
+
+
+# --- the check that finds an entry without protection ---------------------------------------------
+
+
+def check(folder: Path) -> tuple[int, list[str]]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "build_tools" / "check_c_entries.py"), str(folder)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_every_entry_is_protected() -> None:
+    assert check(ROOT / "csrc") == (0, [])
+
+
+# (file, what stands there, what it is replaced by, the entry that is then found)
+UNPROTECTED = [
+    (
+        "recorder/hooks.cpp",
+        "aside([&] {\n        scope.left(args + 1, count - 1, result, error);",
+        "plainly([&] {\n        scope.left(args + 1, count - 1, result, error);",
+        "call_apply",
+    ),
+    ("recorder/hooks.cpp", "(void)aside([&] { delete", "([&] { destroyed(); delete", "destroy"),
+    ("recorder/hooks.cpp", "aside([] {\n    _PyEval", "now([] {\n    _PyEval", "wake"),
+    ("recorder/entries.cpp", "active() && aside([&]", "active() && now([&]", "set_"),
+    ("guard/lines.cpp", "recorder::aside([&] { see_line", "now([&] { see_line", "on_event"),
+    ("guard/saves.cpp", "guarded([&] { gradients_after", "now([&] { gradients_after", "AfterUse"),
+    (
+        "probe/census.cpp",
+        "recorder::safely([&] {\n    count_bumps",
+        "now([&] {\n    count_b",
+        "ends",
+    ),
+]
+
+
+@pytest.mark.parametrize("change", UNPROTECTED, ids=lambda change: f"{change[0]}-{change[3]}")
+def test_an_entry_without_protection_is_found(
+    tmp_path: Path, change: tuple[str, str, str, str]
+) -> None:
+    file, before, after, entry = change
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    copy = tmp_path / "csrc" / file
+    text = copy.read_text()
+    assert before in text
+    copy.write_text(text.replace(before, after))
+    code, lines = check(tmp_path / "csrc")
+    assert code == 1
+    assert all(line.startswith(f"csrc/{file}:") for line in lines)
+    assert any(f" {entry}" in line and "outside of aside()" in line for line in lines)
+
+
+def test_a_destructor_written_in_place_is_found(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "one.cpp").write_text(
+        "int on(PyObject*) { return 0; }\n"
+        "void f() { PyCapsule_New(new int, name, [](PyObject* self) { work(self); }); }\n"
+        "void g() { PyEval_SetTrace(&on, nullptr); }\n"
+    )
+    code, lines = check(tmp_path / "csrc")
+    assert code == 1
+    assert lines == ["csrc/one.cpp:2: a lambda has no name that could be checked"]
+
+
+def test_a_folder_without_entries_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    assert check(tmp_path / "csrc")[0] == 1

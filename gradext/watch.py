@@ -76,6 +76,12 @@ def describe(error: BaseException) -> str:
         return type(error).__name__
 
 
+def text_of(error: BaseException) -> str:
+    """What the exception was made with, if that is a text; "" else. Runs nothing of its class's."""
+    words: Any = BaseException.args.__get__(error)  # type: ignore[attr-defined]
+    return words[0] if len(words) == 1 and type(words[0]) is str else ""
+
+
 def subscribe(callback: Callable[[Incident], None]) -> Callable[[], None]:
     """Call `callback(incident)` at each incident, on its thread. Returns the way to stop that."""
     _subscribers.append(callback)

@@ -4,6 +4,7 @@
 #include "guard.h"
 
 #include "python.h"
+#include "recorder/aside.h"
 #include "recorder/kernels.h"
 #include "state/state.h"
 
@@ -128,7 +129,7 @@ void compare_deferred() {
     }
     try {
       tell_changed(comparisons[k].told, *comparisons[k].entry);
-    } catch (const python_error&) {
+    } catch (const recorder::Stop&) {
       stop = stop ? stop : std::current_exception();
     }
   }

@@ -86,7 +86,7 @@ bool& in_guard();
 bool is_deferred(const at::Tensor& tensor);
 // int64[n, 2] on the tensors' device, in one launch; undefined where it cannot be done.
 at::Tensor fingerprints_there(const std::vector<at::Tensor>& tensors);
-// Throws python_error where the program is to be stopped.
+// Throws a recorder::Stop where the program is to be stopped.
 void compare_deferred();
 void forget_deferred();
 // For tests: treat tensors on the CPU like those of another device.

@@ -17,7 +17,7 @@ namespace {
 // gradext.guarding._on_finding(kind, facts); never destroyed.
 PyObject* on_finding = nullptr;
 
-// Throws python_error where the program is to be stopped.
+// Throws a recorder::Stop where the program is to be stopped.
 template <class Fill>
 void tell(const char* kind, Fill&& fill) {
   recorder::under_gil([&] {

@@ -23,7 +23,7 @@ struct Told {
 };
 Told told_of(Node& node, const std::string& label, const state::SavedFacts& facts);
 
-// A saved tensor's bytes are not those that were saved. Throws python_error where the program is to
+// A saved tensor's bytes are not those that were saved. Throws a recorder::Stop where the program is to
 // be stopped (on_change="raise").
 void tell_changed(const Told& told, const Entry& entry);
 

@@ -102,7 +102,7 @@ std::vector<Content> contents_of(Node& node) {
 }
 
 // The guard's own work, on any thread, with or without the GIL. Only what is meant for the program
-// leaves, as python_error.
+// leaves, as a Stop.
 template <class Work>
 void guarded(Work&& work) {
   if (in_guard()) {
@@ -113,7 +113,7 @@ void guarded(Work&& work) {
   recorder::safely([&] {
     try {
       work();
-    } catch (const python_error&) {
+    } catch (const recorder::Stop&) {
       stop = std::current_exception();
     }
   });
@@ -386,7 +386,7 @@ void backward_ended(bool may_stop) {
       }
       compare_deferred();
     });
-  } catch (const python_error&) {
+  } catch (const recorder::Stop&) {
     if (may_stop) {
       throw;
     }

@@ -63,7 +63,7 @@ bool is_main_thread() {
 
 }  // namespace
 
-void raise_later(python_error& error) {
+void raise_later(Stop& error) {
   under_gil([&] {
     error.restore();
     py::object raised = detail::take_error();

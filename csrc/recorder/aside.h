@@ -102,6 +102,10 @@ class ForTheProgram {
   pybind11::object error_;
 };
 
+// The same on its way through threads and torch's engine, which carries its own python_error to who
+// called backward. (One that is no Stop comes from torch, and is a fault of gradext's work.)
+class Stop final : public python_error {};
+
 namespace detail {
 
 // The Python error that is set, taken away; normalised.
@@ -122,6 +126,9 @@ pybind11::object run(Work&& work) {
       work();
     } catch (ForTheProgram& error) {
       meant = error.take();
+    } catch (Stop& error) {
+      error.restore();
+      meant = take_error();
     } catch (pybind11::error_already_set& error) {
       meant = judge(pybind11::reinterpret_borrow<pybind11::object>(error.value()));
     } catch (python_error& error) {
@@ -171,8 +178,7 @@ inline PyObject* unless(bool is_stopped, PyObject* result) {
 // ended itself.
 bool python_is_up();
 
-// From any thread that Python may know or not. What is meant for the program is thrown as torch's
-// own python_error, which the engine carries to who called backward.
+// From any thread that Python may know or not. What is meant for the program is thrown as a Stop.
 template <class Work>
 void under_gil(Work&& work) {
   if (!python_is_up()) {
@@ -181,7 +187,7 @@ void under_gil(Work&& work) {
   const PyGILState_STATE gil = PyGILState_Ensure();
   PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
   PyErr_Fetch(&type, &value, &trace);
-  python_error stop;
+  Stop stop;
   {
     pybind11::object meant = detail::run(work);
     if (meant) {
@@ -198,12 +204,12 @@ void under_gil(Work&& work) {
 
 // For callers whose own callers swallow what is thrown (torch does so with observers of ops): the
 // program gets the error at its next line, on this thread.
-void raise_later(python_error& error);
+void raise_later(Stop& error);
 template <class Work>
 void raising_later(Work&& work) {
   try {
     work();
-  } catch (python_error& error) {
+  } catch (Stop& error) {
     raise_later(error);
   }
 }

@@ -15,7 +15,7 @@ namespace gradext::recorder {
 struct Taps {
   // The engine is about to run below these nodes; and has returned. Under the GIL.
   void (*backward_begins)(const std::vector<torch::autograd::Node*>& roots);
-  // Throws python_error where the program is to be stopped; not if the engine has raised.
+  // Throws a Stop where the program is to be stopped; not if the engine has raised.
   void (*backward_ended)(bool may_stop);
   // An autograd.Function has returned this (a tensor, a tuple, anything).
   void (*applied)(PyObject* result);

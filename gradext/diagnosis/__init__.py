@@ -109,7 +109,8 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
     from gradext import watch
     from gradext.diagnosis import cuts, evidence, graph, inference, naming, stale, views
 
-    text = str(error)
+    # Not str(): the exception may be the program's own, and its words code of the program's.
+    text = watch.text_of(error)
     known = (stale.PATTERN, graph.FREED, graph.UNUSED, views.ANY, inference.ANY, cuts.ANY)
     if not any(pattern.search(text) for pattern in known):
         return []

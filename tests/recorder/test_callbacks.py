@@ -81,6 +81,7 @@ def test_the_interpreter_ends(tmp_path: Path, mode: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[:2] == ["end", "at exit"]
     assert "Traceback" not in done.stderr
+    assert "gradext: recorder:" not in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGALRM"])

@@ -362,10 +362,18 @@ def by_numpy():
     y.sum().backward()
 
 
+def overlapping():
+    z = torch.zeros(4).expand(3, 4)
+    z[1] = 5
+    for _ in range(100):  # torch swallows what observers of ops throw: it comes at a next line
+        pass
+
+
 PLACES = {
     "diagnosis of an error": (diagnosis, "of_backward", stale, "RuntimeError"),
     "check for silent writes": (diagnosis, "of_silent_writes", silent, None),
     "diagnosis of a guard": (guarding, "_diagnosis", by_numpy, None),
+    "diagnosis within an op": (guarding, "_diagnosis", overlapping, None),
 }
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_signals_and_asynchronous_errors(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     lines = done.stdout.splitlines()
     assert lines[-2:] == ["own errors: []", "end"], lines
-    assert len(lines) == 3 * 5 + 2
+    assert len(lines) == 4 * 5 + 2
     assert [line for line in lines[:-2] if not line.endswith(": good")] == []
 
 
@@ -105,9 +106,10 @@ def test_signals_that_end_a_program_which_catches_errors(tmp_path: Path, kind: s
         lost = 0
         with gradext.record():
             for k in range(30):
-                threading.Timer(0.01 + k * 0.001, os.kill, (os.getpid(), signal.{kind})).start()
                 end = time.monotonic() + 5
+                timer = threading.Timer(0.05 + k * 0.001, os.kill, (os.getpid(), signal.{kind}))
                 try:
+                    timer.start()
                     while time.monotonic() < end:
                         try:
                             fault()
@@ -118,8 +120,6 @@ def test_signals_that_end_a_program_which_catches_errors(tmp_path: Path, kind: s
                     pass
         print("lost", lost, [line for line in watch.own_errors() if "left out" not in line])
     """
-    import textwrap
-
     done = ended(tmp_path, textwrap.dedent(source), "plain")
     assert done.stdout == "lost 0 []\n", done.stdout + done.stderr[-2000:]
 

@@ -23,8 +23,8 @@ struct Told {
 };
 Told told_of(Node& node, const std::string& label, const state::SavedFacts& facts);
 
-// A saved tensor's bytes are not those that were saved. Throws a recorder::Stop where the program is to
-// be stopped (on_change="raise").
+// A saved tensor's bytes are not those that were saved. Throws a recorder::Stop where the program
+// is to be stopped (on_change="raise").
 void tell_changed(const Told& told, const Entry& entry);
 
 // Compares the entry's fingerprint with row `row` of `now`, on their device, when backward has

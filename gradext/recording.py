@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from gradext import _C, watch
+from gradext import _C, findings, watch
 from gradext._version import __version__
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.events import (
@@ -94,6 +94,7 @@ class Recording:
         self._loaded = False
         self._data: Data | None = None
         self._memory_facts: dict[str, int] = {}
+        self._known = findings.Known()
 
     @property
     def _wants(self) -> tuple[bool, bool, bool]:

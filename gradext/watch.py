@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,11 +60,13 @@ def _mark_of(error: BaseException) -> tuple[int, int] | None:
 
 incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
 _KEPT = 64
+silent_places: set[Any] = set()  # of the silent writes that the journal alone has shown
 _subscribers: list[Callable[[Incident], None]] = []
 _errors: dict[str, int] = {}
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
 _installed = 0
+unexplained = 0  # findings of a guard beyond those that it explains
 _looked = {"spent": 0.0, "since": 0.0, "skipped": 0.0}
 
 
@@ -106,6 +108,8 @@ def own_errors() -> list[str]:
     if count:
         times = "" if count == 1 else f" ({count} times)"
         lines.append(f"recorder: {last}{times}")
+    if unexplained:
+        lines.append(f"{unexplained} more findings of a guard were not explained")
     if _looked["skipped"]:
         lines.append(
             f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
@@ -141,6 +145,7 @@ def uninstall() -> None:
         while _undo:
             _undo.pop()()
         incidents.clear()
+        silent_places.clear()
 
 
 def _wrap_all() -> None:
@@ -226,10 +231,8 @@ def _on_error(error: BaseException, outputs: Any) -> None:
     """The engine raised. Called inside its wrapper, while the graph is as it failed."""
     if any(incident.matches(error) for incident in incidents) or not recordings:
         return
-    from gradext import diagnosis
-
     try:
-        found = diagnosis.of_backward(error, outputs, recordings[-1])
+        found = _explained(error, outputs, recordings[-1])
     except Exception as fault:
         own_error(fault, "diagnosis of a failed backward")
         return
@@ -237,6 +240,39 @@ def _on_error(error: BaseException, outputs: Any) -> None:
         mark = (os.getpid(), next(_marks))
         error.__dict__[_MARK] = mark
         _tell(Incident("backward", tuple(found), describe(error), mark))
+
+
+def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    from gradext import diagnosis, findings
+
+    finding = findings.of_error(error, outputs, recording)
+    if finding is not None:
+        live = [*frames_of_error(error), *frames_above()]
+        again = recording._known.recall(finding, live)
+        if again is not None:
+            diagnosis.remember(error, again)
+            return again
+    found = diagnosis.of_backward(error, outputs, recording)
+    if finding is not None:
+        recording._known.keep(finding, found)
+    return found
+
+
+def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    from gradext import diagnosis, findings
+
+    may_be, finding = findings.of_silent_writes(outputs, recording)
+    if not may_be:
+        return ()
+    if finding is not None:
+        again = recording._known.recall(finding, frames_above())
+        if again is not None:
+            return again
+    found = diagnosis.of_silent_writes(outputs, recording)
+    if finding is not None:
+        recording._known.keep(finding, found)
+    silent_places.update(map(findings.places_of, found))
+    return found
 
 
 # Why a backward is looked at before it runs (csrc/recorder/python.h).
@@ -247,8 +283,6 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
     """Before a backward that may be silently wrong; `why` is a sum of reasons."""
     import time
 
-    from gradext import diagnosis
-
     if not recordings:
         return
     start = time.perf_counter()
@@ -257,10 +291,12 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         return
     try:
         if why & UNCOUNTED_WRITE:
-            found = diagnosis.of_silent_writes(outputs, recordings[-1])
+            found = _silent_writes(outputs, recordings[-1])
             if found:
                 _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
+            from gradext import diagnosis
+
             found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
             if found:
                 _tell(Incident("cut", tuple(found)))

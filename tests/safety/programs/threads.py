@@ -16,6 +16,7 @@ import faulthandler
 import sys
 import threading
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -49,11 +50,17 @@ def model(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-def train(net: nn.Module, batch: torch.Tensor) -> None:
-    """One step; the gradients are dropped and made anew, by the engine, without the GIL."""
+def train(net: nn.Module, batch: torch.Tensor, is_shared: bool) -> None:
+    """One step; the gradients are made anew, by the engine, without the GIL."""
+    loss = net(batch).square().mean()
+    if is_shared:
+        # The engine alone touches the gradients, under its locks: with the history of each it
+        # exchanges them. Anything else would be a race of this program's own.
+        loss.backward(create_graph=True)
+        return
     for parameter in net.parameters():
         parameter.grad = None
-    net(batch).square().mean().backward()
+    loss.backward()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.grad is not None:
@@ -76,7 +83,7 @@ def work(counts: Counts, shared: nn.Module | None, args: argparse.Namespace) -> 
     net = shared if shared is not None else model(args.width)
     batch = torch.randn(4, args.width)
     for step in range(args.steps):
-        train(net, batch)
+        train(net, batch, shared is not None)
         caught = 0
         if step % args.every == 0:
             caught = stale(net, batch)
@@ -108,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     args = ask.parse_args(argv)
     faulthandler.enable()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     counts = Counts()
 
     def heard(incident: Any) -> None:

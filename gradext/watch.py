@@ -229,8 +229,10 @@ def _tell(incident: Incident) -> None:
 
 def _on_error(error: BaseException, outputs: Any) -> None:
     """The engine raised. Called inside its wrapper, while the graph is as it failed."""
-    if any(incident.matches(error) for incident in incidents) or not recordings:
+    if not recordings:
         return
+    if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
+        return  # an inner backward has raised it, and it was seen then
     try:
         found = _explained(error, outputs, recordings[-1])
     except Exception as fault:

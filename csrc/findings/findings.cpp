@@ -89,20 +89,14 @@ void append_node(std::string& text, Journal& journal, const NodeId& id) {
   append(text, (static_cast<uint64_t>(stack) << 32) | origin);
 }
 
-// Where the failing call is, and whether it has been there before.
+// Where the failing call is.
 void append_call(Finding& finding, Journal& journal) {
   const uint64_t thread = at::RecordFunction::currentThreadId();
-  const recorder::Backward* call = nullptr;
-  bool again = false;
-  for (auto at = journal.backwards.rbegin(); at != journal.backwards.rend() && !again; ++at) {
-    if (call == nullptr) {
-      call = at->thread == thread ? &*at : nullptr;
-    } else {
-      again = at->stack == call->stack;
-    }
-  }
-  append(finding.places, call != nullptr ? call->stack : 0);
-  append(finding.details, static_cast<uint64_t>(again));
+  const auto call = std::find_if(
+      journal.backwards.rbegin(), journal.backwards.rend(), [&](const recorder::Backward& at) {
+        return at.thread == thread;
+      });
+  append(finding.places, call != journal.backwards.rend() ? call->stack : 0);
 }
 
 struct Below {

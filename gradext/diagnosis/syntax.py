@@ -131,8 +131,14 @@ def _cuts(lines: list[str], line: int) -> Iterator[tuple[int, int]]:
             first -= 1
     else:
         first = outermost
-        while first > 0 and lines[first - 1].lstrip().startswith("@"):
-            first -= 1
+        width = _width(lines[first])
+        # Its decorators, which may take several lines each: `)` closes one.
+        for number in range(first - 1, -1, -1):
+            text = lines[number]
+            if text.lstrip().startswith("@") and _width(text) == width:
+                first = number
+            elif not _is_blank(text) and _width(text) <= width and text.lstrip()[0] not in ")]}":
+                break
     inside = _width(lines[first])
     last, tries = max(at, outermost or first) + 1, 0
     while last < len(lines) and tries < 4:

@@ -134,7 +134,8 @@ def of_guard(kind: str, facts: dict[str, Any]) -> Finding:
     """The finding that a guard's facts are."""
     if kind == "overlap":
         sizes = tuple(facts["sizes"]), tuple(facts["strides"]), tuple(facts["written_sizes"])
-        return Finding((kind, facts["op"], facts["made"], facts["line"]), sizes)
+        lines = _C.place_of(facts["made"]), _C.place_of(facts["line"])
+        return Finding((kind, facts["op"], *lines), sizes)
     if kind == "gradient":
         _, made, _, _, _ = _C.finding_written(facts["producer_id"], 0, 0, facts["until"])
         _, writer, bytes_, _, _ = _C.finding_written(
@@ -146,7 +147,7 @@ def of_guard(kind: str, facts: dict[str, Any]) -> Finding:
     _, places, details, _, _ = _C.finding_written(
         facts["id"], saved["storage"], saved["counter"], facts["order"]
     )
-    lines = facts["line"], facts["after"], facts["before"], facts["now"]
+    lines = [_C.place_of(facts[which]) for which in ("line", "after", "before", "now")]
     what = facts["name"], facts["attribute"], facts["is_hooked"]
     shape = saved["offset"], tuple(saved["sizes"]), tuple(saved["strides"]), saved["dtype"]
     return Finding(

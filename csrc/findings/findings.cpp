@@ -9,16 +9,50 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <optional>
+#include <tuple>
 #include <unordered_map>
 
 namespace gradext::findings {
+
+using recorder::StackId;
+
+// A stack by the places in the source. One call has several stacks: Python 3.11 runs it in two
+// instructions, and in one once it has specialised it, for a while. Under the GIL.
+uint64_t place_of(StackId stack) {
+  using Place = std::tuple<uint64_t, PyCodeObject*, int, int, int, int>;
+  static auto* places = new std::map<Place, uint64_t>;
+  static auto* known = new std::unordered_map<StackId, uint64_t>;
+  if (stack == 0) {
+    return 0;
+  }
+  const auto [at, is_new] = known->try_emplace(stack, 0);
+  if (!is_new) {
+    return at->second;
+  }
+  const std::vector<recorder::Frame> frames = recorder::stack_frames(stack);
+  uint64_t place = 0;
+  for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+    int line = 0, column = 0, end_line = 0, end_column = 0;
+#if PY_VERSION_HEX >= 0x030b0000
+    PyCode_Addr2Location(frame->code, frame->instruction, &line, &column, &end_line, &end_column);
+#else
+    line = PyCode_Addr2Line(frame->code, frame->instruction);
+    column = frame->instruction;
+#endif
+    const Place key{place, frame->code, line, column, end_line, end_column};
+    place = places->try_emplace(key, places->size() + 1).first->second;
+  }
+  known->at(stack) = place;
+  return place;
+}
+
 namespace {
 
 using recorder::Journal;
 using recorder::NodeId;
-using recorder::StackId;
 using recorder::Write;
 using torch::autograd::Node;
 
@@ -86,7 +120,8 @@ std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int de
 void append_node(std::string& text, Journal& journal, const NodeId& id) {
   const auto [stack, origin] =
       id.sequence == kNoSequence ? std::pair<StackId, StackId>{0, 0} : stacks_of(journal, id);
-  append(text, (static_cast<uint64_t>(stack) << 32) | origin);
+  append(text, place_of(stack));
+  append(text, place_of(origin));
 }
 
 // Where the failing call is.
@@ -96,7 +131,7 @@ void append_call(Finding& finding, Journal& journal) {
       journal.backwards.rbegin(), journal.backwards.rend(), [&](const recorder::Backward& at) {
         return at.thread == thread;
       });
-  append(finding.places, call != journal.backwards.rend() ? call->stack : 0);
+  append(finding.places, call != journal.backwards.rend() ? place_of(call->stack) : 0);
 }
 
 struct Below {
@@ -187,7 +222,8 @@ void append_extent(std::string& details, const Write& write, const Item& item) {
 }
 
 void append_write(std::string& places, const Write& write) {
-  append(places, (static_cast<uint64_t>(write.stack) << 32) | write.op);
+  append(places, place_of(write.stack));
+  append(places, write.op);
   append(
       places,
       (static_cast<uint64_t>(write.inner_op) << 32) |
@@ -195,7 +231,7 @@ void append_write(std::string& places, const Write& write) {
 }
 
 bool is_same_line(const Write& a, const Write& b) {
-  return a.stack == b.stack && a.op == b.op && a.inner_op == b.inner_op &&
+  return place_of(a.stack) == place_of(b.stack) && a.op == b.op && a.inner_op == b.inner_op &&
          a.argument == b.argument && a.flags == b.flags;
 }
 
@@ -227,7 +263,7 @@ void append_gap(Finding& finding, const Item& item) {
     }
   }
   gap |= at < state::version(*item.saved.facts.tensor.unsafeGetTensorImpl());
-  append(finding.places, gap ? (item.before != nullptr ? item.before->stack : 1) : 0);
+  append(finding.places, gap ? (item.before != nullptr ? place_of(item.before->stack) : 1) : 0);
 }
 
 void name_first(Finding& finding, const std::vector<Item>& items) {
@@ -370,7 +406,7 @@ Finding freed(const Roots& roots) {
                           return id.thread == first->thread && id.sequence == first->sequence;
                         });
     if (!passed && at->stack != last) {
-      append(finding.places, at->stack);
+      append(finding.places, place_of(at->stack));
       last = at->stack;
     }
     if (passed && last != 0) {

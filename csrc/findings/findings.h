@@ -24,6 +24,9 @@ struct Finding {
   int64_t counter = 0;
 };
 
+// A number for the places in the source that a stack stands for.
+uint64_t place_of(recorder::StackId stack);
+
 using Roots = std::vector<torch::autograd::Node*>;
 
 // Saved tensors whose version has moved, and the writes that moved it.

@@ -121,6 +121,7 @@ void bind(py::module_& m) {
   m.def("saved_of", &saved_of);
   m.def("instances", &instances);
   m.def("finding", &finding);
+  m.def("place_of", &place_of);
   m.def("finding_written", &finding_written);
 }
 

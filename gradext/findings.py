@@ -134,8 +134,8 @@ def of_guard(kind: str, facts: dict[str, Any]) -> Finding:
     """The finding that a guard's facts are."""
     if kind == "overlap":
         sizes = tuple(facts["sizes"]), tuple(facts["strides"]), tuple(facts["written_sizes"])
-        made, line = _C.place_of(facts["made"]), _C.place_of(facts["line"])
-        return Finding((kind, facts["op"], made, line), sizes)
+        at, line = _C.place_of(facts["made"]), _C.place_of(facts["line"])
+        return Finding((kind, facts["op"], at, line), sizes)
     if kind == "gradient":
         _, made, _, _, _ = _C.finding_written(facts["producer_id"], 0, 0, facts["until"])
         _, writer, bytes_, _, _ = _C.finding_written(

@@ -29,9 +29,9 @@ UNITS = {
     ],
     "state_and_guard": [
         *("bindings", "schemas", "probe/census", "probe/null"),
-        *("state/graph", "state/ops", "state/state"),
+        *("state/graph", "state/identity", "state/ops", "state/state"),
         *("guard/deferred", "guard/gradients", "guard/lines", "guard/ops", "guard/overlap"),
-        *("guard/python", "guard/saved", "guard/saves"),
+        *("guard/python", "guard/saved", "guard/saves", "findings/findings", "findings/python"),
     ],
     "fingerprint_and_probe": [
         *("fingerprint/source", "fingerprint/fingerprint", "fingerprint/fingerprint_cpu"),

@@ -1,5 +1,6 @@
 // The pybind11 door: what carries Python objects or must not pay the dispatcher. The facts come
 // from state/state.h, the same code that answers the ops.
+#include "findings/python.h"
 #include "fingerprint/python.h"
 #include "guard/python.h"
 #include "prefetch.h"
@@ -224,6 +225,7 @@ PYBIND11_MODULE(_C, m) {
   });
   gradext::recorder::bind(m);
   gradext::guard::bind(m);
+  gradext::findings::bind(m);
   gradext::fingerprint::bind(m);
   gradext::probe::bind_census(m);
   gradext::probe::bind(m);

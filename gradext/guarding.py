@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradext import _C, interrupts, watch
+from gradext import _C, findings, interrupts, watch
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -276,30 +276,38 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
 
     if not watch.recordings or not _guards:
         return None
-    # A program that finds one thing in every step is not made to pay for its explanation each time.
+    finding, known = findings.of_guard(kind, facts), watch.recordings[-1]._known
+    live = watch.frames_above()
+    again = known.recall(finding, live)
+    if again is not None:
+        return again[0]
+    # A loop that goes on finding something else each time has one cause, too.
     if sum(len(one.diagnoses) for one in _guards) >= _MOST:
+        watch.unexplained += 1
         return None
     data = watch.recordings[-1].data
     if kind == "saved":
-        return guarded.changed(facts, data, Names(watch.frames_above()))
-    if kind == "gradient":
-        return guarded.gradient_written(facts, data)
-    return guarded.overlapping(facts, data)
+        found = guarded.changed(facts, data, Names(live))
+    elif kind == "gradient":
+        found = guarded.gradient_written(facts, data)
+    else:
+        found = guarded.overlapping(facts, data)
+    known.keep(finding, [found])
+    return found
 
 
 def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) -> None:
     """Tell every guard, the session that reports, and the program."""
     new = []
     for diagnosis in found:
-        key = _key(diagnosis)
+        key = findings.places_of(diagnosis)
         for one in guards:
             if key not in one._keys:
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
             one._keys[key] = one._keys.get(key, 0) + 1
     # The journal alone may have told of the same write already.
-    known = {_key(diagnosis) for incident in watch.incidents for diagnosis in incident.diagnoses}
-    fresh = tuple(diagnosis for diagnosis in found if _key(diagnosis) not in known)
+    fresh = tuple(d for d in found if findings.places_of(d) not in watch.silent_places)
     if fresh:
         watch._tell(watch.Incident("silent", fresh))
     if may_raise and any(one.on_change == "raise" and not one._quiet for one in guards):
@@ -319,11 +327,3 @@ def _level() -> int:
         level += 1
         frame = frame.f_back
     return level
-
-
-def _key(diagnosis: Diagnosis) -> Any:
-    places = tuple(
-        (site.frame.file, site.frame.line) for site in (*diagnosis.culprits, *diagnosis.victims)
-    )
-    which = diagnosis.message if diagnosis.code == "GX405" or not places else ""
-    return diagnosis.code, places, diagnosis.window, which

@@ -39,6 +39,7 @@ def walk(
     depth: int = DEPTH,
     most: int = MOST,
     limit: Callable[[], object] | None = None,
+    grads: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor that the roots hold, each tensor object once, the shortest path first.
 
@@ -54,6 +55,8 @@ def walk(
         depth: steps below a root that are taken.
         most: objects that are entered before the walk ends.
         limit: called when the walk ends because of `most`, with objects left.
+        grads: follow `.grad`. Not while other threads may run backward: the engine exchanges a
+            gradient without the GIL, and a tensor that is just being let go cannot be held.
     """
     seen: dict[int, int] = {}  # id: the depth that was left
     paths: dict[int, str] = {}  # of tensors
@@ -82,7 +85,11 @@ def walk(
             if limit is not None:
                 limit()
             break
-        for where, child, cost in _children(path, value, is_root):
+        if not grads and issubclass(type(value), torch.Tensor):
+            children = _attributes(path, value, type(value))
+        else:
+            children = _children(path, value, is_root)
+        for where, child, cost in children:
             if id(type(child)) in _ATOMS:
                 passed += 1
             elif cost == _KEY:
@@ -228,8 +235,8 @@ def _of_class(path: str, value: Any, kind: type) -> Iterator[_Child]:
 
 
 def _of_tensor(path: str, value: Any) -> Iterator[_Child]:
-    facts = naming.facts_of(value)
-    if facts is None or not (facts.is_leaf and facts.requires_grad):
+    who = naming.identity_of(value)
+    if who is None or not who.grad:
         return
     getter: Any = torch.Tensor.grad
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from gradext import _C, watch
+from gradext import _C, findings, watch
 from gradext._version import __version__
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.events import (
@@ -90,10 +90,11 @@ class Recording:
         self.cuts = saves if cuts is None else cuts
         self._memory = MEMORY if memory is None else _checked_memory(memory)
         self._since = 0
-        self._running = False
+        self._running = self._stopping = False
         self._loaded = False
         self._data: Data | None = None
         self._memory_facts: dict[str, int] = {}
+        self._known = findings.Known()
 
     @property
     def _wants(self) -> tuple[bool, bool, bool]:
@@ -116,12 +117,15 @@ class Recording:
 
     def stop(self) -> Recording:
         """End; the data stays. Calling it again does nothing."""
-        if self._running:
-            self._running = False
+        if self._running and not self._stopping:
+            self._stopping = True
             try:
+                # Until the data is there the recording runs: another thread may be asking for it.
                 self._data = self._snapshot()
+                self._running = False
                 self._memory_facts = _C.recorder_memory()
             finally:
+                self._running = False
                 watch.recordings.remove(self)
                 _C.recorder_stop(*self._wants)
                 watch.uninstall()

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,11 +60,13 @@ def _mark_of(error: BaseException) -> tuple[int, int] | None:
 
 incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
 _KEPT = 64
+silent_places: set[Any] = set()  # of the silent writes that the journal alone has shown
 _subscribers: list[Callable[[Incident], None]] = []
 _errors: dict[str, int] = {}
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
 _installed = 0
+unexplained = 0  # findings of a guard beyond those that it explains
 _looked = {"spent": 0.0, "since": 0.0, "skipped": 0.0}
 
 
@@ -112,6 +114,8 @@ def own_errors() -> list[str]:
     if count:
         times = "" if count == 1 else f" ({count} times)"
         lines.append(f"recorder: {last}{times}")
+    if unexplained:
+        lines.append(f"{unexplained} more findings of a guard were not explained")
     if _looked["skipped"]:
         lines.append(
             f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
@@ -147,6 +151,7 @@ def uninstall() -> None:
         while _undo:
             _undo.pop()()
         incidents.clear()
+        silent_places.clear()
 
 
 def _wrap_all() -> None:
@@ -232,12 +237,12 @@ def _tell(incident: Incident) -> None:
 
 def _on_error(error: BaseException, outputs: Any) -> None:
     """The engine raised. Called inside its wrapper, while the graph is as it failed."""
-    if any(incident.matches(error) for incident in incidents) or not recordings:
+    if not recordings:
         return
-    from gradext import diagnosis
-
+    if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
+        return  # an inner backward has raised it, and it was seen then
     try:
-        found = diagnosis.of_backward(error, outputs, recordings[-1])
+        found = _explained(error, outputs, recordings[-1])
     except BaseException as fault:
         if interrupts.is_the_programs(fault):
             raise
@@ -250,6 +255,39 @@ def _on_error(error: BaseException, outputs: Any) -> None:
             _tell(Incident("backward", tuple(found), describe(error), mark))
 
 
+def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    from gradext import diagnosis, findings
+
+    finding = findings.of_error(error, outputs, recording)
+    if finding is not None:
+        live = [*frames_of_error(error), *frames_above()]
+        again = recording._known.recall(finding, live)
+        if again is not None:
+            diagnosis.remember(error, again)
+            return again
+    found = diagnosis.of_backward(error, outputs, recording)
+    if finding is not None:
+        recording._known.keep(finding, found)
+    return found
+
+
+def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    from gradext import diagnosis, findings
+
+    may_be, finding = findings.of_silent_writes(outputs, recording)
+    if not may_be:
+        return ()
+    if finding is not None:
+        again = recording._known.recall(finding, frames_above())
+        if again is not None:
+            return again
+    found = diagnosis.of_silent_writes(outputs, recording)
+    if finding is not None:
+        recording._known.keep(finding, found)
+    silent_places.update(map(findings.places_of, found))
+    return found
+
+
 # Why a backward is looked at before it runs (csrc/recorder/python.h).
 UNCOUNTED_WRITE = 1
 
@@ -257,8 +295,6 @@ UNCOUNTED_WRITE = 1
 def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
     """Before a backward that may be silently wrong; `why` is a sum of reasons."""
     import time
-
-    from gradext import diagnosis
 
     if not recordings:
         return
@@ -268,11 +304,13 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         return
     try:
         if why & UNCOUNTED_WRITE:
-            found = diagnosis.of_silent_writes(outputs, recordings[-1])
+            found = _silent_writes(outputs, recordings[-1])
             if found:
                 with interrupts.whole():
                     _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
+            from gradext import diagnosis
+
             found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
             if found:
                 with interrupts.whole():

@@ -1,7 +1,7 @@
 #include "saved.h"
 
 #include "recorder/aside.h"
-
+#include "state/identity.h"
 #include <pybind11/pybind11.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/tensor.h>
@@ -9,7 +9,9 @@
 #include <torch/csrc/autograd/python_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <typeindex>
 #include <unordered_map>
 
@@ -83,6 +85,22 @@ const Reader& reader_of(Node& node) {
   return reader;
 }
 
+// No collection, and so none of the program's finalizers, while a node's mutex is held.
+class NoCollection {
+ public:
+  NoCollection() : was_on_(PyGC_Disable() != 0) {}
+  NoCollection(const NoCollection&) = delete;
+  NoCollection& operator=(const NoCollection&) = delete;
+  ~NoCollection() {
+    if (was_on_) {
+      PyGC_Enable();
+    }
+  }
+
+ private:
+  bool was_on_;
+};
+
 void collect(std::vector<at::Tensor>& into, PyObject* value, int depth) {
   if (recorder::is_tensor(value)) {
     into.push_back(THPVariable_Unpack(value));
@@ -128,6 +146,10 @@ void add_of_cpp(std::vector<SavedItem>& into, Node& node) {
         py::reinterpret_steal<py::object>(attribute.get(stand.object(), attribute.closure));
     if (!value) {
       PyErr_Clear();  // a list that has been released
+      SavedItem item;
+      item.attribute = attribute.name;
+      item.facts.kind = "freed";
+      into.push_back(std::move(item));
       continue;
     }
     if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
@@ -154,15 +176,24 @@ std::string SavedItem::label() const {
   return index < 0 ? attribute : std::string(attribute) + "[" + std::to_string(index) + "]";
 }
 
-std::vector<SavedItem> saved_items(Node& node) {
+std::vector<SavedItem> saved_items(Node& node, bool* is_busy) {
   std::vector<SavedItem> items;
-  if (auto* slices = dynamic_cast<CopySlices*>(&node)) {
-    if (slices->fn) {
-      return saved_items(*slices->fn);
+  const bool is_python = is_python_function(node);
+  std::unique_lock<std::mutex> lock;
+  NoCollection none;
+  if (!is_python) {  // there the GIL is what guards them
+    lock = std::unique_lock<std::mutex>(state::mutex_of(node), std::try_to_lock);
+    if (is_busy != nullptr) {
+      *is_busy = !lock.owns_lock();
     }
-    return items;
+    if (!lock.owns_lock()) {
+      return items;
+    }
   }
-  if (is_python_function(node)) {
+  if (auto* slices = dynamic_cast<CopySlices*>(&node)) {
+    return slices->fn ? saved_items(*slices->fn, is_busy) : items;
+  }
+  if (is_python) {
     py::object object =
         py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
     if (PyType_IsSubtype(Py_TYPE(object.ptr()), &THPFunctionType) != 0) {
@@ -175,6 +206,22 @@ std::vector<SavedItem> saved_items(Node& node) {
   }
   add_of_cpp(items, node);
   return items;
+}
+
+bool is_outer(Node& node) {
+  return dynamic_cast<CopySlices*>(&node) != nullptr;
+}
+
+bool is_freed(Node& node, const std::vector<SavedItem>& items) {
+  if (is_python_function(node)) {
+    py::object object =
+        py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+    return THPFunction_Check(object.ptr()) &&
+           reinterpret_cast<THPFunction*>(object.ptr())->has_freed_buffers;
+  }
+  return std::any_of(items.begin(), items.end(), [](const SavedItem& item) {
+    return std::strcmp(item.facts.kind, "freed") == 0;
+  });
 }
 
 bool is_unused(Node& node, const SavedItem& item) {

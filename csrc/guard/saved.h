@@ -26,8 +26,16 @@ struct SavedItem {
 // Whether the node is that of an autograd.Function written in Python.
 bool is_python_function(const torch::autograd::Node& node);
 
-// In an order that is the same at every call for one node.
-std::vector<SavedItem> saved_items(torch::autograd::Node& node);
+// In an order that is the same at every call for one node. Read under the node's mutex, which the
+// thread holds that runs the node or releases what it saved; nothing where it is held right now
+// (`is_busy`, if given, says so).
+std::vector<SavedItem> saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
+
+// A CopySlices, which saves nothing itself; saved_items() gives what the node within it has saved.
+bool is_outer(torch::autograd::Node& node);
+
+// Whether a backward has released what the node saved.
+bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
 
 // A batch norm in training saves its running statistics, changes them and does not read them in
 // backward.

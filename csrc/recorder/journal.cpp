@@ -57,6 +57,11 @@ void Identities::sweep() {
   }
 }
 
+uint64_t Identities::known(const void* target) const {
+  const auto found = target != nullptr ? by_address_.find(target) : by_address_.end();
+  return found != by_address_.end() ? entries_[found->second].number : 0;
+}
+
 // Numbers are not given again, not even after this.
 void Identities::clear() {
   entries_.clear();

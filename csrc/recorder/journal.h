@@ -63,6 +63,8 @@ class Identities {
   // 0 for null.
   uint64_t of(const void* target);
   const void* address_of(uint64_t number) const;
+  // 0 where it has none.
+  uint64_t known(const void* target) const;
   void clear();
   size_t size() const {
     return entries_.size();
@@ -229,6 +231,11 @@ class Ring {
         visit((*blocks_[b])[k]);
       }
     }
+  }
+
+  // By age, the oldest first.
+  const Event& at(size_t index) const {
+    return (*blocks_[index / kBlock])[index % kBlock];
   }
 
   using Block = std::array<Event, kBlock>;

@@ -65,7 +65,8 @@ _said = weakref.WeakKeyDictionary()
 _MOST_SAID = 64
 
 
-def _remember(error: BaseException, found: list[Diagnosis]) -> None:
+def remember(error: BaseException, found: Sequence[Diagnosis]) -> None:
+    """Keep what was said of an error, for explain() after the recording has ended."""
     from gradext import watch
 
     for recording in watch.recordings:
@@ -117,7 +118,7 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
     data = recording.data
     found = cuts.no_gradient(error, data, outputs) or inference.misused(error, data)
     if found:
-        _remember(error, found)
+        remember(error, found)
         return found
     live = evidence.read(outputs)
     names = naming.Names([*watch.frames_of_error(error), *watch.frames_above()])
@@ -128,7 +129,7 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
         or views.refused_write(error, data)
     )
     if found:
-        _remember(error, found)
+        remember(error, found)
     return found
 
 

@@ -63,6 +63,7 @@ class Node:
         is_freed: its backward ran without retain_graph.
         is_readable: False for C++ autograd Functions, which show nothing of what they saved.
         forward_code: for a Python autograd.Function, the code of its setup_context and forward.
+        id: opaque; of a node that lives as long as the graph that was read.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Node:
     is_freed: bool
     is_readable: bool
     forward_code: Any = None
+    id: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,39 +99,17 @@ class Graph:
         return node.sequence if node.sequence is not None else -1
 
 
-_attributes: dict[type, tuple[str, ...]] = {}
-
-
-def _raw_names(kind: type) -> tuple[str, ...]:
-    names = _attributes.get(kind)
-    if names is None:
-        names = tuple(name for name in dir(kind) if name.startswith("_raw_saved_"))
-        _attributes[kind] = names
-    return names
-
-
 def read(roots: Any, most: int = MOST_NODES) -> Graph:
     """Copy the graph below `roots`: tensors, GradientEdges or nodes."""
     rows, whole = rows_below(roots, most)
     nodes = []
     for node, name, thread, sequence, following, inner_of in rows:
-        saved: list[Saved] = []
-        hooked: list[str] = []
-        is_freed = False
+        # Under the node's mutex: another thread's backward may be releasing what it saved. One that
+        # is running right now shows nothing.
+        items, is_freed, _ = _C.saved_of(node)
+        saved = [saved_of(facts, label) for label, facts in items if facts["kind"] == "tensor"]
+        hooked = [label for label, facts in items if facts["kind"] == "hooked"]
         kind = type(node)
-        for attribute in _raw_names(kind):
-            try:
-                value = getattr(node, attribute)
-            except RuntimeError:
-                is_freed = True  # "Trying to backward through the graph a second time"
-                continue
-            except Exception:
-                continue
-            short = attribute.removeprefix("_raw_saved_")
-            many = isinstance(value, (tuple, list))
-            for index, item in enumerate(value if many else (value,)):
-                label = f"{short}[{index}]" if many else short
-                is_freed |= _read_saved(item, label, saved, hooked)
         nodes.append(
             Node(
                 name=name,
@@ -142,6 +122,7 @@ def read(roots: Any, most: int = MOST_NODES) -> Graph:
                 is_freed=is_freed,
                 is_readable=_is_readable(kind, name),
                 forward_code=_forward_code(node),
+                id=_C.node_id(node),
             )
         )
     return Graph(tuple(nodes), whole)
@@ -178,20 +159,6 @@ def _longest_path(rows: list[Any]) -> int:
                 if above[following] == 0:
                     ready.append(following)
     return max(length, default=0)
-
-
-def _read_saved(item: Any, label: str, saved: list[Saved], hooked: list[str]) -> bool:
-    """Append what `item` holds; True when it has been released by a backward."""
-    if item is None:
-        return False
-    facts = _C.saved(item)
-    if facts["kind"] == "freed":
-        return True
-    if facts["kind"] == "hooked":
-        hooked.append(label)
-    elif facts["kind"] == "tensor":
-        saved.append(saved_of(facts, label))
-    return False
 
 
 def saved_of(facts: dict[str, Any], attribute: str) -> Saved:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
-import functools
 import itertools
-import linecache
 import re
 
 import torch
 
+from gradext.diagnosis import syntax
 from gradext.diagnosis.model import Frame, Site
 from gradext.diagnosis.sites import where
 
@@ -48,33 +47,26 @@ _AUGMENTED = {
 }  # fmt: skip
 
 
-@functools.lru_cache(maxsize=64)
-def _tree(file: str, text: str) -> ast.Module | None:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return None
-
-
 def statement(site: Site) -> ast.stmt | None:
     """The innermost statement at the site's line."""
-    lines = linecache.getlines(site.frame.file)
-    tree = _tree(site.frame.file, "".join(lines)) if lines else None
-    if tree is None:
+    if syntax.around(site.frame.file, site.frame.line) is None:
         try:
             body = ast.parse(site.frame.code).body
         except (SyntaxError, ValueError):
             return None
         return body[0] if body else None
     best: ast.stmt | None = None
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.stmt)
-            and node.lineno <= site.frame.line <= (node.end_lineno or node.lineno)
-            and (best is None or _span(node) <= _span(best))
-        ):
+    for node in _statements(site):
+        if best is None or _span(node) <= _span(best):
             best = node
     return best
+
+
+def _statements(site: Site) -> list[ast.stmt]:
+    """Those around the site's line, outermost first; a decorator is no part of what it is on."""
+    line = site.frame.line
+    found = syntax.statements(site.frame.file, line)
+    return [node for node in found if node.lineno <= line]
 
 
 def _span(node: ast.stmt) -> int:
@@ -161,14 +153,10 @@ def _is_own_write(site: Site, word: str) -> bool:
 
 def _loop_of(site: Site, name: str) -> ast.For | None:
     """The for loop around the site's line whose variable is `name`: a new value reaches nobody."""
-    lines = linecache.getlines(site.frame.file)
-    tree = _tree(site.frame.file, "".join(lines)) if lines else None
     found = None
-    for node in ast.walk(tree) if tree is not None else ():
-        if (
-            isinstance(node, ast.For)
-            and node.lineno <= site.frame.line <= (node.end_lineno or node.lineno)
-            and any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node.target))
+    for node in _statements(site):
+        if isinstance(node, ast.For) and any(
+            isinstance(n, ast.Name) and n.id == name for n in ast.walk(node.target)
         ):
             found = node
     return found

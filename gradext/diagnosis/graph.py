@@ -88,12 +88,12 @@ def freed(
     first = None
     if call is not None:
         first = sites.site(data.frames(call.stack), label="this backward() freed the graph")
-    name = names.of_node(node.thread, node.sequence)
+    name = names.of_node(node.id)
     named = node
     if name is None and call is not None and outer is not None:
         # `h` of `h, state = rnn(x, state)` was used up, and `state` itself, made beside it, not.
         named = _named_above(graph, index, call, names) or node
-        name = names.of_node(named.thread, named.sequence)
+        name = names.of_node(named.id)
     what = f"`{name}`" if name else "this result"
     made = _site_of(data, named, f"{what} leads back into the graph that was freed")
     if made is not None:
@@ -270,7 +270,7 @@ def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node
         if number in seen or node.thread != start.thread or (node.sequence or 0) > last:
             continue
         seen.add(number)
-        if node.sequence is not None and names.of_node(node.thread, node.sequence):
+        if node.sequence is not None and names.of_node(node.id):
             return node
         pending += above[number]
     return None

@@ -134,7 +134,10 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
     at_hand = {} if places else _at_hand(live)
     found: list[tuple[int, str, Any]] = []
     # A dict that only torch's function holds comes last: a name of the user's is better.
-    for path, tensor in itertools.chain(holders.walk(roots), at_hand.values()):
+    for path, tensor in itertools.chain(holders.walk(roots, grads=False), at_hand.values()):
+        who = naming.identity_of(tensor)
+        if who is None or not (who.is_inference or who.counter == 0):
+            continue
         facts = naming.facts_of(tensor)
         if facts is None:
             continue
@@ -197,9 +200,9 @@ def _at_hand(live: Sequence[Any]) -> dict[int, tuple[str, Any]]:
             break
         for name, value in naming.locals_of(frame):
             for path, tensor in naming.tensors_in(value, name, depth=1):
-                facts = naming.facts_of(tensor)
-                if facts is not None and facts.is_inference:
-                    found.setdefault(facts.id, (path, tensor))
+                who = naming.identity_of(tensor)
+                if who is not None and who.is_inference:
+                    found.setdefault(who.id, (path, tensor))
     return found
 
 
@@ -218,13 +221,13 @@ def _lasting(tensor: int, storage: int | None, live: Sequence[Any]) -> str | Non
     outer = [pair for f in user[1:] if f.f_code.co_name != "<module>" for pair in _own(f)]
     for roots in (lasting, outer, holders.modules()):
         same = None
-        for path, held in holders.walk(roots):
-            facts = naming.facts_of(held)
-            if facts is None or not re.search(r"[.\[<]", path):
+        for path, held in holders.walk(roots, grads=False):
+            who = naming.identity_of(held)
+            if who is None or not re.search(r"[.\[<]", path):
                 continue
-            if facts.id == tensor:
+            if who.id == tensor:
                 return path
-            if storage is not None and facts.storage == storage:
+            if storage is not None and who.storage == storage:
                 same = same or path
         if same is not None:
             return same

@@ -10,7 +10,7 @@ import dataclasses
 import linecache
 from collections.abc import Sequence
 
-from gradext.diagnosis import fixes, sites
+from gradext.diagnosis import fixes, sites, syntax
 from gradext.diagnosis.model import Frame, Site
 
 # The names under which torch's context managers are called in a stack, innermost first.
@@ -131,14 +131,12 @@ def _of_decorator(
 def _decorator_frame(inner: Frame, name: str) -> Frame:
     """The decorator's line; the `def` where it cannot be told."""
     lines = linecache.getlines(inner.file)
-    tree = fixes._tree(inner.file, "".join(lines)) if lines else None
     best: ast.FunctionDef | ast.AsyncFunctionDef | None = None
-    for node in ast.walk(tree) if tree is not None else ():
+    for node in syntax.statements(inner.file, inner.line):
         if (
             isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
             and node.name == inner.function.rsplit(".", 1)[-1]
-            and node.lineno <= inner.line <= (node.end_lineno or node.lineno)
-            and (best is None or node.lineno > best.lineno)
+            and node.lineno <= inner.line
         ):
             best = node
     if best is None:

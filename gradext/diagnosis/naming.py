@@ -11,7 +11,7 @@ import gc
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,26 +20,59 @@ from gradext.state import TensorState
 
 _MOST_ITEMS = 64  # entries of one container that are looked at
 _MOST_MODULES = 20000
+_MOST_SEARCHED = 300_000  # objects: among more than these, nobody is asked who holds a module
 _OPTIMIZED = 1  # CO_OPTIMIZED: the locals lie in the frame, and f_locals is a copy of them
+
+
+class Identity(NamedTuple):
+    """Who a tensor is: words that can be read while other threads use it (csrc/state/identity.h).
+
+    Attributes:
+        id, counter, storage: ids as in TensorState.
+        node: id of the node of `grad_fn`, 0 for none. grad: of the tensor in `.grad`, 0 for none.
+    """
+
+    id: int
+    counter: int
+    node: int
+    storage: int
+    grad: int
+    requires_grad: bool
+    is_leaf: bool
+    is_inference: bool
+    is_view: bool
+
+
+def identity_of(value: Any) -> Identity | None:
+    """None for what is no tensor."""
+    try:
+        return Identity._make(_C.identity(value))
+    except TypeError:
+        return None
 
 
 class Names:
     """Names found once, for any number of questions. Lives as long as one diagnosis is made.
 
-    A module that no variable holds gets its name when it is asked for: finding out who refers to an
-    object looks at every object of the program.
+    What the running frames hold, and the modules among it, is looked through at once. All other
+    modules there are, which takes a look at every object of the program, only when a tensor is
+    asked for that is not among those.
+
+    Other threads may be using the tensors that are found: of each, only who it is is read.
     """
 
     def __init__(self, live: Iterable[Any] = (), *, modules: bool = True) -> None:
         self._by_id: dict[int, _Name] = {}
         self._by_counter: dict[int, _Name] = {}
-        self._by_place: dict[tuple[Any, ...], _Name] = {}
-        self._by_node: dict[tuple[int, int], _Name] = {}
-        self.parameters: set[int] = set()
+        self._same_counter: dict[int, list[tuple[_Name, Any]]] = {}
+        self._by_node: dict[int, _Name] = {}
+        self._parameters: set[int] = set()
         self._leaf_counters: set[int] = set()
         self._variables: dict[int, str] = {}
         self._roots: list[Any] = []
         self._prefixes: dict[int, str] = {}
+        self._seen: set[int] = set()  # modules, by id()
+        self._is_complete = not modules
         user = [frame for frame in live if frames.is_user_file(frame.f_code.co_filename)]
         scopes = [locals_of(frame) for frame in user]
         spaces = {id(frame.f_globals): frame.f_globals for frame in user}
@@ -48,7 +81,7 @@ class Names:
             for name, value in scope:
                 self._variables.setdefault(id(value), name)
         if modules:
-            self._modules()
+            self._modules_of(scopes)
         for scope in scopes:
             for name, value in scope:
                 for path, tensor in tensors_in(value, name, depth=2):
@@ -56,36 +89,58 @@ class Names:
 
     def of(self, tensor: int, counter: int | None = None) -> str | None:
         """The name of the tensor object `tensor`, else of one that shares its counter."""
-        name = self._by_id.get(tensor)
+        name = self._find(self._by_id, tensor)
         if name is None and counter:
             name = self._by_counter.get(counter)
         return self._text(name)
 
     def of_saved(self, saved: Any) -> tuple[str | None, bool]:
         """(name, whether it is that very tensor and no alias) of an evidence.Saved."""
-        name = self._by_id.get(saved.tensor)
-        if name is None:
-            # A node holds its own result as a detached copy: the same but for the object.
-            place = (saved.counter, saved.storage, saved.offset, saved.sizes, saved.strides)
-            name = self._by_place.get(place)
+        name = self._by_id.get(saved.tensor) or self._in_place_of(saved)
+        if name is None and not self._by_counter.get(saved.counter or 0):
+            self._complete()
+            name = self._by_id.get(saved.tensor) or self._in_place_of(saved)
         if name is not None:
             return self._text(name), True
         return self._text(self._by_counter.get(saved.counter) if saved.counter else None), False
 
-    def of_node(self, thread: int, sequence: int | None) -> str | None:
-        """The name of a tensor that this node made."""
-        return None if sequence is None else self._text(self._by_node.get((thread, sequence)))
+    def of_node(self, node: int) -> str | None:
+        """The name of a tensor that this node made, by the node's id."""
+        return self._text(self._by_node.get(node)) if node else None
 
     def is_parameter(self, tensor: int) -> bool:
-        return tensor in self.parameters
+        self._find(self._by_id, tensor)
+        return tensor in self._parameters
 
     def is_of_module(self, tensor: int) -> bool:
         """Whether a module holds it, as a parameter, a buffer or any attribute."""
-        return isinstance(self._by_id.get(tensor), tuple)
+        return isinstance(self._find(self._by_id, tensor), tuple)
 
     def is_of_leaf(self, counter: int) -> bool:
         """Whether a leaf that requires grad (a parameter) has this version counter."""
+        if counter not in self._leaf_counters and counter not in self._by_counter:
+            self._complete()
         return counter in self._leaf_counters
+
+    def _find(self, names: dict[int, _Name], key: int) -> _Name | None:
+        found = names.get(key)
+        if found is None and not self._is_complete:
+            self._complete()
+            found = names.get(key)
+        return found
+
+    def _in_place_of(self, saved: Any) -> _Name | None:
+        """A node holds its own result as a detached copy: the same but for the object."""
+        for name, tensor in self._same_counter.get(saved.counter or 0, ()):
+            facts = facts_of(tensor)
+            if (
+                facts is not None
+                and (facts.storage, facts.storage_offset) == (saved.storage, saved.offset)
+                and tuple(facts.shape) == saved.sizes
+                and _strides(tensor) == saved.strides
+            ):
+                return name
+        return None
 
     def _text(self, name: _Name | None) -> str | None:
         if not isinstance(name, tuple):
@@ -99,49 +154,54 @@ class Names:
         return prefix + path
 
     def _add(self, value: Any, name: _Name) -> None:
-        facts = facts_of(value)
-        if facts is None:
+        who = identity_of(value)
+        if who is None:
             return
-        self._by_id.setdefault(facts.id, name)
-        if facts.version_counter is not None:
-            self._by_counter.setdefault(facts.version_counter, name)
-            if facts.is_leaf and facts.requires_grad:
-                self._leaf_counters.add(facts.version_counter)
-            strides = _strides(value)
-            if strides is not None:
-                place = (facts.version_counter, facts.storage, facts.storage_offset)
-                self._by_place.setdefault((*place, tuple(facts.shape), strides), name)
-        if facts.grad_fn is not None:
-            rows, _ = _C.graph([value], 1)
-            for _, _, thread, sequence, _, _ in rows:
-                if sequence is not None:
-                    self._by_node.setdefault((thread, sequence), name)
+        self._by_id.setdefault(who.id, name)
+        if who.counter:
+            self._by_counter.setdefault(who.counter, name)
+            self._same_counter.setdefault(who.counter, []).append((name, value))
+            if who.is_leaf and who.requires_grad:
+                self._leaf_counters.add(who.counter)
+        if who.node:
+            self._by_node.setdefault(who.node, name)
         if issubclass(type(value), torch.nn.Parameter):
-            self.parameters.add(facts.id)
-        if facts.is_leaf and facts.requires_grad:
-            getter: Any = torch.Tensor.grad
-            with torch._C.DisableTorchFunctionSubclass():
-                grad = getter.__get__(value)
-            if grad is not None:
-                of_grad = f"{name}.grad" if isinstance(name, str) else (name[0], name[1] + ".grad")
-                self._add(grad, of_grad)
+            self._parameters.add(who.id)
+        if who.grad:
+            of_grad = f"{name}.grad" if isinstance(name, str) else (name[0], name[1] + ".grad")
+            self._by_id.setdefault(who.grad, of_grad)
 
-    def _modules(self) -> None:
-        self._roots = root_modules()
-        for index, root in enumerate(self._roots):
-            known = self._variables.get(id(root))
-            if known is not None:
-                self._prefixes[index] = known
-            self._module(index, root)
+    def _modules_of(self, scopes: list[list[tuple[str, Any]]]) -> None:
+        """The modules in variables, and in attributes and items of what variables hold."""
+        held = {
+            id(module): (path, module)
+            for scope in scopes
+            for name, value in scope
+            for path, module in modules_in(value, name, depth=2)
+        }
+        children = {id(c) for _, module in held.values() for _, c in _group(module, "_modules")}
+        for path, module in held.values():
+            if id(module) not in children:
+                self._root(module, self._variables.get(id(module)) or path)
 
-    def _module(self, index: int, root: Any) -> None:
-        seen: set[int] = set()
+    def _complete(self) -> None:
+        if not self._is_complete:
+            self._is_complete = True
+            for root in root_modules():
+                if id(root) not in self._seen:
+                    self._root(root, self._variables.get(id(root)))
+
+    def _root(self, root: Any, name: str | None) -> None:
+        index = len(self._roots)
+        self._roots.append(root)
+        if name is not None:
+            self._prefixes[index] = name
         pending = [(root, "")]
         while pending:
             module, path = pending.pop()
-            if id(module) in seen:
+            if id(module) in self._seen:
                 continue
-            seen.add(id(module))
+            self._seen.add(id(module))
             for group in ("_parameters", "_buffers"):
                 for name, tensor in _group(module, group):
                     self._add(tensor, (index, f"{path}.{name}"))
@@ -160,18 +220,37 @@ _MODULE_DICTS = {
 }
 
 
-def root_modules() -> list[Any]:
-    """The torch modules that exist and are part of no other."""
-    every: list[Any] = []
-    for thing in gc.get_objects():
-        # type(), not isinstance(): a user's object may answer __class__ with code of its own.
-        if issubclass(type(thing), torch.nn.Module):
-            every.append(thing)
-            if len(every) > _MOST_MODULES:
-                break
-    del thing
-    children = {id(child) for module in every for _, child in _group(module, "_modules")}
-    return [module for module in every if id(module) not in children]
+def every(*kinds: type) -> list[Any]:
+    """Every object there is of these kinds, or of kinds made from them."""
+    return _C.instances(gc.get_objects(), kinds)[:_MOST_MODULES]
+
+
+def root_modules(modules: list[Any] | None = None) -> list[Any]:
+    """The torch modules that exist (or `modules`) and are part of no other."""
+    modules = every(torch.nn.Module) if modules is None else modules
+    children = {id(child) for module in modules for _, child in _group(module, "_modules")}
+    return [module for module in modules if id(module) not in children]
+
+
+def modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """Modules in a value and, `depth` levels deep, in what it holds; nothing below a module."""
+    kind = type(value)
+    if issubclass(kind, torch.nn.Module):
+        yield name, value
+    elif depth == 0 or issubclass(kind, (type, types.ModuleType, types.FunctionType, torch.Tensor)):
+        return
+    elif kind is list or kind is tuple:
+        for index, item in enumerate(value[:_MOST_ITEMS]):
+            yield from modules_in(item, f"{name}[{index}]", depth - 1)
+    elif issubclass(kind, dict):
+        for key, item in list(dict.items(value))[:_MOST_ITEMS]:
+            if type(key) is str or type(key) is int:
+                yield from modules_in(item, f"{name}[{key!r}]", depth - 1)
+    elif kind.__module__ != "builtins":
+        held = dict_of(value)
+        if type(held) is dict:
+            for key, item in _items(held)[:_MOST_ITEMS]:
+                yield from modules_in(item, f"{name}.{key}", depth - 1)
 
 
 def attribute_name(
@@ -183,7 +262,7 @@ def attribute_name(
         variables: names of objects by id().
         ours: a list of the caller's, which is no name of what lies in it.
     """
-    if depth == 0:
+    if depth == 0 or len(gc.get_objects()) > _MOST_SEARCHED:
         return None
     for holder in gc.get_referrers(thing):
         of_object = dict_of(holder)

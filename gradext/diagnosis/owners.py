@@ -22,8 +22,6 @@ class Owners:
     """Names, parameters and optimizers of the program, for one diagnosis."""
 
     def __init__(self, live: Sequence[Any]) -> None:
-        import gc
-
         import torch
 
         from gradext.diagnosis import naming
@@ -36,41 +34,42 @@ class Owners:
         self.trainable: list[str] = []  # names
         self.trainable_ids: dict[int, str] = {}
         self._buffers: set[int] = set()
-        optimizers = [
-            thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)
-        ]
-        for optimizer in optimizers:
+        found = naming.every(torch.optim.Optimizer, torch.nn.Module)
+        for optimizer in found:
+            if not issubclass(type(optimizer), torch.optim.Optimizer):
+                continue
             groups = naming.dict_of(optimizer)
             for group in groups.get("param_groups", ()) if type(groups) is dict else ():
                 for tensor in group.get("params", ()) if type(group) is dict else ():
-                    facts = naming.facts_of(tensor)
-                    if facts is None:
+                    who = naming.identity_of(tensor)
+                    if who is None:
                         continue
-                    self.optimized.add(facts.id)
-                    if not facts.requires_grad:
-                        name = self._names.of(facts.id) or "a tensor"
+                    self.optimized.add(who.id)
+                    if not who.requires_grad:
+                        name = self._names.of(who.id) or "a tensor"
                         self.untracked_in_optimizer.append(name)
-        del optimizers
+        modules = [thing for thing in found if issubclass(type(thing), torch.nn.Module)]
+        del found
         seen: set[int] = set()
-        for root in naming.root_modules():
+        for root in naming.root_modules(modules):
             for module in _modules_in(root, naming):
                 for _, tensor in naming._group(module, "_buffers"):
-                    facts = naming.facts_of(tensor)
-                    if facts is not None:
-                        self._buffers.add(facts.id)
+                    who = naming.identity_of(tensor)
+                    if who is not None:
+                        self._buffers.add(who.id)
                 for _, tensor in naming._group(module, "_parameters"):
-                    facts = naming.facts_of(tensor)
-                    if facts is None or not facts.requires_grad or facts.id in seen:
+                    who = naming.identity_of(tensor)
+                    if who is None or not who.requires_grad or who.id in seen:
                         continue
-                    seen.add(facts.id)
-                    if not self.optimized or facts.id in self.optimized:
-                        name = self._names.of(facts.id) or "a parameter"
+                    seen.add(who.id)
+                    if not self.optimized or who.id in self.optimized:
+                        name = self._names.of(who.id) or "a parameter"
                         self.trainable.append(name)
-                        self.trainable_ids[facts.id] = name
+                        self.trainable_ids[who.id] = name
 
     def of(self, tensor: Any) -> str | None:
-        facts = self._naming.facts_of(tensor)
-        return self._names.of(facts.id) if facts is not None else None
+        who = self._naming.identity_of(tensor)
+        return self._names.of(who.id) if who is not None else None
 
     def by_id(self, tensor: int) -> str | None:
         return self._names.of(tensor)

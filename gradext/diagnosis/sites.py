@@ -6,10 +6,9 @@ Pure functions of frames; knows nothing of tensors, graphs or the recorder.
 from __future__ import annotations
 
 import ast
-import functools
-import linecache
 from collections.abc import Iterable, Sequence
 
+from gradext.diagnosis import syntax
 from gradext.diagnosis.model import Frame, Site
 
 _MOST_STACK = 24
@@ -37,23 +36,12 @@ def _is_compiled(frame: Frame) -> bool:
     line that tells a person more is the call.
     """
     name = frame.function.rsplit(".", 1)[-1]
-    text = "".join(linecache.getlines(frame.file))
-    return frame.line in _headers(text).get(name, ())
-
-
-@functools.lru_cache(maxsize=32)
-def _headers(text: str) -> dict[str, set[int]]:
-    """By function name, the lines of `def` and its decorators above the first line of the body."""
-    found: dict[str, set[int]] = {}
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
-        return found
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            begin = min([node.lineno, *(item.lineno for item in node.decorator_list)])
-            found.setdefault(node.name, set()).update(range(begin, node.body[0].lineno))
-    return found
+    return any(
+        isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name == name
+        and syntax.span(node)[0] <= frame.line < node.body[0].lineno
+        for node in syntax.statements(frame.file, frame.line)
+    )
 
 
 def site(

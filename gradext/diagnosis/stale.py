@@ -301,7 +301,7 @@ def _fix_step(
     if carried is not None:
         node, made = carried
         again = write is not None and runs_again(data, node.thread, write.sequence, made)
-        target = names.of_node(node.thread, node.sequence) or fixes.carried_name(made, made)
+        target = names.of_node(node.id) or fixes.carried_name(made, made)
         what = fixes.detached(target, made)
         made = fixes.assigning(made, target)
         if again:

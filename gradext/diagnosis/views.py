@@ -223,7 +223,8 @@ def _live_view(error: BaseException, code: str, use: Site) -> _Seen | None:
     for frame in reversed(live):
         for name, value in naming.locals_of(frame):
             for path, tensor in naming.tensors_in(value, name, depth=2):
-                facts = naming.facts_of(tensor)
+                who = naming.identity_of(tensor)
+                facts = naming.facts_of(tensor) if who is not None and who.is_view else None
                 if facts is None or facts.creation_meta not in wanted or facts.storage is None:
                     continue
                 if not facts.grad_fn_is_stale:

@@ -1,0 +1,159 @@
+"""The statements around a line of a source file, without parsing the whole of a long one.
+
+A file of 13,000 lines takes a fifth of a second to parse and as long again to walk. What a
+diagnosis asks about is a line that has run and the function around it: so the function's own lines
+are cut out by their indentation and parsed alone. Where the cut does not parse, the file is.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import linecache
+import re
+from collections.abc import Iterator
+
+_SHORT = 1000  # lines: a file of so many is parsed as it is
+_MOST_TREES = 128
+_DEF = re.compile(r"[ \t]*(?:async[ \t]+)?def[ \t]")
+_HEADER = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]")
+
+_Key = tuple[str, int, int]
+# By file and lines: the list of linecache's that it was made from, to know when the file is read
+# anew, and the tree.
+_trees: collections.OrderedDict[_Key, tuple[list[str], ast.Module | None]]
+_trees = collections.OrderedDict()
+
+
+def around(file: str, line: int) -> ast.Module | None:
+    """A tree with every statement that holds `line`; None where the file cannot be parsed.
+
+    Of a long file, only the function that the line is in (the outermost of nested ones), with its
+    decorators, or the statement at the top of the file.
+    """
+    lines = linecache.getlines(file)
+    if not lines:
+        return None
+    if len(lines) > _SHORT:
+        for first, last in _cuts(lines, line):
+            tree = _tree(file, lines, first, last)
+            if tree is not None and _holds(tree, line):
+                return tree
+    return _tree(file, lines, 0, len(lines))
+
+
+def statements(file: str, line: int) -> list[ast.stmt]:
+    """Those that hold `line`, outermost first; decorators are held by what they decorate."""
+    tree = around(file, line)
+    return list(_down(tree, line)) if tree is not None else []
+
+
+def span(node: ast.stmt) -> tuple[int, int]:
+    """First and last line, with decorators."""
+    decorators = getattr(node, "decorator_list", ())
+    first = min([node.lineno, *(item.lineno for item in decorators)])
+    return first, node.end_lineno or node.lineno
+
+
+def _down(tree: ast.AST, line: int) -> Iterator[ast.stmt]:
+    at: ast.AST | None = tree
+    while at is not None:
+        inner = None
+        pending = list(ast.iter_child_nodes(at))
+        while pending and inner is None:
+            child = pending.pop()
+            if isinstance(child, ast.stmt):
+                first, last = span(child)
+                inner = child if first <= line <= last else None
+            elif isinstance(child, (ast.ExceptHandler, ast.match_case)):
+                pending += ast.iter_child_nodes(child)
+        if inner is not None:
+            yield inner
+        at = inner
+
+
+def _holds(tree: ast.Module, line: int) -> bool:
+    """Whether a statement that does something is there: not a text that the cut ends in."""
+    found = list(_down(tree, line))
+    if not found:
+        return False
+    last = found[-1]
+    is_text = isinstance(last, ast.Expr) and isinstance(last.value, ast.Constant)
+    return not (is_text and last.end_lineno != last.lineno)
+
+
+def _tree(file: str, lines: list[str], first: int, last: int) -> ast.Module | None:
+    """Of lines[first:last], numbered as in the file."""
+    key = (file, first, last)
+    known = _trees.get(key)
+    if known is not None and known[0] is lines:
+        _trees.move_to_end(key)
+        return known[1]
+    text = "".join(lines[first:last])
+    is_inner = lines[first][:1] in (" ", "\t")
+    try:
+        tree: ast.Module | None = ast.parse(f"if 1:\n{text}" if is_inner else text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = None
+    if tree is not None and (first or is_inner):
+        ast.increment_lineno(tree, first - is_inner)
+    if tree is not None and is_inner:
+        wrapper = tree.body[0]
+        tree = ast.Module(wrapper.body if isinstance(wrapper, ast.If) else tree.body, [])
+    _trees[key] = (lines, tree)
+    if len(_trees) > _MOST_TREES:
+        _trees.popitem(last=False)
+    return tree
+
+
+def _cuts(lines: list[str], line: int) -> Iterator[tuple[int, int]]:
+    """(first, last + 1), from 0, of what may be the whole of the function around a line."""
+    at = min(line, len(lines)) - 1
+    # The headers above, each further out than the one before: a function, its class, ...
+    width, headers = _width(lines[at]), []
+    if _HEADER.match(lines[at]) or lines[at].lstrip().startswith("@"):
+        width += 1  # the header itself, or a decorator
+        while at < len(lines) - 1 and lines[at].lstrip().startswith("@"):
+            at += 1
+    for number in range(at, -1, -1):
+        text = lines[number]
+        if _is_blank(text) or _width(text) >= width or not _HEADER.match(text):
+            continue
+        width = _width(text)
+        headers.append(number)
+        if width == 0:
+            break
+    # From the outside in, past the classes.
+    outermost = next((n for n in reversed(headers) if _DEF.match(lines[n])), None)
+    if outermost is None:
+        first = at
+        while first > 0 and (_is_blank(lines[first]) or _width(lines[first]) > 0):
+            first -= 1
+    else:
+        first = outermost
+        width = _width(lines[first])
+        # Its decorators, which may take several lines each: `)` closes one.
+        for number in range(first - 1, -1, -1):
+            text = lines[number]
+            if text.lstrip().startswith("@") and _width(text) == width:
+                first = number
+            elif not _is_blank(text) and _width(text) <= width and text.lstrip()[0] not in ")]}":
+                break
+    inside = _width(lines[first])
+    last, tries = max(at, outermost or first) + 1, 0
+    while last < len(lines) and tries < 4:
+        if not _is_blank(lines[last]) and _width(lines[last]) <= inside:
+            yield first, last
+            tries += 1
+        last += 1
+    if tries < 4:
+        yield first, len(lines)
+
+
+def _width(text: str) -> int:
+    return len(text) - len(text.lstrip(" \t"))
+
+
+def _is_blank(text: str) -> bool:
+    rest = text.strip()
+    return not rest or rest.startswith("#")

@@ -1,0 +1,99 @@
+"""benchmarks/findings.py: what goes wrong in it does go wrong, and a missed bar is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "findings.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """The script, as a module of its own: `gradext.findings` has the same name."""
+    import importlib.util
+
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("findings_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    return module
+
+
+FAULTS = {
+    "a caught error (GX101)": "GX101",
+    "a caught error on what no variable holds (GX101)": "GX101",
+    "a graph that is used twice (GX302)": "GX302",
+    "a silent write through .data (GX401)": "GX401",
+    "a write by numpy, under a guard (GX401)": "GX401",
+}
+
+
+def test_all_faults_are_tried_here(benchmark):
+    assert set(benchmark.FAULTS) == set(FAULTS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("lines", [0, 2000])
+def test_a_fault_is_found_each_time(benchmark, fault, lines, tmp_path):
+    step = benchmark.load(fault, tmp_path, lines)
+    x = torch.linspace(0.0, 1.0, 8, requires_grad=True)
+    with benchmark.switched_on(benchmark.FAULTS[fault][0]) as heard:
+        for _ in range(3):
+            step(x)
+    assert [i.diagnoses[0].code for i in heard] == [FAULTS[fault]] * 3
+
+
+def test_the_long_source_has_its_length(benchmark):
+    for fault in benchmark.FAULTS:
+        text = benchmark.source(fault, benchmark.LINES)
+        assert abs(text.count("\n") - benchmark.LINES) < 50
+        at = text[: text.index("loss.backward()")].count("\n")
+        assert benchmark.LINES // 3 < at < benchmark.LINES * 2 // 3
+
+
+def test_a_row_over_its_bar_is_named(benchmark):
+    rows = [
+        {"what": "kept", "time": "again", "milliseconds": 0.09, "bar": 0.1},
+        {"what": "missed", "time": "first", "milliseconds": 250.0, "bar": 200.0},
+    ]
+    assert benchmark.over(rows) == ["missed, first: 250 ms, and 200 ms are allowed"]
+
+
+def test_the_first_time_is_measured_in_a_process_of_its_own(benchmark):
+    row = benchmark.first("a caught error (GX101)", 2, 1000, 500)
+    assert row["samples"] == 2
+    assert 0 < row["low"] <= row["milliseconds"] <= row["high"]
+
+
+def test_a_fault_that_is_not_found_is_no_measurement(benchmark, tmp_path, monkeypatch):
+    how, _ = benchmark.FAULTS["a caught error (GX101)"]
+    monkeypatch.setitem(benchmark.FAULTS, "harmless", (how, "\n        x.exp().sum().backward()\n"))
+    with pytest.raises(RuntimeError, match="harmless: 0 of"):
+        benchmark.again("harmless", tmp_path, 0.01)
+
+
+def test_help_and_a_wrong_option():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--check" in done.stdout
+    assert "--first" not in done.stdout
+    done = subprocess.run([sys.executable, SCRIPT, "--nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+
+
+def test_the_result_that_is_kept_keeps_the_bars(benchmark):
+    kept = json.loads((BENCHMARKS / "results" / "findings.json").read_text())
+    assert benchmark.over(kept["rows"]) == []
+    assert {(row["what"], row["time"]) for row in kept["rows"]} == {
+        (fault, time) for fault in benchmark.FAULTS for time in ("again", "first")
+    }

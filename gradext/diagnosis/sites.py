@@ -11,6 +11,7 @@ import linecache
 from collections.abc import Iterable, Sequence
 
 from gradext.diagnosis.model import Frame, Site
+from gradext.frames import CUT
 
 _MOST_STACK = 24
 
@@ -78,6 +79,7 @@ def site(
         callers=tuple(frame for frame in frames[at + 1 :] if frame.is_user),
         label=label,
         times=times,
+        callers_cut=frames[-1] == CUT,
     )
 
 

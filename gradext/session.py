@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-from gradext import torch_import
+from gradext import report_file, torch_import
 from gradext._version import __version__
 from gradext.run_data import CannotWrite, Entry, Settings
+from gradext.text import clean
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -147,7 +148,7 @@ class Session:
         except Exception as error:
             said = str(error) if isinstance(error, ImportError) else _text(error)
             line = said if said.startswith("gradext") else f"gradext: {said}"
-            _say(f"{line} (this program goes on without being recorded)")
+            say(f"{line} (this program goes on without being recorded)")
             return
         if self.is_root and self.settings.keep and not self._write_early:
             try:
@@ -155,7 +156,7 @@ class Session:
                 self._write(raise_errors=True)
             except CannotWrite as error:
                 self.settings = self.settings._replace(keep=False)
-                _say(f"gradext: {error}")
+                say(f"gradext: {error}")
 
     # --- what happens in the program ------------------------------------------------------------
 
@@ -338,13 +339,8 @@ class Session:
         return report
 
     def _check_path(self) -> None:
-        path = self.settings.path
-        folder = os.path.dirname(path)
-        if not os.path.isdir(folder):
-            raise CannotWrite(f"cannot write {path}: there is no folder {folder}")
-        if os.path.exists(path) and not os.path.isfile(path):
-            # Replacing it, as a file is, would take a device or a pipe away from everyone else.
-            raise CannotWrite(f"cannot write {path}: it is not a regular file")
+        if (why := report_file.problem(self.settings.path)) is not None:
+            raise CannotWrite(why)
 
     def _write(self, raise_errors: bool = False) -> None:
         """The JSON as things stand. Whole or not at all, so that a kill leaves a file to read."""
@@ -367,7 +363,7 @@ class Session:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             if raise_errors:
-                raise CannotWrite(f"cannot write {self.path}: {error.strerror}") from None
+                raise CannotWrite(f"cannot write {clean(self.path)}: {error.strerror}") from None
             if not self._failed_write:
                 self._failed_write = True
                 self._note_own(f"cannot write {self.path}: {error.strerror}")
@@ -412,7 +408,7 @@ class Session:
         if self._more:
             lines.append(f"{self._more} more diagnoses were not kept")
         for line in lines:
-            _say(f"gradext: {line}")
+            say(f"gradext: {line}")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -646,8 +642,13 @@ def _color() -> bool:
         return False
 
 
+def say(line: str) -> None:
+    """Print one line on stderr, whatever it was made of."""
+    _say(clean(line))
+
+
 def _say(text: str) -> None:
-    """Print on stderr, whatever the program has done to it."""
+    """Print on stderr, whatever the program has done to it; `text` is safe to print."""
     for stream in (sys.stderr, sys.__stderr__):
         if stream is None:
             continue

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from gradext.diagnosis.model import CODES, Diagnosis, Frame, Site
 from gradext.reporters import source
-from gradext.text import clean
+from gradext.text import clean, clean_lines
 
 # Longer lines are harder to read than to scroll; below the other nothing can be laid out.
 MAX_WIDTH = 100
@@ -121,7 +121,7 @@ def _bare(d: Diagnosis, error: Exception) -> str:
     if d.fix:
         lines.append(f"help: {d.fix}")
     lines.append(f"(gradext could not lay out this report: {type(error).__name__}: {error})")
-    return "\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines)
+    return "\n".join(map(clean_lines, lines))
 
 
 # --- what is shown, and in which order -----------------------------------------------------------

@@ -125,13 +125,6 @@ def test_without_the_pth_file_importing_gradext_is_enough(write, mistakes, tmp_p
     assert "error[GX101]" in done.errors
 
 
-def test_a_garbled_variable_is_no_reason_to_fail(plain, write, with_pth):
-    write("import gradext\nprint(gradext.inspect.__name__)")
-    for value in ("", "nonsense", "[]", '{"run": 1}'):
-        found = plain("train.py", **with_pth, GRADEXT_RUN=value)
-        assert (found.code, found.out, found.err) == (0, b"inspect\n", b"")
-
-
 # --- the wheel -----------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-from gradext import report_file, torch_import
+from gradext import objects, report_file, torch_import
 from gradext._version import __version__
 from gradext.run_data import CannotWrite, Entry, Settings
 from gradext.text import clean
@@ -610,24 +610,16 @@ def _chain(*errors: BaseException | None) -> list[BaseException]:
     waiting: list[Any] = list(errors)
     while waiting and len(found) < MAX_CHAIN:
         exception = waiting.pop(0)
-        if isinstance(exception, BaseException) and all(exception is not x for x in found):
+        if issubclass(type(exception), BaseException) and all(exception is not x for x in found):
             found.append(exception)
-            members = getattr(exception, "exceptions", ())
-            waiting += [*(members if isinstance(members, tuple) else ())]
-            waiting += [exception.__cause__, exception.__context__]
+            waiting += [*objects.members_of(exception), *objects.reasons_of(exception)]
     return found
 
 
 def _text(error: BaseException) -> str:
     """As the last line of a traceback names it."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in {"builtins", "__main__"}:
-        name = f"{kind.__module__}.{name}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "<exception str() failed>"
+    name = objects.type_name(type(error)).removeprefix("__main__.")
+    message = objects.message(error)
     return f"{name}: {message}" if message else name
 
 

@@ -132,7 +132,7 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
         title=clean(title), title_justify="left", title_style="", box=None, pad_edge=False
     )
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index < 3)
+        table.add_column(clean(name), justify="left" if index == 0 else "right", no_wrap=index < 3)
     for row in rows:
         table.add_row(*map(clean, row))
     out = StringIO()

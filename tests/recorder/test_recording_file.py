@@ -180,7 +180,7 @@ def test_changed_values(changes: list[tuple[tuple[Any, ...], str, Any]]) -> None
     for change in changes:
         try:
             changed(facts, *change)
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, AttributeError):
             continue  # an earlier change has taken the place away
     sys.set_int_max_str_digits(0) if hasattr(sys, "set_int_max_str_digits") else None
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -36,12 +37,10 @@ def once() -> tuple[float, float]:
 def start_seconds(folder: str) -> float:
     """Processor time of `python -c pass` with a sitecustomize.py in `folder`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("GRADEXT_")}
-    before = os.times()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", "pass"], env={**env, "PYTHONPATH": folder}, check=True)
-    after = os.times()
-    return (
-        after.children_user + after.children_system - before.children_user - before.children_system
-    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def start(rounds: int, out: Path | None) -> None:
@@ -50,7 +49,7 @@ def start(rounds: int, out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as without, tempfile.TemporaryDirectory() as having:
         Path(without, "sitecustomize.py").write_text("")
         Path(having, "sitecustomize.py").write_text(f"exec({line.read_text()!r})\n")
-        per_sample = 10  # os.times() counts in hundredths of a second
+        per_sample = 10
         samples = []
         for _ in range(rounds):
             pair = [0.0, 0.0]

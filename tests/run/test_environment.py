@@ -185,6 +185,25 @@ def test_the_same_wheel_gives_the_same_bytes(backend, wheel, tmp_path):
     assert wheel.read_bytes() == other.read_bytes()
 
 
+def test_pip_takes_the_file_away_again(backend, wheel, tmp_path):
+    backend.add_to_wheel(wheel, LINE.name, LINE.read_bytes())
+    home = tmp_path / "home"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    python = str(home / "bin" / "python")
+
+    def pip(*words: str) -> None:
+        command = [sys.executable, "-m", "pip", "-q", "--python", python, *words]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+    pip("install", "--no-index", "--no-deps", str(wheel))
+    (found,) = home.rglob(LINE.name)
+    assert found.read_bytes() == LINE.read_bytes()
+    assert found.parent.name == "site-packages"
+    pip("uninstall", "-y", "thing")
+    assert list(home.rglob(LINE.name)) == []
+    assert list(home.rglob("thing*")) == []
+
+
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
 def test_both_kinds_of_wheel_get_the_line(backend, wheel, tmp_path, monkeypatch, hook):
     def build(directory, *_):

@@ -1,6 +1,6 @@
 """A file beside the program that hides a module of the standard library hides it here too.
 
-The programs lie in a folder below: `python -m gradext` gives the files of the current one to gradext.
+The programs lie in a folder below: those of the current one, `python -m gradext` gives to gradext.
 """
 
 from __future__ import annotations

@@ -185,7 +185,16 @@ def test_the_same_wheel_gives_the_same_bytes(backend, wheel, tmp_path):
     assert wheel.read_bytes() == other.read_bytes()
 
 
-def test_pip_takes_the_file_away_again(backend, wheel, tmp_path):
+def test_pip_takes_the_file_away_again(backend, tmp_path):
+    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+    info = "thing-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("thing/__init__.py", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tags)
+        names = ("thing/__init__.py", f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD")
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in names))
     backend.add_to_wheel(wheel, LINE.name, LINE.read_bytes())
     home = tmp_path / "home"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)

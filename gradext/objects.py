@@ -223,7 +223,9 @@ def message(error: BaseException) -> str:
     code = getattr(own, "__code__", None) if type(own) is types.FunctionType else None
     built_in = type(own) is types.WrapperDescriptorType
     args = _args.__get__(error)
-    plain = all(map(is_plain, (*args, *_built_in_fields(error))))
+    # A group's text is made of its message, which is one, and of the number of its members.
+    asked = args[:1] if members_of(error) else args
+    plain = all(map(is_plain, (*asked, *_built_in_fields(error))))
     try:
         if plain and (built_in or (code is not None and not is_user_file(code.co_filename))):
             return str(error)

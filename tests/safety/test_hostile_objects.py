@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import enum
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -445,6 +446,16 @@ TEXTS = [
 @pytest.mark.parametrize(("error", "text"), TEXTS, ids=repr)
 def test_texts_are_those_of_str(error: BaseException, text: str) -> None:
     assert objects.message(error) == text == str(error)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups came with 3.11")
+def test_the_text_of_a_group() -> None:
+    group = ExceptionGroup("both", [_error_str(), _error_repr()])  # type: ignore[type-var]  # noqa: F821
+    CALLED.clear()
+    assert objects.message(group) == "both (2 sub-exceptions)"
+    assert len(objects.members_of(group)) == 2
+    called = list(CALLED)
+    assert called == []
 
 
 def test_the_text_of_a_library_is_trusted_and_that_of_a_script_is_not() -> None:

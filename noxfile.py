@@ -1,6 +1,7 @@
 """Sessions that CI does not run every time: other versions of torch, other ways to install.
 
 nox -s 'tests(2.11)'     the tests against torch 2.11 (also 2.13, 2.15)
+nox -s fuzz              10,000 damaged recording files of each kind
 nox -s install           pip install ., -e ., pip wheel ., with and without isolation
 """
 
@@ -25,6 +26,17 @@ def tests(session: nox.Session, torch: str) -> None:
     session.run("python", "-c", f"import torch; assert torch.__version__.startswith('{torch}.')")
     session.run("python", "-m", "gradext", "doctor")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """10,000 damaged recordings of each kind; about ten minutes."""
+    session.install(f"torch=={TORCH['2.13']}")
+    session.install(".[test]")
+    session.run(
+        *("python", "-m", "pytest", "tests/recorder/test_recording_file.py", *session.posargs),
+        env={"HYPOTHESIS_PROFILE": "fuzz"},
+    )
 
 
 @nox.session

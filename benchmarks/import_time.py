@@ -1,16 +1,22 @@
 """What `import gradext` adds to `import torch`, in new processes.
 
-    python benchmarks/import_time.py [--out DIR] [--quick]
+    python benchmarks/import_time.py [--start] [--out DIR] [--quick]
 
 Both are read from one process's own `-X importtime` account, so a slow moment of the machine slows
 both; the number that counts is the ratio, and the bound (50 ms) is checked with `--check`.
+`--start` measures instead what the line of gradext-autostart.pth adds to `python -c pass`, as
+processor time of processes with and without it, in turns.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import common
 
@@ -28,10 +34,53 @@ def once() -> tuple[float, float]:
     return times["torch"], times["gradext"]
 
 
+def start_seconds(folder: str) -> float:
+    """Processor time of `python -c pass` with a sitecustomize.py in `folder`."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GRADEXT_")}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "pass"], env={**env, "PYTHONPATH": folder}, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def start(rounds: int, out: Path | None) -> None:
+    # A checkout has no .pth file: sitecustomize, which site runs next, stands in for it.
+    line = Path(__file__).parents[1] / "build_tools" / "gradext-autostart.pth"
+    with tempfile.TemporaryDirectory() as without, tempfile.TemporaryDirectory() as having:
+        Path(without, "sitecustomize.py").write_text("")
+        Path(having, "sitecustomize.py").write_text(f"exec({line.read_text()!r})\n")
+        per_sample = 10
+        samples = []
+        for _ in range(rounds):
+            pair = [0.0, 0.0]
+            for turn in range(2 * per_sample):
+                which = (turn + turn // 2) % 2  # a b b a
+                pair[which] += start_seconds(having if which else without)
+            samples.append([1e3 * total / per_sample for total in pair])
+    plain, ours = (timing.median_interval(values) for values in zip(*samples, strict=True))
+    added = timing.median_interval([b - a for a, b in samples])
+    rows = [
+        {
+            "what": "python -c pass, with the line of the .pth file",
+            "ms": ours.value,
+            "without it, ms": plain.value,
+            "added, ms": added.value,
+            "low": added.low,
+            "high": added.high,
+            "processes": 2 * per_sample * rounds,
+        }
+    ]
+    common.record("start_up", rows, out)
+
+
 def main() -> int:
     ask = common.parser(__doc__ or "")
     ask.add_argument("--check", action="store_true", help="exit 1 when the bound is missed")
+    ask.add_argument("--start", action="store_true", help="what the .pth file adds to a start")
     args = ask.parse_args()
+    if args.start:
+        start(7 if args.quick else 21, args.out)
+        return 0
     once()  # the first one also reads the files from disk
     samples = [once() for _ in range(7 if args.quick else 21)]
     torch, gradext = (timing.median_interval(values) for values in zip(*samples, strict=True))

@@ -26,24 +26,43 @@ RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", 
 
 
 def wanted() -> bool:
-    """Whether the environment asks for this process to be recorded."""
-    return run_data.ENVIRONMENT in os.environ or _mode() is not None
+    """Whether the environment asks for this process to be recorded, or seems to."""
+    if is_ignored():
+        return False
+    asked = os.environ.get(RECORD, "").strip().lower()
+    return bool(os.environ.get(run_data.ENVIRONMENT)) or asked not in _MODES["off"]
+
+
+def is_ignored() -> bool:
+    """Whether this process must not take orders from the environment.
+
+    Under -E and -I Python itself ignores its variables; a program that runs with other rights than
+    its caller has must not do what the caller's environment says.
+    """
+    if sys.flags.ignore_environment or sys.flags.isolated:
+        return True
+    for real, effective in (("getuid", "geteuid"), ("getgid", "getegid")):
+        if hasattr(os, real) and getattr(os, real)() != getattr(os, effective)():
+            return True
+    return False
 
 
 def start() -> None:
     """Record this process if the environment asks for it. Never raises."""
     try:
-        if sessions.current() is None:
+        if sessions.current() is None and wanted():
             _start()
+    except run_data.BadVariable as error:
+        sessions.say(f"gradext: not recording: {error}")
     except Exception as error:
-        print(f"gradext: not recording: {type(error).__name__}: {error}", file=sys.stderr)
+        sessions.say(f"gradext: not recording: {type(error).__name__}: {error}")
 
 
 def _start() -> None:
     settings = run_data.Settings.from_environment()
     if settings is None:
         mode = _mode()
-        if mode is None:
+        if mode == "off":
             return
         path = os.environ.get(JSON)
         if path and any(os.environ.get(rank) for rank in RANKS):
@@ -55,9 +74,20 @@ def _start() -> None:
     _hook(session)
 
 
-def _mode() -> str | None:
-    value = os.environ.get(RECORD, "").strip().lower()
-    return None if value in {"", "0", "no", "off", "false"} else value
+_MODES = {
+    "off": {"", "0", "no", "off", "false"},
+    "full": {"1", "full", "yes", "on", "true"},
+    "light": {"light"},
+}
+
+
+def _mode() -> str:
+    value = os.environ.get(RECORD, "")
+    for mode, words in _MODES.items():
+        if value.strip().lower() in words:
+            return mode
+    short = value if len(value) <= 40 else value[:37] + "..."
+    raise run_data.BadVariable(f"{RECORD} is {short!r}; it can be 1 (or full), light, or 0")
 
 
 def _hook(session: sessions.Session) -> Callable[[], None]:

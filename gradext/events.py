@@ -222,13 +222,13 @@ class FlagChange:
     parent: int
 
 
-_CREATION_META = (
+CREATION_META = (
     *("default", "in_custom_function", "multi_output_node", "no_grad_mode", "inference_mode"),
 )
 
 
 def _meta(value: int) -> str | None:
-    return _CREATION_META[value] if 0 <= value < len(_CREATION_META) else None
+    return CREATION_META[value] if 0 <= value < len(CREATION_META) else None
 
 
 class Data:

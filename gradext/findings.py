@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from gradext import _C
+from gradext import _C, objects
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Known:
 
 def of_error(error: BaseException, outputs: Any, recording: Recording) -> Finding | None:
     """The finding that an error of backward stands for; None where it is of no such kind."""
-    text = str(error)
+    text = objects.message(error)
     kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
     if kind is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, overload
+from typing import Any, Literal, NoReturn, cast, overload
 
 import numpy
 import torch
@@ -16,7 +16,7 @@ import torch
 from gradext import _C
 from gradext.fingerprint_reference import CODES
 from gradext.ops import graph_break
-from gradext.state import _is_container, _walk
+from gradext.state import _full_name, _is_container, _walk
 
 # The methods that give the dense parts of a sparse tensor.
 SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
@@ -171,24 +171,31 @@ def fingerprint(obj: object) -> Fingerprints | Fingerprint:
         ValueError: a tensor has no bytes to read (meta, fake, freed storage, wrapper subclass); the
             line says which and why.
     """
-    if isinstance(obj, torch.Tensor):
-        return _of_tensor(obj)
-    if type(obj) in (list, tuple):
+    if issubclass(type(obj), torch.Tensor):
+        return _of_tensor(cast(torch.Tensor, obj))
+    if type(obj) is list or type(obj) is tuple:
         try:
             return Fingerprints(None, _C.fingerprint_list(obj))
         except (TypeError, ValueError):
             pass  # not tensors alone, or one without bytes: the walk below says where
     elif not _is_container(obj):
-        kind = type(obj)
         raise TypeError(
             "gradext.fingerprint: expected a tensor, module, container or dataclass, got "
-            f"{kind.__module__}.{kind.__qualname__}"
+            f"{_full_name(type(obj))}"
         )
     return _of_tree(obj)
 
 
+def _device_and_layout(t: torch.Tensor) -> tuple[torch.device, torch.layout]:
+    """torch's own answers: a subclass may have properties of these names."""
+    getters: Any = torch.Tensor.device, torch.Tensor.layout
+    with torch._C.DisableTorchFunctionSubclass():
+        device, layout = (getter.__get__(t) for getter in getters)
+    return device, layout
+
+
 def _of_tensor(t: torch.Tensor) -> Fingerprint:
-    if t.device.type == "cpu":
+    if _device_and_layout(t)[0].type == "cpu":
         low, high = _C.fingerprint(t)
         return Fingerprint(high << 64 | low)
     _check("", t)
@@ -227,8 +234,8 @@ def _of_tree(obj: object) -> Fingerprints:
 
 def _parts(path: str, t: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """A dense tensor itself; a sparse one's indices and values."""
-    layout = t.layout
-    if layout is torch.strided or t.device.type == "meta":
+    device, layout = _device_and_layout(t)
+    if layout is torch.strided or device.type == "meta":
         yield path, t
         return
     if layout not in SPARSE_PARTS:

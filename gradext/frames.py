@@ -16,6 +16,9 @@ from collections.abc import Iterable
 
 from gradext.diagnosis.model import Frame
 
+# What stands behind the last frame that was kept of a stack deeper than the recorder goes.
+CUT = Frame("<more callers>", 0, "", is_user=False)
+
 _FX_CODE = "<eval_with_key>"  # the file name of code that torch.fx generates
 
 
@@ -105,10 +108,16 @@ def _characters(source: str, column: int | None) -> int | None:
     return len(source.encode("utf-8", "replace")[:column].decode("utf-8", "replace"))
 
 
-def stack_of(frames: Iterable[tuple[types.CodeType, int]]) -> tuple[Frame, ...]:
-    """Frames innermost first; generated fx code is replaced by the user's lines it came from."""
+def stack_of(frames: Iterable[tuple[types.CodeType | None, int]]) -> tuple[Frame, ...]:
+    """Frames innermost first; generated fx code is replaced by the user's lines it came from.
+
+    Without code (the recorder keeps so many frames of a stack and no more) CUT is put.
+    """
     stack: list[Frame] = []
     for code, instruction in frames:
+        if code is None:
+            stack.append(CUT)
+            continue
         frame = frame_of(code, instruction)
         if frame.file.startswith(_FX_CODE):
             stack.extend(_fx_origin(code, frame.line))

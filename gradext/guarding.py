@@ -241,13 +241,19 @@ def start_quietly() -> Callable[[], None]:
     return one.stop
 
 
+_DEVICE_AND_SPARSE: Any = (torch.Tensor.device, torch.Tensor.is_sparse)
+
+
 def _tensors_of(watched: Any) -> list[tuple[str, torch.Tensor]]:
     from gradext.state import _walk
 
     found = []
     seen: set[int] = set()
     for path, tensor in _walk(watched, "", set()):
-        if id(tensor) not in seen and tensor.device.type == "cpu" and not tensor.is_sparse:
+        with torch._C.DisableTorchFunctionSubclass():
+            # Through torch's own descriptors: a subclass may have properties of these names.
+            device, is_sparse = (get.__get__(tensor) for get in _DEVICE_AND_SPARSE)
+        if id(tensor) not in seen and device.type == "cpu" and not is_sparse:
             seen.add(id(tensor))
             found.append((path or "tensor", tensor))
     if not found:

@@ -67,6 +67,34 @@ def enter(target: Target) -> None:
         sys.path.insert(0, _path_entry(target))
 
 
+def _forget_hidden(options: list[str]) -> None:
+    """Let the program's own `random.py` be found where Python would have found it.
+
+    gradext has imported modules of the standard library that Python has not when a program begins;
+    a file of the same name beside the program, which hides them there, would not do so here.
+    """
+    try:
+        beside = os.listdir(sys.path[0] or os.curdir)
+    except OSError:
+        return
+    names = {name.partition(".")[0] for name in beside}
+    hidden = [name for name in sys.stdlib_module_names & names if name in sys.modules]
+    if not hidden:
+        return
+    # What a bare Python has loaded differs by version and by the .pth files: ask one.
+    import subprocess
+
+    command = [*options, "-c", "import sys; print(*sys.modules)"]
+    asked = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    early = set(asked.stdout.decode("utf-8", "replace").split())
+    if "sys" not in early:
+        return
+    for name in hidden:
+        if name not in early:
+            for known in [known for known in sys.modules if known.split(".")[0] == name]:
+                del sys.modules[known]
+
+
 def run(
     target: Target,
     uncaught: Callable[[BaseException], None],
@@ -78,6 +106,9 @@ def run(
     was printed. A KeyboardInterrupt then passes through too: the interpreter ends by SIGINT.
     `leaving` is called with the exit code to come before plain Python takes over this process.
     """
+    if not _safe_path() or _is_importable(target):
+        # Last of all: what gradext imports from here on would be the program's file too.
+        _forget_hidden(sys.orig_argv[: len(sys.orig_argv) - len(target.words)])
     module = _fresh_main()
     run_module: Any = runpy._run_module_as_main  # type: ignore[attr-defined] # what -m calls
     from_source = False

@@ -12,21 +12,15 @@ import json
 import operator
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 
-from gradext import _C, findings, watch
+from gradext import _C, findings, recording_file, watch
 from gradext._version import __version__
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.events import (
-    BIRTH_COLUMNS,
-    FLAG_COLUMNS,
-    FLOW_COLUMNS,
-    SAVE_COLUMNS,
-    VIEW_COLUMNS,
-    WRITE_COLUMNS,
     Backward,
     Birth,
     Data,
@@ -35,15 +29,12 @@ from gradext.events import (
     View,
     Write,
     extent,
-    table,
 )
 
 if TYPE_CHECKING:
     from gradext.state import TensorState
 
 MEMORY = 64 << 20  # bytes that the journal may take, unless told otherwise
-FORMAT = "gradext-recording"
-FORMAT_VERSION = 2
 
 
 class Mutations(list[Write]):
@@ -260,8 +251,8 @@ class Recording:
             for stack in sorted(stacks)
         }
         document = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "format": recording_file.FORMAT,
+            "version": recording_file.FORMAT_VERSION,
             "gradext": __version__,
             "torch": torch.__version__,
             "saves": self.saves,
@@ -272,14 +263,7 @@ class Recording:
             "memory": self.memory,
             "ops": {str(number): name for number, name in data.ops.items()},
             "geometries": data.geometries,
-            "columns": {
-                "writes": list(WRITE_COLUMNS),
-                "views": list(VIEW_COLUMNS),
-                "saved": list(SAVE_COLUMNS),
-                "born": list(BIRTH_COLUMNS),
-                "flows": list(FLOW_COLUMNS),
-                "flags": list(FLAG_COLUMNS),
-            },
+            "columns": {name: list(names) for name, names in recording_file.TABLES.items()},
             "writes": data.writes.tolist(),
             "views": data.views.tolist(),
             "saved": data.saves.tolist(),
@@ -302,77 +286,32 @@ class Recording:
             target.write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Recording:
-        """Read what save() wrote.
+    def load(cls, path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Recording:
+        """Read what save() wrote, believing none of it unchecked: no code of the file's is run.
+
+        Args:
+            max_bytes: the most that its text may take, 1 GiB unless given. Reading takes about 10
+                times as much memory; no file is read that makes more than 30 times of it.
 
         Raises:
-            ValueError: the file is no recording, or of a newer format; one line that says which.
+            ValueError: the file is no recording, or of another format; one line that says which.
+            OSError: it cannot be opened.
         """
-        target = Path(path)
-        try:
-            if target.name.endswith(".gz"):
-                with gzip.open(target, "rt", encoding="utf-8") as file:
-                    document = json.load(file)
-            else:
-                document = json.loads(target.read_text(encoding="utf-8"))
-        except (ValueError, gzip.BadGzipFile, EOFError) as error:
-            raise ValueError(f"{target} is no gradext recording ({error})") from None
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f'{target} is no gradext recording (no "format": "{FORMAT}" in it)')
-        version = document.get("version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise ValueError(
-                f"{target} has recording format {version}, this gradext reads {FORMAT_VERSION}; "
-                f"open it with gradext {document.get('gradext')}"
-            )
-        try:
-            return cls._from_document(document)
-        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ValueError(
-                f"{target} is no gradext recording (damaged: {watch.describe(error)})"
-            ) from None
-
-    @classmethod
-    def _from_document(cls, document: dict[str, Any]) -> Recording:
-        if document["version"] == 1:  # before births and cuts
-            document = {**document, **dict.fromkeys(("born", "flows", "flags"), ())}
-            document |= {"births": False, "cuts": False}
-            document["dropped"] = {**document["dropped"], "births": 0, "flows": 0}
-            document["refused"] = [{**r, "is_leftover": False} for r in document["refused"]]
-        elif document["version"] != FORMAT_VERSION:
-            raise ValueError(f"format version {document['version']!r}")
-        known = [Frame(**facts) for facts in document["frames"]]
-        stacks = {
-            int(stack): tuple(known[index] for index in numbers)
-            for stack, numbers in document["stacks"].items()
-        }
+        document = recording_file.read(path, max_bytes)
         snapshot = {
-            "writes": table(document["writes"], len(WRITE_COLUMNS)),
-            "views": table(document["views"], len(VIEW_COLUMNS)),
-            "saves": table(document["saved"], len(SAVE_COLUMNS)),
-            "births": table(document["born"], len(BIRTH_COLUMNS)),
-            "flows": table(document["flows"], len(FLOW_COLUMNS)),
-            "flags": table(document["flags"], len(FLAG_COLUMNS)),
-            "ops": {int(number): name for number, name in document["ops"].items()},
-            "geometries": document["geometries"],
-            "dropped": dict(document["dropped"]),
-            "order": document["order"],
+            **{name: document[name] for name in ("writes", "views", "flows", "flags")},
+            **{name: document[name] for name in ("ops", "geometries", "dropped", "order")},
+            "saves": document["saved"],
+            "births": document["born"],
             "backwards": [],
             "refused": [],
         }
         recording = cls(document["saves"], births=document["births"], cuts=document["cuts"])
-        data = Data(snapshot, stacks)
-        data.backwards = [
-            Backward(**{**facts, "nodes": table(facts["nodes"], 2)})
-            for facts in document["backwards"]
-        ]
-        data.refused = [
-            Refused(**{**facts, "chain": tuple(tuple(node) for node in facts["chain"])})
-            for facts in document["refused"]
-        ]
+        data = Data(snapshot, document["stacks"])
+        data.backwards, data.refused = document["backwards"], document["refused"]
         recording._data = data
         recording._loaded = True
-        recording._memory_facts = dict(document["memory"])
+        recording._memory_facts = document["memory"]
         return recording
 
     def __repr__(self) -> str:

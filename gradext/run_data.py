@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gradext import report_file
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -57,20 +60,56 @@ class Settings(NamedTuple):
 
             name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
             return cls(run, os.getpid(), name, False, saves, memory, births, cuts, guard)
-        # The file behind a link is replaced, not the link.
-        path = os.path.realpath(path)
+        path = report_file.absolute(path)
         return cls(run, os.getpid(), path, True, saves, memory, births, cuts, guard)
 
     @classmethod
     def from_environment(cls) -> Settings | None:
-        """Those of the run that this process belongs to; None where it belongs to none."""
+        """Those of the run that this process belongs to; None where it belongs to none.
+
+        Raises:
+            BadVariable: what stands there is nothing that this version of gradext has put there.
+        """
+        text = os.environ.get(ENVIRONMENT, "")
+        if not text:
+            return None
         try:
-            return cls(**json.loads(os.environ[ENVIRONMENT]))
-        except (KeyError, ValueError, TypeError):
-            return None  # also: the text of another version of gradext
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            raise BadVariable(f"{ENVIRONMENT} is not what gradext sets") from None
+        if type(found) is not dict or set(found) != set(cls._fields):
+            raise BadVariable(f"{ENVIRONMENT} is not what this version of gradext sets")
+        for name, sound in _SOUND.items():
+            if not sound(found[name]):
+                raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
+        return cls(**found)
 
     def to_environment(self) -> None:
         os.environ[ENVIRONMENT] = json.dumps(self._asdict())
+
+
+def _is_path(value: Any) -> bool:
+    if type(value) is not str or not os.path.isabs(value) or "\0" in value:
+        return False
+    return bool(os.path.basename(value)) and os.path.isdir(os.path.dirname(value))
+
+
+# What each of the settings may be. The process that reads them writes files by them.
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "run": lambda value: type(value) is str and re.fullmatch("[0-9a-f]{16}", value) is not None,
+    "root": lambda value: type(value) is int and 0 < value < 2**31,
+    "path": _is_path,
+    "keep": lambda value: type(value) is bool,
+    "saves": lambda value: type(value) is bool,
+    "memory": lambda value: value is None or (type(value) is int and 0 < value < 2**24),
+    "births": lambda value: value is None or type(value) is bool,
+    "cuts": lambda value: value is None or type(value) is bool,
+    "guard": lambda value: type(value) is bool,
+}
+
+
+class BadVariable(ValueError):
+    """One line: which variable of the environment makes no sense."""
 
 
 class CannotWrite(Exception):

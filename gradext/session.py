@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
-from gradext import interrupts, torch_import
+from gradext import interrupts, objects, report_file, torch_import
 from gradext._version import __version__
 from gradext.run_data import CannotWrite, Entry, Settings
+from gradext.text import clean
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -152,7 +153,7 @@ class Session:
         except Exception as error:
             said = str(error) if isinstance(error, ImportError) else _text(error)
             line = said if said.startswith("gradext") else f"gradext: {said}"
-            _say(f"{line} (this program goes on without being recorded)")
+            say(f"{line} (this program goes on without being recorded)")
             return
         if self.is_root and self.settings.keep and not self._write_early:
             try:
@@ -160,7 +161,7 @@ class Session:
                 self._write(raise_errors=True)
             except CannotWrite as error:
                 self.settings = self.settings._replace(keep=False)
-                _say(f"gradext: {error}")
+                say(f"gradext: {error}")
 
     # --- what happens in the program ------------------------------------------------------------
 
@@ -343,13 +344,8 @@ class Session:
         return report
 
     def _check_path(self) -> None:
-        path = self.settings.path
-        folder = os.path.dirname(path)
-        if not os.path.isdir(folder):
-            raise CannotWrite(f"cannot write {path}: there is no folder {folder}")
-        if os.path.exists(path) and not os.path.isfile(path):
-            # Replacing it, as a file is, would take a device or a pipe away from everyone else.
-            raise CannotWrite(f"cannot write {path}: it is not a regular file")
+        if (why := report_file.problem(self.settings.path)) is not None:
+            raise CannotWrite(why)
 
     def _write(self, raise_errors: bool = False) -> None:
         """The JSON as things stand. Whole or not at all, so that a kill leaves a file to read."""
@@ -376,7 +372,7 @@ class Session:
                 self._written = time.monotonic()
         except OSError as error:
             if raise_errors:
-                raise CannotWrite(f"cannot write {self.path}: {error.strerror}") from None
+                raise CannotWrite(f"cannot write {clean(self.path)}: {error.strerror}") from None
             if not self._failed_write:
                 self._failed_write = True
                 self._note_own(f"cannot write {self.path}: {error.strerror}")
@@ -421,7 +417,7 @@ class Session:
         if self._more:
             lines.append(f"{self._more} more diagnoses were not kept")
         for line in lines:
-            _say(f"gradext: {line}")
+            say(f"gradext: {line}")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -623,24 +619,16 @@ def _chain(*errors: BaseException | None) -> list[BaseException]:
     waiting: list[Any] = list(errors)
     while waiting and len(found) < MAX_CHAIN:
         exception = waiting.pop(0)
-        if isinstance(exception, BaseException) and all(exception is not x for x in found):
+        if issubclass(type(exception), BaseException) and all(exception is not x for x in found):
             found.append(exception)
-            members = getattr(exception, "exceptions", ())
-            waiting += [*(members if isinstance(members, tuple) else ())]
-            waiting += [exception.__cause__, exception.__context__]
+            waiting += [*objects.members_of(exception), *objects.reasons_of(exception)]
     return found
 
 
 def _text(error: BaseException) -> str:
     """As the last line of a traceback names it."""
-    kind = type(error)
-    name = kind.__qualname__
-    if kind.__module__ not in {"builtins", "__main__"}:
-        name = f"{kind.__module__}.{name}"
-    try:
-        message = str(error)
-    except Exception:
-        message = "<exception str() failed>"
+    name = objects.type_name(type(error)).removeprefix("__main__.")
+    message = objects.message(error)
     return f"{name}: {message}" if message else name
 
 
@@ -655,8 +643,13 @@ def _color() -> bool:
         return False
 
 
+def say(line: str) -> None:
+    """Print one line on stderr, whatever it was made of."""
+    _say(clean(line))
+
+
 def _say(text: str) -> None:
-    """Print on stderr, whatever the program has done to it."""
+    """Print on stderr, whatever the program has done to it; `text` is safe to print."""
     for stream in (sys.stderr, sys.__stderr__):
         if stream is None:
             continue

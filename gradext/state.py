@@ -6,15 +6,17 @@ gradext.reporters.state. Reads through `gradext._C` only and changes nothing.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
 
 import numpy
 import torch
 
-from gradext import _C
+from gradext import _C, objects
 from gradext.ops import graph_break
 
 STATE_COLUMNS: tuple[str, ...] = _C.STATE_COLUMNS
@@ -124,12 +126,10 @@ def inspect(t: torch.Tensor) -> TensorState:
         TypeError: `t` is no torch.Tensor.
         ValueError: the storage under `t` was freed (`untyped_storage().resize_(0)`).
     """
-    try:
-        state = _state(t)
-    except TypeError:
-        if isinstance(t, torch.Tensor):
-            raise
-        raise TypeError(_not_a_tensor(t)) from None
+    # Here and not in C++, whose check asks the object for its __class__.
+    if not issubclass(type(t), torch.Tensor):
+        raise TypeError(_not_a_tensor(t))
+    state = _state(t)
     if state.storage_is_freed:
         raise ValueError(
             f"gradext.inspect: the storage of this {list(state.shape)} tensor was freed (it holds "
@@ -145,26 +145,27 @@ def _state(t: torch.Tensor) -> TensorState:
         # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and
         # reading that runs none of its code. Only torch's own class is trusted so.
         fakes = sys.modules.get("torch._subclasses.fake_tensor")
-        if fakes is not None and isinstance(t, fakes.FakeTensor):
-            state = dataclasses.replace(state, device=t.fake_device)
+        if fakes is not None and issubclass(type(t), fakes.FakeTensor):
+            state = dataclasses.replace(state, device=cast(Any, t).fake_device)
     return state
 
 
 def _not_a_tensor(value: object) -> str:
     kind = type(value)
-    name = (
-        kind.__qualname__
-        if kind.__module__ == "builtins"
-        else f"{kind.__module__}.{kind.__qualname__}"
-    )
+    name = objects.type_name(kind)
     hint = ""
-    if isinstance(value, numpy.ndarray):
+    if issubclass(kind, numpy.ndarray):
         hint = "; torch.from_numpy(array) makes a tensor of it (numpy keeps no autograd state)"
-    elif isinstance(value, (torch.UntypedStorage, torch.TypedStorage)):
+    elif issubclass(kind, (torch.UntypedStorage, torch.TypedStorage)):
         hint = "; a storage has no autograd state, the tensors made on it have"
-    elif isinstance(value, (torch.nn.Module, Mapping, list, tuple)):
+    elif issubclass(kind, (torch.nn.Module, dict, list, tuple)):
         hint = "; gradext.inspect_tree walks modules and containers"
     return f"gradext.inspect: expected a torch.Tensor, got {name}{hint}"
+
+
+def _full_name(kind: type) -> str:
+    name = objects.type_name(kind)
+    return name if "." in name else f"builtins.{name}"
 
 
 @graph_break
@@ -192,29 +193,34 @@ def inspect_tree(obj: object) -> StateTree:
     Raises:
         TypeError: `obj` is nothing that can hold tensors (the line says what it is).
     """
-    if not isinstance(obj, torch.Tensor) and not _is_container(obj):
-        kind = type(obj)
+    if not issubclass(type(obj), torch.Tensor) and not _is_container(obj):
         raise TypeError(
             "gradext.inspect_tree: expected a module, container, dataclass or tensor, got "
-            f"{kind.__module__}.{kind.__qualname__}"
+            f"{_full_name(type(obj))}"
         )
     return StateTree((path, _state(t)) for path, t in _walk(obj, "", set()))
 
 
 def _is_container(obj: object) -> bool:
-    return isinstance(obj, (torch.nn.Module, Mapping, list, tuple, set, frozenset)) or (
-        dataclasses.is_dataclass(obj) and not isinstance(obj, type)
+    # issubclass(type()), not isinstance(): that asks the object for its __class__.
+    kind = type(obj)
+    return (
+        issubclass(kind, (torch.nn.Module, dict, types.MappingProxyType))
+        or issubclass(kind, (list, tuple, set, frozenset))
+        or objects.is_user_dict(kind)
+        or kind is collections.ChainMap
+        or (not issubclass(kind, type) and objects.field_names(kind) is not None)
     )
 
 
 def _walk(obj: object, path: str, entered: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
     # An explicit stack: a linked list of a few thousand dataclasses must not end in RecursionError.
     pending: list[tuple[object, str]] = [(obj, path)]
-    alive = []  # keeps what properties make on the fly from dying and lending out its id
+    alive = []  # keeps what was entered from dying meanwhile and lending out its id
     while pending:
         value, where = pending.pop()
-        if isinstance(value, torch.Tensor):
-            yield where or "(tensor)", value
+        if issubclass(type(value), torch.Tensor):
+            yield where or "(tensor)", cast(torch.Tensor, value)
         elif _is_container(value) and id(value) not in entered:
             entered.add(id(value))
             alive.append(value)
@@ -222,27 +228,30 @@ def _walk(obj: object, path: str, entered: set[int]) -> Iterator[tuple[str, torc
 
 
 def _children(value: Any, path: str) -> Iterator[tuple[object, str]]:
+    """What a container holds, read past any code that its class may have for it."""
     dot = f"{path}." if path else ""
-    if isinstance(value, torch.nn.Module):
-        registered = (value._parameters, value._buffers, value._modules)
+    kind = type(value)
+    if issubclass(kind, torch.nn.Module):
+        held = objects.dict_of(value)
+        held = held if type(held) is dict else {}
+        registered = [held.get(name) for name in ("_parameters", "_buffers", "_modules")]
         for group in registered:
-            for name, child in group.items():
+            for name, child in objects.items_of(group) or ():
+                yield child, f"{dot}{name if type(name) is str else objects.key_text(name)}"
+        for name, child in list(held.items()):
+            if type(name) is str and not any(child is group for group in registered):
                 yield child, f"{dot}{name}"
-        for name, child in vars(value).items():
-            if not any(child is group for group in registered):
+    elif (items := objects.items_of(value)) is not None:
+        for key, child in items:
+            yield child, f"{path}[{objects.key_text(key)}]"
+    elif (names := objects.field_names(kind)) is not None:
+        if issubclass(kind, tuple):
+            for name, child in zip(names, tuple.__iter__(value), strict=False):
                 yield child, f"{dot}{name}"
-    elif isinstance(value, Mapping):
-        for key, child in value.items():
-            yield child, f"{path}[{key!r}]"
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        for name, child in zip(value._fields, value, strict=True):
-            yield child, f"{dot}{name}"
-    elif isinstance(value, (list, tuple)):
-        for index, child in enumerate(value):
-            yield child, f"{path}[{index}]"
-    elif isinstance(value, (set, frozenset)):
-        for child in value:
-            yield child, f"{path}{{…}}"
-    else:
-        for field in dataclasses.fields(value):
-            yield getattr(value, field.name, None), f"{dot}{field.name}"
+        else:
+            for name in names:
+                yield objects.attribute(value, name), f"{dot}{name}"
+    elif (members := objects.sequence_of(value)) is not None:
+        is_set = issubclass(kind, (set, frozenset))
+        for index, child in enumerate(members):
+            yield child, f"{path}{{…}}" if is_set else f"{path}[{index}]"

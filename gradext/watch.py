@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradext import _C, interrupts
+from gradext import _C, interrupts, objects
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ _marks = itertools.count(1)
 
 
 def _mark_of(error: BaseException) -> tuple[int, int] | None:
-    mark = getattr(error, "__dict__", {}).get(_MARK)
+    mark = objects.error_dict(error).get(_MARK)
     return mark if isinstance(mark, tuple) else None
 
 
@@ -72,16 +72,7 @@ _looked = {"spent": 0.0, "since": 0.0, "skipped": 0.0}
 
 def describe(error: BaseException) -> str:
     """ "RuntimeError: the text", as the last line of a traceback."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
-
-
-def text_of(error: BaseException) -> str:
-    """What the exception was made with, if that is a text; "" else. Runs nothing of its class's."""
-    words: Any = BaseException.args.__get__(error)  # type: ignore[attr-defined]
-    return words[0] if len(words) == 1 and type(words[0]) is str else ""
+    return f"{objects.type_name(type(error)).rsplit('.', 1)[-1]}: {objects.message(error)}"
 
 
 def subscribe(callback: Callable[[Incident], None]) -> Callable[[], None]:
@@ -251,7 +242,7 @@ def _on_error(error: BaseException, outputs: Any) -> None:
     if found:
         mark = (os.getpid(), next(_marks))
         with interrupts.whole():
-            error.__dict__[_MARK] = mark
+            objects.error_dict(error)[_MARK] = mark
             _tell(Incident("backward", tuple(found), describe(error), mark))
 
 
@@ -332,7 +323,8 @@ def incident_of(error: BaseException) -> Incident | None:
         for incident in reversed(incidents):
             if incident.matches(at):
                 return incident
-        at = at.__cause__ or at.__context__
+        cause, context = objects.reasons_of(at)
+        at = context if cause is None else cause
     return None
 
 

@@ -223,10 +223,9 @@ namespace {
 py::list frames(StackId stack) {
   py::list out;
   for (const Frame& frame : stack_frames(stack)) {
-    out.append(
-        py::make_tuple(
-            py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(frame.code)),
-            frame.instruction));
+    PyObject* code =
+        frame.code != nullptr ? reinterpret_cast<PyObject*>(frame.code) : Py_None;  // a cut stack
+    out.append(py::make_tuple(py::reinterpret_borrow<py::object>(code), frame.instruction));
   }
   return out;
 }

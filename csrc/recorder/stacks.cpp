@@ -23,6 +23,7 @@ namespace gradext::recorder {
 namespace {
 
 constexpr int kMaxDepth = 256;
+constexpr StackId kCut = 1;  // the caller of the outermost frame kept, where the stack went on
 constexpr size_t kMaxNodes = size_t{1} << 20;
 constexpr size_t kLocalCache = 2048;
 
@@ -128,7 +129,7 @@ struct KeyHash {
 // kMaxNodes, so a number means the same for as long as the process lives.
 struct Tree {
   std::mutex mutex;
-  std::vector<Node> nodes{Node{0, 0, 0}};  // number 0 is "no frame"
+  std::vector<Node> nodes{2, Node{0, 0, 0}};  // numbers 0, "no frame", and kCut have no code
   std::vector<PyCodeObject*> codes;
   std::unordered_map<PyCodeObject*, uint32_t> code_index;
   std::unordered_map<Key, StackId, KeyHash> index;
@@ -153,6 +154,7 @@ struct Cached {
 // never freed, so an address in here cannot have come to mean something else.
 struct ThreadPath {
   int depth = 0;
+  bool cut = false;
   std::array<Raw, kMaxDepth> raw;
   std::array<StackId, kMaxDepth> ids;
   std::array<Cached, kLocalCache> cache;
@@ -226,13 +228,14 @@ StackId capture_stack() {
   ThreadPath& path = thread_path();
   std::array<Raw, kMaxDepth> raw;
   int depth = 0;
-  for (RawFrame* frame = top_frame(thread); frame != nullptr && depth < kMaxDepth;
-       frame = caller(frame)) {
+  RawFrame* frame = top_frame(thread);
+  for (; frame != nullptr && depth < kMaxDepth; frame = caller(frame)) {
     depth += read(frame, raw[depth]);
   }
+  const bool cut = depth == kMaxDepth && frame != nullptr;
   // The outer frames that are as they were at the last capture keep their numbers.
   int same = 0;
-  const int most = depth < path.depth ? depth : path.depth;
+  const int most = cut != path.cut ? 0 : depth < path.depth ? depth : path.depth;
   while (same < most && raw[depth - 1 - same].code == path.raw[path.depth - 1 - same].code &&
          raw[depth - 1 - same].at == path.raw[path.depth - 1 - same].at) {
     ++same;
@@ -244,24 +247,24 @@ StackId capture_stack() {
   for (int k = 0; k < same; ++k) {
     ids[depth - 1 - k] = path.ids[path.depth - 1 - k];
   }
-  StackId parent = same ? ids[depth - same] : 0;
+  StackId parent = same ? ids[depth - same] : cut ? kCut : 0;
   for (int k = depth - 1 - same; k >= 0; --k) {
-    const Raw& frame = raw[k];
-    const uint64_t hash = mix(
-        reinterpret_cast<uintptr_t>(frame.at) ^ parent, reinterpret_cast<uintptr_t>(frame.code));
+    const Raw& own = raw[k];
+    const uint64_t hash =
+        mix(reinterpret_cast<uintptr_t>(own.at) ^ parent, reinterpret_cast<uintptr_t>(own.code));
     Cached& entry = path.cache[hash % kLocalCache];
-    if (entry.id == 0 || entry.code != frame.code || entry.at != frame.at ||
-        entry.parent != parent) {
-      const StackId id = intern(frame, parent);
+    if (entry.id == 0 || entry.code != own.code || entry.at != own.at || entry.parent != parent) {
+      const StackId id = intern(own, parent);
       if (id == 0) {
         path.depth = 0;
         return parent;  // the table is full: what is known is the caller
       }
-      entry = Cached{frame.code, frame.at, parent, id};
+      entry = Cached{own.code, own.at, parent, id};
     }
     ids[k] = parent = entry.id;
   }
   path.depth = depth;
+  path.cut = cut;
   for (int k = 0; k < depth - same; ++k) {
     path.raw[k] = raw[k];
     path.ids[k] = ids[k];
@@ -292,9 +295,9 @@ StackId capture_stack() {
     Py_DECREF(frame);
     frame = back;
   }
-  Py_XDECREF(frame);
   Tree& all = tree();
-  StackId parent = 0;
+  StackId parent = frame != nullptr ? kCut : 0;
+  Py_XDECREF(frame);
   std::vector<PyCodeObject*> spare;
   {
     std::lock_guard<std::mutex> lock(all.mutex);
@@ -332,23 +335,27 @@ StackId capture_stack() {
 StackId stack_parent(StackId stack) {
   Tree& all = tree();
   std::lock_guard<std::mutex> lock(all.mutex);
-  return stack < all.nodes.size() ? all.nodes[stack].parent : 0;
+  const StackId parent = stack < all.nodes.size() ? all.nodes[stack].parent : 0;
+  return parent > kCut ? parent : 0;
 }
 
 PyCodeObject* stack_code(StackId stack) {
   Tree& all = tree();
   std::lock_guard<std::mutex> lock(all.mutex);
-  return stack != 0 && stack < all.nodes.size() ? all.codes[all.nodes[stack].code] : nullptr;
+  return stack > kCut && stack < all.nodes.size() ? all.codes[all.nodes[stack].code] : nullptr;
 }
 
 std::vector<Frame> stack_frames(StackId stack) {
   Tree& all = tree();
   std::lock_guard<std::mutex> lock(all.mutex);
   std::vector<Frame> frames;
-  while (stack != 0 && stack < all.nodes.size()) {
+  while (stack > kCut && stack < all.nodes.size()) {
     const Node& node = all.nodes[stack];
     frames.push_back(Frame{all.codes[node.code], node.instruction});
     stack = node.parent;
+  }
+  if (stack == kCut && !frames.empty()) {
+    frames.push_back(Frame{nullptr, 0});
   }
   return frames;
 }
@@ -366,7 +373,7 @@ StackStats stack_stats() {
   std::lock_guard<std::mutex> lock(all.mutex);
   const size_t per_node = sizeof(Node) + sizeof(Key) + sizeof(StackId) + 2 * sizeof(void*);
   return {
-      all.nodes.size() - 1,
+      all.nodes.size() - 1 - kCut,
       all.codes.size(),
       all.nodes.size() * per_node + all.codes.size() * 6 * sizeof(void*),
       all.dropped};

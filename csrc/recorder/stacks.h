@@ -15,7 +15,7 @@ namespace gradext::recorder {
 using StackId = uint32_t;
 
 struct Frame {
-  PyCodeObject* code;   // kept alive by the interning
+  PyCodeObject* code;   // kept alive by the interning; null: the callers from here on are not known
   int32_t instruction;  // offset in bytes, as PyCode_Addr2Line takes it
 };
 
@@ -27,7 +27,7 @@ StackId capture_stack();
 StackId stack_parent(StackId stack);
 PyCodeObject* stack_code(StackId stack);
 
-// Innermost frame first.
+// Innermost frame first. A stack that was deeper than a capture goes ends in a frame without code.
 std::vector<Frame> stack_frames(StackId stack);
 
 struct StackStats {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradext import holders
+from gradext import holders, objects
 from gradext.diagnosis import naming
 
 Flat = list[tuple[str, Any]]  # tensors of their own, on the CPU, and numbers and texts
@@ -61,15 +61,15 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
 
 def _plain(value: Any, path: str, depth: int) -> Flat:
     kind = type(value)
-    if kind in _PLAIN:
+    if any(kind is plain for plain in _PLAIN):
         return [(path, value)]
     found: Flat = []
     if depth and issubclass(kind, (list, tuple)):
-        for index, item in enumerate(list(value)):
+        for index, item in enumerate(objects.sequence_of(value) or ()):
             found += _plain(item, f"{path}[{index}]", depth - 1)
     elif depth and issubclass(kind, dict):
-        for key, item in list(value.items()):
-            found += _plain(item, f"{path}[{key!r}]", depth - 1)
+        for key, item in objects.items_of(value) or ():
+            found += _plain(item, f"{path}[{objects.key_text(key)}]", depth - 1)
     return found
 
 

@@ -11,7 +11,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from gradext.text import clean
 
 # The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
 COMMANDS = {
@@ -43,7 +45,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code. 2 for a command line that makes no sense."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gradext",
         description="Why autograd went wrong: versions, views and inference tensors, made visible.",
     )
@@ -78,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python flushes once more as it ends. Source: the signal module's note on SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, as a shell shows it
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats a wrong word as it stood: here without what a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(clean(message))
 
 
 def _version() -> str:

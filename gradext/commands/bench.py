@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gradext.text import clean
+
 PACKAGE = Path(__file__).resolve().parent.parent
 SUITES = {
     "modes": "grad, no_grad, inference_mode and detach, on ops and models",
@@ -46,7 +48,7 @@ class BenchCommand:
         if problem is None and folder is None:
             problem = "the benchmark scripts are neither in the package nor beside it"
         if problem is not None or folder is None:
-            print(f"gradext bench: {problem}", file=sys.stderr)
+            print(f"gradext bench: {clean(str(problem))}", file=sys.stderr)
             return BAD_INPUT
         words = ["--device", args.device, *(["--quick"] if args.quick else [])]
         if args.out is not None:

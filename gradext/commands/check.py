@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gradext.text import clean
+
 BAD_INPUT = 2
 FAILED = 1
 SECONDS = 20.0  # for one op on one input
@@ -102,7 +104,7 @@ class CheckCommand:
             _fitting(args)
             return self._ops(args) if args.ops else self._inference(args)
         except BadInput as error:
-            print(f"gradext check: {error}", file=sys.stderr)
+            print(f"gradext check: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
 
     def _ops(self, args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from gradext import _install
 from gradext._version import __version__
+from gradext.text import clean
 
 
 class DoctorCommand:
@@ -35,7 +36,7 @@ class DoctorCommand:
             print(json.dumps(report, indent=1))
         else:
             for line in as_lines(report):
-                print(line)
+                print(clean(line))
         return 0 if report["usable"] else 1
 
 

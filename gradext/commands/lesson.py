@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from gradext.text import clean
+
 if TYPE_CHECKING:
     from gradext.lesson.core import Chapter, ClaimResult
 
@@ -51,7 +53,7 @@ class LessonCommand:
             sys.stdout.flush()
             return code
         except core.LessonError as error:
-            print(f"gradext lesson: {error}", file=sys.stderr)
+            print(f"gradext lesson: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
         except BrokenPipeError:
             # The interpreter flushes stdout once more at exit, and would print a traceback.
@@ -168,5 +170,6 @@ def _write_notebook(chapters: list[Chapter], device: str, path: str) -> int:
             f"cannot write {path}: {error.strerror}; name a file in a folder that you may write to"
         ) from None
     claims = sum(len(chapter.claims) for chapter in chapters)
-    print(f"Wrote {path}: {claims} claims. Next: jupyter lab {path}")
+    shown = clean(path)
+    print(f"Wrote {shown}: {claims} claims. Next: jupyter lab {shown}")
     return OK

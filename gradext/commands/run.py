@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from gradext import _install, program, run_data, session
+from gradext.text import clean
 
 BAD_INPUT = 2
 UNUSABLE = 1
@@ -83,6 +84,8 @@ class RunCommand:
             parser.error("nothing to run: name a script, -m MODULE or -c CODE")
         if args.guard and args.light:
             parser.error("--guard needs to know what is saved; --light records writes only")
+        if args.json == "-":
+            parser.error("--json: name a file, for stdout is the program's (./- is a file too)")
         settings = run_data.Settings.new(
             args.json,
             not args.light,
@@ -94,13 +97,13 @@ class RunCommand:
         program.enter(target)
         fault = unusable()
         if fault is not None:
-            print(fault, file=sys.stderr)
+            print(clean(fault), file=sys.stderr)
             return UNUSABLE
         recorded = session.Session(settings)
         try:
             recorded.begin()
         except run_data.CannotWrite as error:
-            print(f"gradext run: {error}", file=sys.stderr)
+            print(f"gradext run: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
         settings.to_environment()
         session.hook_threads(recorded)

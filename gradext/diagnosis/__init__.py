@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradext import objects
 from gradext.diagnosis.model import CODES, Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
     Raises:
         TypeError: `error` is no exception.
     """
-    if not isinstance(error, BaseException):
-        raise TypeError(f"gradext.explain: expected an exception, got {type(error).__qualname__}")
+    if not issubclass(type(error), BaseException):
+        name = objects.type_name(type(error))
+        raise TypeError(f"gradext.explain: expected an exception, got {name}")
     from gradext import watch
     from gradext.diagnosis import cuts, graph, inference, stale, views
 
@@ -97,11 +99,8 @@ def _chain(error: BaseException) -> list[BaseException]:
         if at is None or any(at is known for known in found):
             continue
         found.append(at)
-        pending.append(at.__context__)
-        pending.append(at.__cause__)
-        group = getattr(at, "exceptions", ()) if type(at).__name__.endswith("Group") else ()
-        if isinstance(group, tuple):
-            pending += [item for item in reversed(group) if isinstance(item, BaseException)]
+        cause, context = objects.reasons_of(at)
+        pending += [context, cause, *reversed(objects.members_of(at))]
     return found
 
 
@@ -110,8 +109,7 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
     from gradext import watch
     from gradext.diagnosis import cuts, evidence, graph, inference, naming, stale, views
 
-    # Not str(): the exception may be the program's own, and its words code of the program's.
-    text = watch.text_of(error)
+    text = objects.message(error)
     known = (stale.PATTERN, graph.FREED, graph.UNUSED, views.ANY, inference.ANY, cuts.ANY)
     if not any(pattern.search(text) for pattern in known):
         return []

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext import events
+from gradext import events, objects
 from gradext.diagnosis import chains, sites
 from gradext.diagnosis.cut import Cut, best, describe, fix, short
 from gradext.diagnosis.model import Diagnosis, Site
@@ -28,9 +28,9 @@ ANY = re.compile(f"{ROOT.pattern}|{INPUT.pattern}")
 
 def no_gradient(error: BaseException, data: Data | None, outputs: Any = None) -> list[Diagnosis]:
     """GX301: backward of a tensor without history. Where it was cut, or that it never had one."""
-    text = str(error)
+    text = objects.message(error)
     wanted = ROOT.search(text)
-    if not isinstance(error, RuntimeError) or (wanted is None and not INPUT.search(text)):
+    if not issubclass(type(error), RuntimeError) or (wanted is None and not INPUT.search(text)):
         return []
     from gradext import frames, watch
 

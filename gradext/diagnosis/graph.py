@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gradext import objects
 from gradext.diagnosis import fixes, sites, stale
 from gradext.diagnosis.evidence import Graph, Node
 from gradext.diagnosis.model import Diagnosis, Site
@@ -31,7 +32,7 @@ def second_backward(
     names: Names | None = None,
 ) -> list[Diagnosis]:
     """GX302: which forward made the freed graph, which backward freed it, what leads back to it."""
-    if not FREED.search(str(error)):
+    if not FREED.search(objects.message(error)):
         return []
     if data is None or graph is None or names is None:
         return [_without_graph(error)]
@@ -400,7 +401,7 @@ def unused_input(
     names: Names | None = None,
 ) -> list[Diagnosis]:
     """GX303: autograd.grad was asked about a tensor that the outputs were not computed from."""
-    wanted = UNUSED.search(str(error))
+    wanted = UNUSED.search(objects.message(error))
     if not wanted:
         return []
     from gradext import frames, watch

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradext import objects
 from gradext.diagnosis import fixes, modes, sites
 from gradext.diagnosis.model import Diagnosis, Site
 
@@ -52,9 +53,9 @@ class _Found:
 
 def misused(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
     """The diagnosis of an error about an inference tensor, from its text, trace and recording."""
-    text = str(error)
+    text = objects.message(error)
     code = next((code for code, pattern in _CODES if pattern.search(text)), None)
-    if code is None or not isinstance(error, RuntimeError):
+    if code is None or not issubclass(type(error), RuntimeError):
         return []
     from gradext import frames
 

@@ -68,6 +68,7 @@ class Site:
         callers: the user's own frames above `frame`, innermost first.
         label: a few words for beside the underlined code ("writes h in place: version 0 -> 1").
         times: how often this line did it, where that is known and more than once.
+        callers_cut: there were more callers: the stack was deeper than the recorder keeps.
     """
 
     frame: Frame
@@ -78,6 +79,7 @@ class Site:
     callers: tuple[Frame, ...] = ()
     label: str = ""
     times: int = 1
+    callers_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,4 +158,6 @@ def _site(site: Site) -> dict[str, Any]:
         report["stack"] = [_frame(frame) for frame in site.stack]
     if site.callers:
         report["callers"] = [_frame(frame) for frame in site.callers]
+    if site.callers_cut:
+        report["callers_cut"] = True
     return report

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from gradext import _C, frames
+from gradext.objects import class_dict as class_dict
+from gradext.objects import dict_of as dict_of
+from gradext.objects import mro_of as mro_of
 from gradext.state import TensorState
 
 _MOST_ITEMS = 64  # entries of one container that are looked at
@@ -340,39 +343,6 @@ def _group(module: Any, name: str) -> list[tuple[str, Any]]:
     held = dict_of(module)
     group = held.get(name) if type(held) is dict else None
     return [(k, v) for k, v in _items(group) if v is not None]
-
-
-_mro: Any = type.__dict__["__mro__"]
-_class_dict: Any = type.__dict__["__dict__"]
-
-
-def mro_of(kind: type) -> tuple[type, ...]:
-    """`kind.__mro__`, past what a metaclass may say of it."""
-    found: tuple[type, ...] = _mro.__get__(kind)
-    return found
-
-
-def class_dict(kind: type) -> types.MappingProxyType[str, Any]:
-    """`kind.__dict__`, past what a metaclass may say of it."""
-    found: types.MappingProxyType[str, Any] = _class_dict.__get__(kind)
-    return found
-
-
-def dict_of(owner: Any) -> Any:
-    """The `__dict__` of an object, without its own code running; None if it has none."""
-    for kind in mro_of(type(owner)):
-        # A class may define a `__dict__` of its own, as a property.
-        found = class_dict(kind).get("__dict__")
-        if found is not None:
-            # `is`, not `in`: a metaclass may answer == with code of its own.
-            kind = type(found)
-            if kind is not types.GetSetDescriptorType and kind is not types.MemberDescriptorType:
-                return None
-            break
-    try:
-        return object.__getattribute__(owner, "__dict__")
-    except Exception:
-        return None
 
 
 def _strides(value: Any) -> tuple[int, ...] | None:

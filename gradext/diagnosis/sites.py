@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from gradext.diagnosis import syntax
 from gradext.diagnosis.model import Frame, Site
+from gradext.frames import CUT
 
 _MOST_STACK = 24
 
@@ -66,6 +67,7 @@ def site(
         callers=tuple(frame for frame in frames[at + 1 :] if frame.is_user),
         label=label,
         times=times,
+        callers_cut=frames[-1] == CUT,
     )
 
 

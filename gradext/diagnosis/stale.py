@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradext import objects
 from gradext.diagnosis import fixes, sites
 from gradext.diagnosis import saved as told
 from gradext.diagnosis.evidence import Graph, Node, Saved
@@ -50,7 +51,7 @@ def stale(
     names: Names | None = None,
 ) -> list[Diagnosis]:
     """GX101 for the saved tensor that the engine tripped over, then for the other stale ones."""
-    text = str(error)
+    text = objects.message(error)
     if not PATTERN.search(text):
         return []
     wanted = _DETAIL.search(text)

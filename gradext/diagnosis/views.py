@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradext import objects
 from gradext.diagnosis import fixes, sites
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
@@ -60,9 +61,9 @@ class _Seen:
 
 def refused_write(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
     """The diagnosis of a refused in-place write, from the error's text, trace and recording."""
-    text = str(error)
+    text = objects.message(error)
     code = next((code for code, pattern in _CODES if pattern.search(text)), None)
-    if not isinstance(error, RuntimeError) or (code is None and not _OTHER.search(text)):
+    if not issubclass(type(error), RuntimeError) or (code is None and not _OTHER.search(text)):
         return []
     from gradext import frames
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from gradext.diagnosis.model import CODES, Diagnosis, Frame, Site
 from gradext.reporters import source
+from gradext.text import clean, clean_lines
 
 # Longer lines are harder to read than to scroll; below the other nothing can be laid out.
 MAX_WIDTH = 100
@@ -24,6 +25,7 @@ NEAR = 12  # sites of one file that are at most so many lines apart share an exc
 TALL = 5  # an expression of more lines shows its first two and its last
 MAX_THROUGH = 3
 MAX_CALLERS = 5
+CALLERS_CUT = "(and more: the stack was deeper than the 256 frames that are kept)"
 LABEL_ROOM = 30  # a label that does not fit beside its carets wants so many cells below them
 
 Segment = tuple[str, str]  # text, style
@@ -119,7 +121,7 @@ def _bare(d: Diagnosis, error: Exception) -> str:
     if d.fix:
         lines.append(f"help: {d.fix}")
     lines.append(f"(gradext could not lay out this report: {type(error).__name__}: {error})")
-    return "\n".join(line.encode("utf-8", "backslashreplace").decode() for line in lines)
+    return "\n".join(map(clean_lines, lines))
 
 
 # --- what is shown, and in which order -----------------------------------------------------------
@@ -190,7 +192,7 @@ def _sites(d: Diagnosis) -> list[_Shown]:
 
 
 def _label(site: Site, code: str, words: dict[str, str]) -> str:
-    label = source.clean(site.label)
+    label = clean(site.label)
     if not label:
         prefixes = (code[:length] for length in range(len(code), 1, -1))
         label = next((words[prefix] for prefix in prefixes if prefix in words), words["GX"])
@@ -202,7 +204,7 @@ def _label(site: Site, code: str, words: dict[str, str]) -> str:
             label = f"{label}: version {versions}"
     remarks = []
     if site.op is not None and not _names(label, site.op):
-        remarks.append(source.clean(site.op))
+        remarks.append(clean(site.op))
     if site.times > 1:
         remarks.append(f"{site.times} times")
     return f"{label} ({', '.join(remarks)})" if remarks else label
@@ -429,7 +431,7 @@ def _ways(group: list[_Shown]) -> list[str | list[str]]:
     full = [item for item in group if item.full]
     details: list[str | list[str]] = []
     for words, places in (
-        ("called from", [_callers(item.site.callers) for item in full]),
+        ("called from", [_callers(item.site) for item in full]),
         ("through", [_through(item.site.stack) for item in full]),
     ):
         # Sites that came the same way need no line number to tell their ways apart.
@@ -441,7 +443,8 @@ def _ways(group: list[_Shown]) -> list[str | list[str]]:
     return details
 
 
-def _callers(frames: Sequence[Frame]) -> list[str]:
+def _callers(site: Site) -> list[str]:
+    frames = site.callers
     lines: list[str] = []
     repeats = 0
     for index, frame in enumerate(frames):
@@ -459,6 +462,8 @@ def _callers(frames: Sequence[Frame]) -> list[str]:
         # The outermost is where the program started: a way to tell one script from another.
         hidden = len(lines) - MAX_CALLERS + 1
         lines[MAX_CALLERS - 2 : -1] = [f"({hidden} more)"]
+    if site.callers_cut:
+        lines.append(CALLERS_CUT)
     return lines
 
 
@@ -509,7 +514,7 @@ def _place(
     where = f"{path(frame.file)}:{frame.line}"
     if column and frame.column is not None:
         where += f":{frame.column + 1}"
-    return f"{where} in {source.clean(frame.function)}" if frame.function else where
+    return f"{where} in {clean(frame.function)}" if frame.function else where
 
 
 def _notes(details: Sequence[str | list[str]], gutter: int, width: int) -> list[Row]:

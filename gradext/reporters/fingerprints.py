@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradext.reporters import state
+from gradext.text import clean
 
 if TYPE_CHECKING:
     from gradext.fingerprints import FingerprintChanges, Fingerprints
@@ -83,5 +84,5 @@ def _table(headings: Sequence[str], rows: Rows, last: str) -> str:
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(clean(cell)) for cell in row))
     return state._render(Group(table, Text(""), Text(last, style="dim")))

@@ -10,6 +10,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gradext.mode_comparison import in_words
+from gradext.text import clean
 from gradext.timing import Estimate
 
 if TYPE_CHECKING:
@@ -31,10 +32,10 @@ def table(found: ModeComparison) -> str:
     lines = [_table(title, head, rows), ""]
     for row in found.rows:
         if row.error is not None:
-            lines.append(f"{row.mode}: not timed: {row.error}")
+            lines.append(f"{row.mode}: not timed: {clean(str(row.error))}")
         elif row.ratio is not None:
             lines.append(f"{row.mode} over {found.over}: {in_words(row.ratio)}")
-    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"note: {clean(note)}" for note in found.notes]
     return "\n".join(lines)
 
 
@@ -127,11 +128,13 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table = Table(
+        title=clean(title), title_justify="left", title_style="", box=None, pad_edge=False
+    )
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index < 3)
+        table.add_column(clean(name), justify="left" if index == 0 else "right", no_wrap=index < 3)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(clean, row))
     out = StringIO()
     console = Console(file=out, force_terminal=sys.stdout.isatty(), width=_width(), markup=False)
     console.print(table)

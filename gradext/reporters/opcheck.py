@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gradext.reporters import diagnosis, source
+from gradext.text import clean
 
 # Below this many disagreements each comes with its reason and its remedy, above it with --verbose.
 _FEW = 12
@@ -75,7 +76,7 @@ def _op(op: str, found: list[dict[str, Any]], explain: bool, width: int) -> list
     if not explain:
         subjects = ", ".join(dict.fromkeys(_bare(f["subject"]) for f in found if f["subject"]))
         return source.wrap(f"{op}  {subjects}".rstrip(), width, "  ", " " * 6)
-    lines = [f"  {op}"]
+    lines = [f"  {clean(op)}"]
     for finding in found:
         lines += source.wrap(
             f"{finding['reason']} (inputs: {finding['source']})",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gradext.diagnosis.model import Frame
+from gradext.text import clean
 
 if TYPE_CHECKING:
     from gradext.events import Write
@@ -22,12 +23,13 @@ def mutations(writes: Sequence[Write], sites: Sequence[Frame | None], note: str 
     """One line per write: the versions around it, the op, the user's line, what is odd about it."""
     if not writes:
         return "no recorded write" + (f" ({note})" if note else "")
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for write, site in zip(writes, sites, strict=True):
         code = site.code if site else ""
         if len(code) > _MOST_CODE:
             code = code[: _MOST_CODE - 3].rstrip() + "..."
-        rows.append((_versions(write), _op(write), _where(site), code, _remark(write)))
+        row = (_versions(write), _op(write), _where(site), code, _remark(write))
+        rows.append(tuple(map(clean, row)))
     widths = [max(len(row[k]) for row in rows) for k in range(len(_HEAD))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -17,6 +17,8 @@ import tokenize
 import unicodedata
 from collections.abc import Iterator
 
+from gradext.text import clean, printable
+
 TAB = 4
 DOTS = "..."
 LEAD = 12  # cells shown before the marked part of a line that is cut on its left
@@ -25,29 +27,6 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 # --- characters ------------------------------------------------------------------------------
-
-
-def printable(character: str) -> str:
-    """The character, or what stands for it where a terminal would obey it instead of showing it."""
-    category = unicodedata.category(character)
-    if category == "Cs":  # a lone surrogate: no stream encodes it
-        return "\N{REPLACEMENT CHARACTER}"
-    if category == "Cc":
-        return "?"
-    # Marks that reverse the direction of the text behind them would show code in a false order.
-    if unicodedata.bidirectional(character) in _BIDI_CONTROLS:
-        return "\N{REPLACEMENT CHARACTER}"
-    return character
-
-
-_BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-
-
-def clean(text: str) -> str:
-    """`text` on one line with only characters that are safe to print."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(" " if character in "\n\r\t" else printable(character) for character in text)
 
 
 def cell_width(character: str) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from gradext.text import clean
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -78,23 +80,26 @@ def _card(state: TensorState) -> RenderableType:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value, remark in card_rows(state):
-        text = Text(value)
+        text = Text(clean(value))
         if remark:
-            text.append(f"  ({remark})", style="yellow" if label in {"gradient", "view"} else "dim")
+            text.append(
+                f"  ({clean(remark)})", style="yellow" if label in {"gradient", "view"} else "dim"
+            )
         table.add_row(label, text)
-    return Group(Text(f"Tensor {describe(state)}  {_hex(state.id)}", style="bold"), table)
+    title = clean(f"Tensor {describe(state)}  {_hex(state.id)}")
+    return Group(Text(title, style="bold"), table)
 
 
 def card_html(state: TensorState) -> str:
     """The card as a small table for Jupyter."""
     rows = "".join(
-        f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
-        f"<td style='text-align:left'>{html.escape(value)}"
-        + (f" <em>({html.escape(remark)})</em>" if remark else "")
+        f"<tr><th style='text-align:left'>{_escape(label)}</th>"
+        f"<td style='text-align:left'>{_escape(value)}"
+        + (f" <em>({_escape(remark)})</em>" if remark else "")
         + "</td></tr>"
         for label, value, remark in card_rows(state)
     )
-    title = html.escape(f"Tensor {describe(state)}  {_hex(state.id)}")
+    title = _escape(f"Tensor {describe(state)}  {_hex(state.id)}")
     return f"<table><caption style='text-align:left'><b>{title}</b></caption>{rows}</table>"
 
 
@@ -208,7 +213,7 @@ def _tree(items: Sequence[tuple[str, TensorState]]) -> RenderableType:
             heading, overflow="fold", no_wrap=heading in {"grad", "version", "storage"}
         )
     for row in tree_rows(items):
-        cells = [Text(cell) for cell in row]
+        cells = [Text(clean(cell)) for cell in row]
         cells[5].stylize("yellow")
         table.add_row(*cells)
     return Group(table, Text(""), *(Text(line, style="dim") for line in legend(items)))
@@ -218,16 +223,18 @@ def tree_html(items: Sequence[tuple[str, TensorState]]) -> str:
     """The table with its legend for Jupyter."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        inner = "".join(
-            f"<{tag} style='text-align:left'>{html.escape(cell)}</{tag}>" for cell in cells
-        )
+        inner = "".join(f"<{tag} style='text-align:left'>{_escape(cell)}</{tag}>" for cell in cells)
         return f"<tr>{inner}</tr>"
 
     if not items:
         return "<p>no tensors</p>"
     body = "".join(line(row, "td") for row in tree_rows(items))
-    notes = "<br>".join(html.escape(text) for text in legend(items))
+    notes = "<br>".join(_escape(text) for text in legend(items))
     return f"<table>{line(HEADINGS, 'th')}{body}</table><p>{notes}</p>"
+
+
+def _escape(text: str) -> str:
+    return html.escape(clean(text))
 
 
 # --- shared --------------------------------------------------------------------------------------

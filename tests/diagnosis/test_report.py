@@ -811,7 +811,7 @@ def test_a_failure_of_the_layout_still_names_the_lines(
     d = stale((write(Frame("a\udce9.py", 3, "f")),), (save(Frame("b.py", 4, "g")),))
     assert text(d) == (
         "error[GX101]: h was written in place\n"
-        "  --> a\\udce9.py:3\n"
+        "  --> a\N{REPLACEMENT CHARACTER}.py:3\n"
         "  --> b.py:4\n"
         "help: write `h = h + y`\n"
         "(gradext could not lay out this report: ZeroDivisionError: no layout today)"

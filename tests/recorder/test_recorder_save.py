@@ -237,7 +237,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "another format": (lambda: {"format": "x"}, "no gradext recording"),
     "newer": (
         lambda: {**document(), "version": 3, "gradext": "9.9"},
-        r"has recording format 3, this gradext reads 2; open it with gradext 9\.9",
+        r"has recording format 3, this gradext reads 1 to 2; open it with gradext 9\.9, ",
     ),
     "no version": (lambda: without("version"), "no gradext recording .damaged"),
     "no writes": (lambda: without("writes"), "no gradext recording .damaged"),

@@ -125,13 +125,6 @@ def test_without_the_pth_file_importing_gradext_is_enough(write, mistakes, tmp_p
     assert "error[GX101]" in done.errors
 
 
-def test_a_garbled_variable_is_no_reason_to_fail(plain, write, with_pth):
-    write("import gradext\nprint(gradext.inspect.__name__)")
-    for value in ("", "nonsense", "[]", '{"run": 1}'):
-        found = plain("train.py", **with_pth, GRADEXT_RUN=value)
-        assert (found.code, found.out, found.err) == (0, b"inspect\n", b"")
-
-
 # --- the wheel -----------------------------------------------------------------------------------
 
 
@@ -190,6 +183,34 @@ def test_the_same_wheel_gives_the_same_bytes(backend, wheel, tmp_path):
     for path in (wheel, other):
         backend.add_to_wheel(path, "top.pth", b"import os\n")
     assert wheel.read_bytes() == other.read_bytes()
+
+
+def test_pip_takes_the_file_away_again(backend, tmp_path):
+    wheel = tmp_path / "thing-1.0-py3-none-any.whl"
+    info = "thing-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("thing/__init__.py", "")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", tags)
+        names = ("thing/__init__.py", f"{info}/METADATA", f"{info}/WHEEL", f"{info}/RECORD")
+        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in names))
+    backend.add_to_wheel(wheel, LINE.name, LINE.read_bytes())
+    home = tmp_path / "home"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    python = str(home / "bin" / "python")
+
+    def pip(*words: str) -> None:
+        command = [sys.executable, "-m", "pip", "-q", "--python", python, *words]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+    pip("install", "--no-index", "--no-deps", str(wheel))
+    (found,) = home.rglob(LINE.name)
+    assert found.read_bytes() == LINE.read_bytes()
+    assert found.parent.name == "site-packages"
+    pip("uninstall", "-y", "thing")
+    assert list(home.rglob(LINE.name)) == []
+    assert list(home.rglob("thing*")) == []
 
 
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])

@@ -244,9 +244,10 @@ def test_the_settings_cross_the_environment(session, monkeypatch):
     monkeypatch.setenv(run_data.ENVIRONMENT, "")
     session.settings.to_environment()
     assert run_data.Settings.from_environment() == session.settings
-    for text in ("", "null", "[1]", '{"a": 1}', "{"):
+    for text in ("null", "[1]", '{"a": 1}', "{"):
         monkeypatch.setenv(run_data.ENVIRONMENT, text)
-        assert run_data.Settings.from_environment() is None
+        with pytest.raises(run_data.BadVariable, match="GRADEXT_RUN is not what"):
+            run_data.Settings.from_environment()
 
 
 @pytest.mark.parametrize(

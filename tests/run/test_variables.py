@@ -1,0 +1,168 @@
+"""Variables of the environment are input: nonsense costs one line, and nothing is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import start
+
+SOUND: dict[str, Any] = {
+    "run": "0123456789abcdef",
+    "root": 12345,
+    "path": "/tmp/report.json",
+    "keep": False,
+    "saves": True,
+    "memory": None,
+    "births": None,
+    "cuts": None,
+    "guard": False,
+}
+PROGRAM = """
+import os, sys
+print("runs")
+import torch
+x = torch.ones(3, requires_grad=True)
+y = x.exp()
+y.mul_(2)
+try:
+    y.sum().backward()
+except RuntimeError:
+    print("fails")
+from gradext import recording, session
+print(recording.current(), session.current())
+"""
+AS_ALONE = b"runs\nfails\nNone None\n"
+
+
+@pytest.fixture
+def refused(tmp_path: Path, with_pth: dict[str, str]) -> Any:
+    def refused(**env: str) -> str:
+        """The one line on stderr of a program that otherwise runs as without gradext."""
+        (tmp_path / "train.py").write_text(PROGRAM)
+        done = start(["train.py"], tmp_path, **with_pth, **env)
+        assert (done.code, done.out) == (0, AS_ALONE)
+        assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+        lines = done.errors.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("gradext: not recording: ")
+        assert lines[0].isprintable()
+        return lines[0].removeprefix("gradext: not recording: ")
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", "[]", "3", "null", '{"run": 1}', '["a","b",3,true]', "[" * 9999, '"\\u001b[31m"'],
+    ids=range(8),
+)
+def test_no_settings(refused: Any, text: str) -> None:
+    assert "GRADEXT_RUN is not what" in refused(GRADEXT_RUN=text)
+
+
+WRONG: dict[str, list[Any]] = {
+    "run": [3, "", "xyz", "0123456789ABCDEF", "../../../../etc/x", "0" * 17],
+    "root": [0, -1, True, "1", 2**40, 1.5],
+    "path": [3, "", "3", "r.json", "./r.json", "/no/folder/r.json", "/tmp/", "/tmp/\0x"],
+    "keep": [1, None, "yes"],
+    "saves": [0, None],
+    "memory": [0, -5, True, "64", 2**30, 0.5],
+    "births": [0, "no"],
+    "cuts": [1],
+    "guard": [None, "x"],
+}
+
+
+def test_each_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from gradext.run_data import ENVIRONMENT, BadVariable, Settings
+
+    def read(**changes: Any) -> Settings | None:
+        monkeypatch.setenv(ENVIRONMENT, json.dumps({**SOUND, **changes}))
+        return Settings.from_environment()
+
+    assert read() == Settings(**SOUND)
+    assert set(WRONG) == set(Settings._fields)
+    for name, values in WRONG.items():
+        for value in values:
+            with pytest.raises(BadVariable, match=f"its {name} is wrong"):
+                read(**{name: value})
+    with pytest.raises(BadVariable):
+        read(more=1)
+
+
+def test_one_wrong_setting_in_a_program(refused: Any) -> None:
+    said = refused(GRADEXT_RUN=json.dumps({**SOUND, "path": "3"}))
+    assert said == "GRADEXT_RUN is not what gradext sets: its path is wrong"
+    # Nor is the other variable followed then: who set them meant something else.
+    refused(GRADEXT_RUN="nonsense", GRADEXT_RECORD="1")
+
+
+@pytest.mark.parametrize("value", ["xyz", "2", "-1", "true false", "\x1b[31mfull", "x" * 5000])
+def test_no_mode(refused: Any, value: str) -> None:
+    said = refused(GRADEXT_RECORD=value)
+    assert said.startswith("GRADEXT_RECORD is '")
+    assert said.endswith("; it can be 1 (or full), light, or 0")
+    assert len(said) < 200
+
+
+@pytest.mark.parametrize("value", ["1", "full", "yes", "TRUE", " on ", "light"])
+def test_the_modes(value: str, tmp_path: Path, with_pth: dict[str, str]) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM)
+    done = start(["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=value)
+    assert b"None None" not in done.out
+    assert b"GX101" in done.err
+
+
+@pytest.mark.parametrize("flag", ["-E", "-I"])
+def test_flags_that_ignore_the_environment(flag: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(f"import gradext\n{PROGRAM}")
+    done = start([flag, "train.py"], tmp_path, GRADEXT_RECORD="1", GRADEXT_RUN="nonsense")
+    assert (done.code, done.out, done.err) == (0, AS_ALONE, b"")
+
+
+@pytest.mark.parametrize(("real", "effective"), [("getuid", "geteuid"), ("getgid", "getegid")])
+def test_a_program_with_other_rights(
+    monkeypatch: pytest.MonkeyPatch, real: str, effective: str
+) -> None:
+    from gradext import autostart
+
+    monkeypatch.setenv("GRADEXT_RECORD", "1")
+    assert autostart.wanted()
+    monkeypatch.setattr(os, effective, lambda: getattr(os, real)() + 1)
+    assert not autostart.wanted()
+
+
+# --- the line of the .pth file --------------------------------------------------------------------
+
+LINE = (Path(__file__).parents[2] / "build_tools" / "gradext-autostart.pth").read_text()
+BROKEN = {
+    "raises": "raise RuntimeError('half \\x1b[31m gone\\nsecond')",
+    "no module": "import gradext_part_that_is_gone",
+    "syntax": "def (",
+    "no encoding": "\udc80",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_gradext_costs_one_line(name: str, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "gradext").mkdir(parents=True)
+    (site / "gradext" / "__init__.py").write_bytes(BROKEN[name].encode("utf-8", "surrogateescape"))
+    (site / "sitecustomize.py").write_text(f"exec({LINE!r})\n")
+    done = start(["-c", "print('runs')"], tmp_path, PYTHONPATH=str(site), GRADEXT_RECORD="1")
+    assert (done.code, done.out) == (0, b"runs\n")
+    (line,) = done.errors.splitlines()
+    assert line.startswith("gradext: not recording: ")
+    assert line.isprintable()
+    unset = start(["-c", "print('runs')"], tmp_path, PYTHONPATH=str(site))
+    assert (unset.code, unset.out, unset.err) == (0, b"runs\n", b"")
+
+
+def test_the_line_is_one_that_site_executes() -> None:
+    assert LINE.startswith("import ")
+    assert LINE.count("\n") == 1
+    assert LINE.endswith("\n")

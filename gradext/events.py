@@ -425,13 +425,17 @@ def table(rows: Sequence[Sequence[int]], columns: int) -> _Array:
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte and one past the last byte of a strided tensor within its storage."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.numel() == 0:
+    """First byte and one past the last byte of a strided tensor within its storage.
+
+    A tensor without strides of its own (sparse, nested, symbolic, a subclass that computes them) is
+    not asked for them, and lies nowhere: 0, 0.
+    """
+    geometry = _C.geometry(tensor)
+    if geometry is None or 0 in geometry[0]:
         return 0, 0
-    size = tensor.element_size()
-    begin = int(tensor.storage_offset()) * size
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (int(reach) + 1) * size
+    sizes, strides, offset, size = geometry
+    reach = sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+    return offset * size, (offset + reach + 1) * size
 
 
 def overlap(first: Write, offset: int, itemsize: int, sizes: Any, strides: Any) -> bool | None:

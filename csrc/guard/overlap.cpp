@@ -68,7 +68,7 @@ bool overlaps_itself(const c10::TensorImpl& impl) {
 
 namespace {
 
-int64_t numel(const at::Tensor& tensor) {
+int64_t elements(const at::Tensor& tensor) {
   return state::numel(*tensor.unsafeGetTensorImpl());
 }
 
@@ -79,7 +79,7 @@ void inherit(
   auto of_source = state.tensors.find(source.unsafeGetTensorImpl());
   const bool is_known =
       of_source != state.tensors.end() && of_source->second.tensor.use_count() > 0;
-  if (is_known && (itself || numel(view) != numel(source))) {
+  if (is_known && (itself || elements(view) != elements(source))) {
     known.sizes = of_source->second.sizes;
     known.strides = of_source->second.strides;
     known.made = of_source->second.made;

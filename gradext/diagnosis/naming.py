@@ -107,9 +107,10 @@ class Names:
             self._by_counter.setdefault(facts.version_counter, name)
             if facts.is_leaf and facts.requires_grad:
                 self._leaf_counters.add(facts.version_counter)
-            if (geometry := _C.geometry(value)) is not None:
+            strides = _strides(value)
+            if strides is not None:
                 place = (facts.version_counter, facts.storage, facts.storage_offset)
-                self._by_place.setdefault((*place, *geometry[:2]), name)
+                self._by_place.setdefault((*place, tuple(facts.shape), strides), name)
         if facts.grad_fn is not None:
             rows, _ = _C.graph([value], 1)
             for _, _, thread, sequence, _, _ in rows:
@@ -295,6 +296,9 @@ def dict_of(owner: Any) -> Any:
         return None
 
 
+def _strides(value: Any) -> tuple[int, ...] | None:
+    geometry = _C.geometry(value)
+    return None if geometry is None else geometry[1]  # None: sparse, nested, a subclass's own
 
 
 def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -409,8 +409,15 @@ class Data:
         """
         rows = self._by_thread.get(thread)
         if rows is None:
-            rows = self.saves[self.saves[:, 0] == thread]
-            rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
+            found = numpy.flatnonzero(self.saves[:, 0] == thread)
+            # They are one block, in the order in which they were made, unless the id of a thread
+            # that has ended was given again: then no copy of them is made.
+            if found.size and found[-1] - found[0] + 1 == found.size:
+                rows = self.saves[found[0] : found[-1] + 1]
+            else:
+                rows = self.saves[found]
+            if (numpy.diff(rows[:, 1]) < 0).any():
+                rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
             self._by_thread[thread] = rows
         at = int(numpy.searchsorted(rows[:, 1], sequence, side="right")) - 1
         if at < 0:

@@ -115,11 +115,11 @@ inline bool is_wrapper_subclass(const c10::TensorImpl& impl) {
   return impl.key_set().has(c10::DispatchKey::Python);
 }
 
-// TensorImpl::sizes() and strides() are fields of most tensors only. A nested tensor of the C++ kind
-// and symbolic shapes have no such sizes, sparse, mkldnn and functorch tensors no such strides, and
-// a wrapper subclass may compute both in Python: the getters raise there, or run the user's code.
-// Which of them are fields is a policy that each tensor carries. torch protects the reader of it,
-// which a member pointer reaches.
+// TensorImpl::sizes() and strides() are fields of most tensors only. A nested tensor of the C++
+// kind and symbolic shapes have no such sizes, sparse, mkldnn and functorch tensors no such
+// strides, and a wrapper subclass may compute both in Python: the getters raise there, or run the
+// user's code. Which of them are fields is a policy that each tensor carries. torch protects the
+// reader of it, which a member pointer reaches.
 class SizesAndStrides : c10::TensorImpl {
  public:
   static bool has_sizes(const c10::TensorImpl& impl) {

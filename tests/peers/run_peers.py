@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ("plain", "record", "run", "guard")
 COUNTED = ("passed", "failed", "skipped")  # an error in a fixture is a failure here
 # What reads as an error of gradext's own, among the lines that it prints.
-OWN = re.compile(r"^gradext: (?!\d+ (error|warning))(?!\d+ checks for silent writes)(.+)")
+OWN = re.compile(r"^gradext: (?!\d+ (?:error|warning))(?!\d+ checks for silent writes)(.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,7 @@ def run_mode(name: str, peer: Peer, mode: str, source: Path, python: str, work: 
         )
         used = wait(child, peer.timeout)
     text_of = log.read_text(errors="replace")
-    own = [m[2] for m in map(OWN.match, text_of.splitlines()) if m]
+    own = [m[1] for m in map(OWN.match, text_of.splitlines()) if m]
     return Outcome(
         outcomes(junit),
         round(used.ru_utime + used.ru_stime, 2),

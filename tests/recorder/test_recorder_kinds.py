@@ -241,3 +241,53 @@ def test_geometry_of_symbolic_sizes_is_not_asked_for() -> None:
 
     make_fx(look, tracing_mode="symbolic")(torch.ones(5, 3))
     assert seen == [(None, (0, 0))]
+
+
+# --- what a snapshot keeps of a large recording ---
+
+
+def test_a_snapshot_holds_its_columns_once() -> None:
+    x = torch.ones(3)
+    with gradext.record():
+        for _ in range(100):
+            x.add_(1)
+        copied = _C.recorder_snapshot(0)
+    writes = copied["writes"]
+    assert len(writes) >= 100
+    assert writes.flags.writeable
+    assert not writes.flags.owndata
+    orders = writes[:, 0].tolist()
+    del copied
+    assert writes[:, 0].tolist() == orders == sorted(orders)  # they live on without the rest
+
+
+def test_saves_of_a_thread_whose_id_was_given_again() -> None:
+    """Logs of an id that two threads had are two blocks, the second with smaller numbers."""
+
+    def rows(thread: int, *sequences: int) -> list[list[int]]:
+        return [[thread, sequence, 10 * thread + sequence, -1, -1] for sequence in sequences]
+
+    with gradext.record() as recording:
+        pass
+    data = recording.data
+    data.saves = events.table([*rows(1, 3, 5), *rows(2, 4), *rows(1, 1, 2), *rows(3, 7, 6)], 5)
+    data._by_thread.clear()
+    found = [data.node_stack(1, sequence)[0] for sequence in (0, 1, 2, 3, 4, 5, 9)]
+    assert found == [0, 11, 12, 13, 13, 15, 15]
+    assert [data.node_stack(2, sequence)[0] for sequence in (3, 4)] == [0, 24]
+    assert [data.node_stack(3, sequence)[0] for sequence in (6, 7)] == [36, 37]
+    assert data.node_stack(4, 1) == (0, None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "subclass"])
+def test_what_a_node_saved_is_told_of_every_kind(kind: str) -> None:
+    """A report asks a SavedTensor for its facts: of a nested one torch refuses sizes()."""
+    x = KINDS[kind](True)
+    node: Any = (x * x).grad_fn
+    saved = getattr(node, "_raw_saved_self", None)
+    if saved is None:
+        return  # jagged: the node is made by a Python function, or the op saves nothing
+    facts = _C.saved(saved)
+    if not facts.get("is_strided", False):
+        assert facts["strides"] == []
+    assert facts["id"] or kind == "jagged"

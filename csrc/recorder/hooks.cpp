@@ -219,14 +219,11 @@ class FunctionScope {
     restore();
     static const uint32_t name = intern_name("autograd.Function.apply");
     Inputs inputs;
-    PyObject *type0 = nullptr, *value0 = nullptr, *trace0 = nullptr;
-    PyErr_Fetch(&type0, &value0, &trace0);
     for (Py_ssize_t k = 0; k < count; ++k) {
       if (THPVariable_Check(args[k])) {
         inputs.push_back(THPVariable_Unpack(args[k]).unsafeGetTensorImpl());
       }
     }
-    PyErr_Restore(type0, value0, trace0);
     if (result == nullptr) {
       note_refusal(name, inputs);
       return;

@@ -102,6 +102,24 @@ py::object storage_offset_of(const c10::TensorImpl& impl) {
   return py::cast(impl.sym_storage_offset_default());
 }
 
+// Sizes, strides, offset (in elements) and bytes of an element, as the object itself records them;
+// None for a tensor whose sizes or strides are no fields of it (state::has_strides).
+py::object geometry(py::handle object) {
+  const c10::TensorImpl& impl = unpack(object, "geometry");
+  if (!state::has_strides(impl)) {
+    return py::none();
+  }
+  const auto ints = [](c10::IntArrayRef values) {
+    py::tuple out(values.size());
+    for (size_t d = 0; d < values.size(); ++d) {
+      out[d] = py::int_(values[d]);
+    }
+    return out;
+  };
+  return py::make_tuple(
+      ints(impl.sizes()), ints(impl.strides()), impl.storage_offset_default(), impl.itemsize());
+}
+
 py::object nbytes_of(const c10::TensorImpl& impl) {
   const int64_t bytes = state::nbytes(impl);
   if (bytes >= 0) {
@@ -215,6 +233,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "gradext's compiled part: registers torch.ops.gradext and reads autograd state.";
   m.def("inspect", &gradext::inspect, py::arg("tensor"));
   m.def("states", &gradext::states, py::arg("tensors"));
+  m.def("geometry", &gradext::geometry, py::arg("tensor"));
   m.def("self_test", &gradext::state::self_test);
   m.def("version_counter_use_count", &gradext::version_counter_use_count, py::arg("tensor"));
   // The cheapest call that exists, for benchmarks: what a row of `_C` timings contains besides its

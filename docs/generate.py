@@ -231,6 +231,23 @@ def in_folder(folder: str, name: str) -> Any:
     return importlib.import_module(name)
 
 
+def peers() -> str:
+    """One row for each peer and way of running it; the ratios are to its plain run."""
+    columns = ("peer", "mode", *("tests", "passed", "failed", "skipped", "seconds", "MB"))
+    head = (*columns, "differ", "own errors", "time", "memory", "findings")
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in result("peers")["rows"]:
+        cells = [str(row[name]) for name in columns]
+        if row["mode"] == "plain":
+            cells += [""] * 5
+        else:
+            cells += [str(len(row["different"])), str(len(row["own errors"]))]
+            cells += [f"{row['time']:.2f}", f"{row['memory']:.2f}"]
+            cells.append(", ".join(f"{n} {what}" for what, n in row["findings"].items()))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"({where('peers')})"])
+
+
 def verdicts() -> str:
     """The claims people repeat about the modes, with their verdicts."""
     which_mode = in_folder("docs", "which_mode")
@@ -310,6 +327,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ),
     ("docs/fingerprint.md", "fingerprint_quality", lambda: whole("fingerprint_quality"), True),
     ("docs/probe-ops.md", "axpby_rate", lambda: whole("h200/axpby_rate"), True),
+    ("docs/peers.md", "peers", peers, True),
     ("docs/guard.md", "guard_cost", lambda: whole("guard"), True),
     ("benchmarks/README.md", "recorder", recorder, True),
     ("benchmarks/README.md", "modes", modes, True),

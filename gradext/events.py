@@ -409,8 +409,15 @@ class Data:
         """
         rows = self._by_thread.get(thread)
         if rows is None:
-            rows = self.saves[self.saves[:, 0] == thread]
-            rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
+            found = numpy.flatnonzero(self.saves[:, 0] == thread)
+            # They are one block, in the order in which they were made, unless the id of a thread
+            # that has ended was given again: then no copy of them is made.
+            if found.size and found[-1] - found[0] + 1 == found.size:
+                rows = self.saves[found[0] : found[-1] + 1]
+            else:
+                rows = self.saves[found]
+            if (numpy.diff(rows[:, 1]) < 0).any():
+                rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
             self._by_thread[thread] = rows
         at = int(numpy.searchsorted(rows[:, 1], sequence, side="right")) - 1
         if at < 0:
@@ -425,13 +432,17 @@ def table(rows: Sequence[Sequence[int]], columns: int) -> _Array:
 
 
 def extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First byte and one past the last byte of a strided tensor within its storage."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.numel() == 0:
+    """First byte and one past the last byte of a strided tensor within its storage.
+
+    A tensor without strides of its own (sparse, nested, symbolic, a subclass that computes them) is
+    not asked for them, and lies nowhere: 0, 0.
+    """
+    geometry = _C.geometry(tensor)
+    if geometry is None or 0 in geometry[0]:
         return 0, 0
-    size = tensor.element_size()
-    begin = int(tensor.storage_offset()) * size
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (int(reach) + 1) * size
+    sizes, strides, offset, size = geometry
+    reach = sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
+    return offset * size, (offset + reach + 1) * size
 
 
 def overlap(first: Write, offset: int, itemsize: int, sizes: Any, strides: Any) -> bool | None:

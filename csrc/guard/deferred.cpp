@@ -62,10 +62,10 @@ bool is_deferred(const at::Tensor& tensor) {
   if (defers_all) {
     return fingerprint::can_fingerprint(tensor);
   }
-  return tensor.is_cuda() && impl.layout() == c10::kStrided && !impl.has_symbolic_sizes_strides() &&
-         !state::is_wrapper_subclass(impl) && !recorder::is_stand_in(impl) &&
-         !recorder::stands_on_another(impl) &&
-         !impl.key_set().has(c10::DispatchKey::NestedTensor) && state::storage(impl) != nullptr &&
+  // A wrapper subclass may answer for its device and layout in Python, and is asked for neither.
+  return state::has_strides(impl) && !state::is_wrapper_subclass(impl) && tensor.is_cuda() &&
+         impl.layout() == c10::kStrided && !recorder::is_stand_in(impl) &&
+         !recorder::stands_on_another(impl) && state::storage(impl) != nullptr &&
          state::storage(impl)->nbytes() > 0;
 }
 

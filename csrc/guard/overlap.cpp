@@ -31,15 +31,15 @@ Overlaps& known_overlaps() {
   return *instance;
 }
 
-bool has_strides(const c10::TensorImpl& impl) {
-  return !impl.has_symbolic_sizes_strides() && !state::is_wrapper_subclass(impl) &&
-         impl.layout() == c10::kStrided && !impl.key_set().has(c10::DispatchKey::NestedTensor);
+bool is_strided(const c10::TensorImpl& impl) {
+  return state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
+         impl.layout() == c10::kStrided;
 }
 
 // Whether two of its elements are one. Dimensions sorted by stride that each step over all that is
 // below them never are; of others (as_strided can make any) it is not known, and "no" is said.
 bool overlaps_itself(const c10::TensorImpl& impl) {
-  if (!has_strides(impl) || impl.numel() < 2) {
+  if (!is_strided(impl) || impl.numel() < 2) {
     return false;
   }
   c10::SmallVector<std::pair<int64_t, int64_t>, 6> dims;  // stride, size
@@ -68,6 +68,10 @@ bool overlaps_itself(const c10::TensorImpl& impl) {
 
 namespace {
 
+int64_t elements(const at::Tensor& tensor) {
+  return state::numel(*tensor.unsafeGetTensorImpl());
+}
+
 // What is known of the view's source, if the view is a part of it or overlaps itself too.
 void inherit(
     Overlaps& state, const at::Tensor& source, const at::Tensor& view, bool itself, Known& known) {
@@ -75,7 +79,7 @@ void inherit(
   auto of_source = state.tensors.find(source.unsafeGetTensorImpl());
   const bool is_known =
       of_source != state.tensors.end() && of_source->second.tensor.use_count() > 0;
-  if (is_known && (itself || view.numel() != source.numel())) {
+  if (is_known && (itself || elements(view) != elements(source))) {
     known.sizes = of_source->second.sizes;
     known.strides = of_source->second.strides;
     known.made = of_source->second.made;

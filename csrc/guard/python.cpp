@@ -102,7 +102,7 @@ void tell_overlap(const Overlap& found, const std::string& op) {
     out["op"] = op;
     out["sizes"] = found.sizes;
     out["strides"] = found.strides;
-    out["written_sizes"] = impl.sizes().vec();
+    out["written_sizes"] = state::has_sizes(impl) ? impl.sizes().vec() : std::vector<int64_t>();
     out["made"] = found.made;
     out["line"] = found.line;
   });

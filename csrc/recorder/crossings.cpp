@@ -46,6 +46,13 @@ bool holds(const at::Tensor& tensor, double value) {
          numbers + tensor.numel();
 }
 
+// Whether there is memory behind it: none is behind a wrapper of functorch's, nor behind a storage
+// that was freed.
+bool has_data(const c10::TensorImpl& impl) {
+  c10::StorageImpl* storage = impl.unsafe_storage().unsafeGetStorageImpl();
+  return storage != nullptr && storage->_mutable_data_ptr_no_checks().get() != nullptr;
+}
+
 // Whether a new small tensor has this number among its elements.
 bool holds(const at::Tensor& tensor, double value) {
   if (tensor.scalar_type() == at::kFloat) {
@@ -58,9 +65,11 @@ bool holds(const at::Tensor& tensor, double value) {
 // went to Python since the last backward.
 void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) {
   constexpr int64_t kSmall = 64;
-  const bool readable = result.device().is_cpu() && result.layout() == at::kStrided &&
-                        !state::is_wrapper_subclass(*result.unsafeGetTensorImpl()) &&
-                        result.is_contiguous() && result.numel() <= kSmall;
+  const c10::TensorImpl& impl = *result.unsafeGetTensorImpl();
+  const int64_t numel = state::numel(impl);
+  const bool readable = state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
+                        result.device().is_cpu() && result.layout() == at::kStrided &&
+                        has_data(impl) && result.is_contiguous() && numel <= kSmall;
   const size_t known = std::min(thread.exit_count, thread.exits.size());
   const uint64_t recording = ended_recordings.load();
   size_t parents = 0;
@@ -83,7 +92,7 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
       if (is_telling(left.value) &&
           (left.value == flow.value || (readable && holds(result, left.value)))) {
         add(left);
-        if (static_cast<int64_t>(parents) >= result.numel()) {
+        if (static_cast<int64_t>(parents) >= numel) {
           return;  // every element is known
         }
       }
@@ -92,7 +101,7 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
     if (left.epoch != thread.epoch || parents > 0) {
       continue;
     }
-    if (left.numel == result.numel()) {
+    if (left.numel == numel) {
       add(left);
       return;
     }
@@ -100,7 +109,7 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
     if (array_count < arrays.size()) {
       arrays[array_count++] = &left;
     }
-    if (elements == result.numel()) {
+    if (elements == numel) {
       for (size_t k = 0; k < array_count; ++k) {
         add(*arrays[k]);
       }
@@ -176,6 +185,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   if (!tensor.defined() || !is_wanted(*tensor.unsafeGetTensorImpl()) || in_backward()) {
     return;
   }
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   Flow flow;
   flow.flags = kToPython;
   ThreadState& thread = thread_state();
@@ -188,7 +198,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   Origins& origins = Origins::get();
   {
     std::lock_guard<std::mutex> lock(origins.mutex);
-    add_inputs(origins, flow, Inputs{tensor.unsafeGetTensorImpl()});
+    add_inputs(origins, flow, Inputs{&impl});
   }
   if ((flow.flags & (kTaints | kFromInference)) == 0) {
     return;  // a value that never had a gradient
@@ -199,7 +209,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
     keep_past(origins, flow);
   }
   thread.exits[thread.exit_count++ % thread.exits.size()] =
-      Exit{flow.number, value, tensor.numel(), thread.epoch, ended_recordings.load()};
+      Exit{flow.number, value, state::numel(impl), thread.epoch, ended_recordings.load()};
 }
 
 void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, double value) {

@@ -69,9 +69,8 @@ StackId current_stack() {
 namespace {
 
 Extent extent_of(const c10::TensorImpl& impl) {
-  if (impl.has_symbolic_sizes_strides() || state::is_wrapper_subclass(impl) ||
-      impl.key_set().has(c10::DispatchKey::NestedTensor) || state::storage(impl) == nullptr ||
-      impl.numel() == 0) {
+  if (!state::has_strides(impl) || state::is_wrapper_subclass(impl) ||
+      state::storage(impl) == nullptr || impl.numel() == 0) {
     return {};
   }
   const auto size = static_cast<int64_t>(impl.itemsize());

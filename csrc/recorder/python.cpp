@@ -272,8 +272,8 @@ py::dict facts_of_saved(const state::SavedFacts& facts) {
   out["output_nr"] = facts.output_nr;
   out["dtype"] = py::cast(c10::typeMetaToScalarType(impl.dtype()));
   out["itemsize"] = impl.itemsize();
-  const bool plain = !impl.has_symbolic_sizes_strides() && !state::is_wrapper_subclass(impl);
-  const bool strided = plain && state::storage(impl) != nullptr;
+  const bool plain = state::has_sizes(impl) && !state::is_wrapper_subclass(impl);
+  const bool strided = plain && state::has_strides(impl) && state::storage(impl) != nullptr;
   out["sizes"] = plain ? std::vector<int64_t>(impl.sizes().begin(), impl.sizes().end())
                        : std::vector<int64_t>();
   out["strides"] = strided ? std::vector<int64_t>(impl.strides().begin(), impl.strides().end())

@@ -30,11 +30,18 @@ struct Columns {
   void row(std::initializer_list<int64_t> facts) {
     values.insert(values.end(), facts);
   }
-  py::array_t<int64_t> array(size_t columns) const {
+  void reserve(size_t rows, size_t columns) {
+    values.reserve(rows * columns);
+  }
+  // The array takes the values over: a full journal's are tens of megabytes, and several threads
+  // may be told of their errors at the same time.
+  py::array_t<int64_t> array(size_t columns) {
     const auto rows = static_cast<py::ssize_t>(values.size() / columns);
-    py::array_t<int64_t> out({rows, static_cast<py::ssize_t>(columns)});
-    std::copy(values.begin(), values.end(), out.mutable_data());
-    return out;
+    auto held = std::make_unique<std::vector<int64_t>>(std::move(values));
+    int64_t* data = held->data();
+    py::capsule owner(held.get(), [](void* at) { delete static_cast<std::vector<int64_t>*>(at); });
+    held.release();
+    return py::array_t<int64_t>({rows, static_cast<py::ssize_t>(columns)}, data, owner);
   }
 };
 
@@ -101,6 +108,7 @@ void copy_origins(Copied& out) {
          e.thread,
          e.has_gradient_behind});
   });
+  out.flows.reserve(origins.past.size() + origins.flows.size(), kFlowColumns);
   origins.past.each([&](const Flow& e) { copy_flow(out.flows, e, false); });
   origins.flows.each_dead([&](const Flow& e) { copy_flow(out.flows, e, false); });
   origins.flows.each([&](const void* target, const Flow& e) {
@@ -135,6 +143,10 @@ Copied copy_journal(uint64_t since) {
     }
     return place->second;
   };
+  if (since == 0) {
+    out.writes.reserve(journal.writes.size(), kWriteColumns);
+    out.views.reserve(journal.views.size(), kViewColumns);
+  }
   journal.writes.each([&](const Write& e) {
     if (e.order > since) {
       out.writes.row(
@@ -170,6 +182,12 @@ Copied copy_journal(uint64_t since) {
            e.flags});
     }
   });
+  size_t save_count = 0;
+  for (const auto& log : journal.save_logs) {
+    std::lock_guard<std::mutex> log_lock(log->mutex);
+    save_count += log->saves.size();
+  }
+  out.saves.reserve(save_count, kSaveColumns);
   for (const auto& log : journal.save_logs) {
     std::lock_guard<std::mutex> log_lock(log->mutex);
     log->saves.each([&](const Save& e) {

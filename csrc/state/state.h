@@ -115,6 +115,34 @@ inline bool is_wrapper_subclass(const c10::TensorImpl& impl) {
   return impl.key_set().has(c10::DispatchKey::Python);
 }
 
+// TensorImpl::sizes() and strides() are fields of most tensors only. A nested tensor of the C++
+// kind and symbolic shapes have no such sizes, sparse, mkldnn and functorch tensors no such
+// strides, and a wrapper subclass may compute both in Python: the getters raise there, or run the
+// user's code. Which of them are fields is a policy that each tensor carries. torch protects the
+// reader of it, which a member pointer reaches.
+class SizesAndStrides : c10::TensorImpl {
+ public:
+  static bool has_sizes(const c10::TensorImpl& impl) {
+    return !matches(impl, SizesStridesPolicy::CustomSizes);
+  }
+  static bool has_strides(const c10::TensorImpl& impl) {  // and sizes
+    return !matches(impl, SizesStridesPolicy::CustomStrides);
+  }
+
+ private:
+  static bool matches(const c10::TensorImpl& impl, SizesStridesPolicy policy) {
+    return (impl.*(&SizesAndStrides::matches_policy))(policy);
+  }
+};
+
+inline bool has_sizes(const c10::TensorImpl& impl) {
+  return SizesAndStrides::has_sizes(impl);
+}
+
+inline bool has_strides(const c10::TensorImpl& impl) {
+  return SizesAndStrides::has_strides(impl);
+}
+
 // Elements as the object itself records them. A subclass that overrides sizes in Python is not
 // asked: that would run its `__torch_dispatch__`. -1: symbolic.
 inline int64_t numel(const c10::TensorImpl& impl) {

@@ -346,11 +346,8 @@ def _group(module: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def _strides(value: Any) -> tuple[int, ...] | None:
-    try:
-        with torch._C.DisableTorchFunctionSubclass():
-            return tuple(torch.Tensor.stride(value))
-    except Exception:
-        return None  # sparse, nested
+    geometry = _C.geometry(value)
+    return None if geometry is None else geometry[1]  # None: sparse, nested, a subclass's own
 
 
 def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:

@@ -106,6 +106,7 @@ def own_errors() -> list[str]:
     if count:
         times = "" if count == 1 else f" ({count} times)"
         lines.append(f"recorder: {last}{times}")
+    lines += [each.line for each in internals.missing]
     if _looked["skipped"]:
         lines.append(
             f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
@@ -146,8 +147,6 @@ def uninstall() -> None:
 def _wrap_all() -> None:
     import torch.autograd.graph as graph
 
-    for each in internals.missing:
-        own_error(RuntimeError(each.without), each.name)
     if internals.has(internals.ENGINE):
         engine: Any = graph._engine_run_backward
         backward: Any = _C.wrap_backward(engine, _on_suspicion, _on_error)

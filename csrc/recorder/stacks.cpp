@@ -7,14 +7,20 @@
 
 // The frames of a running interpreter are in no public header. What is read of them differs by
 // version and is all in this block; torch's own Dynamo reads the same fields.
-#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000
+// GRADEXT_PUBLIC_FRAMES: for a build that tries the way of the versions that are not known here.
+#if defined(GRADEXT_PUBLIC_FRAMES) || PY_VERSION_HEX >= 0x030f0000
+#elif PY_VERSION_HEX >= 0x030b0000
 #define GRADEXT_RAW_FRAMES 1
 #define Py_BUILD_CORE 1
 extern "C" {
+#if PY_VERSION_HEX >= 0x030e0000
+#include "internal/pycore_interpframe.h"
+#else
 #include "internal/pycore_frame.h"
+#endif
 }
 #undef Py_BUILD_CORE
-#elif PY_VERSION_HEX < 0x030b0000
+#else
 #define GRADEXT_RAW_FRAMES 1
 #include <frameobject.h>
 #endif
@@ -32,7 +38,7 @@ struct Raw {
   const void* at;
 };
 
-#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000
+#if defined(GRADEXT_RAW_FRAMES) && PY_VERSION_HEX >= 0x030b0000
 
 using RawFrame = _PyInterpreterFrame;
 
@@ -52,7 +58,12 @@ inline RawFrame* caller(RawFrame* frame) {
 // the one that 3.12 and later put below an `__init__` that a specialised call enters. CPython calls
 // them incomplete, as it does frames that have not begun.
 inline bool read(RawFrame* frame, Raw& raw) {
-#if PY_VERSION_HEX >= 0x030d0000
+#if PY_VERSION_HEX >= 0x030e0000
+  if (_PyFrame_IsIncomplete(frame)) {
+    return false;
+  }
+  raw = {_PyFrame_GetCode(frame), frame->instr_ptr};
+#elif PY_VERSION_HEX >= 0x030d0000
   if (frame->owner == FRAME_OWNED_BY_CSTACK || !PyCode_Check(frame->f_executable) ||
       _PyFrame_IsIncomplete(frame)) {
     return false;
@@ -77,7 +88,7 @@ inline int32_t instruction_offset(const Raw& raw) {
   return static_cast<int32_t>(static_cast<const char*>(raw.at) - start);
 }
 
-#elif PY_VERSION_HEX < 0x030b0000
+#elif defined(GRADEXT_RAW_FRAMES)
 
 using RawFrame = PyFrameObject;
 

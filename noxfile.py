@@ -1,19 +1,35 @@
-"""Sessions that CI does not run every time: other versions of torch, other ways to install.
+"""Sessions that CI does not run every time: other versions of torch and Python, ways to install.
 
-nox -s 'tests(2.11)'     the tests against torch 2.11 (also 2.13, 2.15)
+nox -s 'tests(2.14)'     the tests against torch 2.14 (also 2.11, 2.12, 2.13, 2.15)
+nox -s python-3.13       the tests on Python 3.13 (also 3.10, 3.12, 3.14), in a new environment
+nox -s nightly           weekly: compile against the headers of torch's nightly wheel
 nox -s fuzz              10,000 damaged recording files of each kind
+nox -s asan, -s tsan     the recorder's, guard's, state's and fingerprint's tests under sanitizers
 nox -s install           pip install ., -e ., pip wheel ., with and without isolation
+
+After a run in which nothing failed: its date goes into gradext/_versions.py.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import nox
 
 nox.options.sessions = ["tests"]
 nox.options.default_venv_backend = "venv"
-TORCH = {"2.11": "2.11.0", "2.13": "2.13.0", "2.15": "2.15.0"}
+TORCH = {
+    "2.11": "2.11.0",
+    "2.12": "2.12.0",
+    "2.13": "2.13.0",
+    "2.14": "2.14.1",
+    "2.15": "2.15.0",
+}
+PYTHONS = ["3.10", "3.12", "3.13", "3.14"]
 PROBE = "import gradext, torch; print(gradext.inspect(torch.ones(2)))"
 
 
@@ -26,6 +42,74 @@ def tests(session: nox.Session, torch: str) -> None:
     session.run("python", "-c", f"import torch; assert torch.__version__.startswith('{torch}.')")
     session.run("python", "-m", "gradext", "doctor")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+def interpreter(version: str) -> str | None:
+    """The program of a Python: on PATH, or installed beside the running one."""
+    beside = sorted(Path(sys.base_prefix).resolve().parent.glob(f"{version}.*/bin/python3"))
+    return shutil.which(f"python{version}") or (str(beside[-1]) if beside else None)
+
+
+# What torch's wheel says it needs of others, without what only a GPU's compiler needs.
+NEEDS = """
+from importlib import metadata
+for line in metadata.requires("torch"):
+    if "extra ==" not in line and not line.startswith("triton"):
+        print(line)
+"""
+
+
+def on_python(session: nox.Session) -> None:
+    """Make an environment of that Python with torch's own wheel, build gradext in it and test."""
+    version = session.name.removeprefix("python-")
+    program = interpreter(version)
+    if program is None:
+        session.error(f"no python{version} on PATH or beside {sys.base_prefix}")
+    folder = Path(session.create_tmp()).resolve()
+    python = str(folder / "env" / "bin" / "python")
+    session.run(program, "-m", "venv", "--clear", str(folder / "env"), external=True)
+
+    def run(*words: str) -> str:
+        return str(session.run(python, *words, external=True, env={"FORCE_ONLY_CPU": "1"}))
+
+    install = ("-m", "pip", "install", "-q")
+    run(*install, "-U", "pip")
+    run(*install, "--no-deps", f"torch=={TORCH['2.13']}")
+    needs = session.run(python, "-c", NEEDS, external=True, silent=True)
+    requirements = folder / "torch-needs.txt"
+    requirements.write_text(str(needs))
+    run(*install, "-r", str(requirements))
+    run(*install, ".[test]")
+    with session.chdir(folder):
+        run("-m", "gradext", "doctor")
+    run("-m", "pytest", *session.posargs)
+
+
+for each in PYTHONS:
+    nox.session(on_python, name=f"python-{each}", venv_backend="none")
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Compile and link against a nightly torch, which is not imported; runs nothing of it.
+
+    TORCH_NIGHTLY_INDEX names the index that has it.
+    """
+    index = os.environ.get("TORCH_NIGHTLY_INDEX")
+    if not index:
+        session.error("set TORCH_NIGHTLY_INDEX to the index of torch's nightly wheels")
+    folder = Path(session.create_tmp()).resolve()
+    shutil.rmtree(folder / "torch", ignore_errors=True)
+    for old in folder.glob("torch-*.whl"):
+        old.unlink()
+    download = ("pip", "download", "-q", "--pre", "--no-deps", "--index-url", index)
+    session.run("python", "-m", *download, "-d", str(folder), "torch")
+    (wheel,) = folder.glob("torch-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        inside = ("torch/include/", "torch/lib/")
+        archive.extractall(folder, [n for n in archive.namelist() if n.startswith(inside)])
+    check = ("build_tools/other_python_check.py", "--python", sys.executable)
+    session.run("python", *check, "--torch", str(folder))
 
 
 @nox.session

@@ -111,6 +111,13 @@ def write_build_record(library: Path, torch_version: str, cuda: str | None) -> N
 
 
 setup(
+    python_requires=torch_finder.versions.requires_python(),
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        *torch_finder.versions.classifiers(),
+        "Programming Language :: C++",
+        "Topic :: Software Development :: Debuggers",
+    ],
     install_requires=[TORCH, "numpy>=1.26", "rich>=13"],
     **({} if METADATA_ONLY else extension_arguments()),
 )

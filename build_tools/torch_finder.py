@@ -7,6 +7,7 @@ of the environment that asked for the install can still be listed, and their tor
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import site
@@ -14,10 +15,29 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
+
+def _read_versions() -> ModuleType:
+    """gradext/_versions.py, without the package: that one imports torch."""
+    path = Path(__file__).resolve().parent.parent / "gradext" / "_versions.py"
+    spec = importlib.util.spec_from_file_location("gradext_versions", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+versions = _read_versions()
 TESTED = "2.13.0"  # what CI tests, and what an environment without torch gets
-OLDEST, NEWEST = (2, 11), (2, 15)
+OLDEST: tuple[int, int] = versions.OLDEST_TORCH
+NEWEST: tuple[int, int] = max(map(versions.numbers, versions.TORCHES))
 VARIABLE = "GRADEXT_TORCH"
+
+
+class Refused(SystemExit):
+    """One line, no traceback: gradext cannot be built for this Python."""
 
 
 class CannotTell(SystemExit):
@@ -51,8 +71,10 @@ def find() -> Target:
     to fetch), the torch that this process can import, the torch of the environment that pip
     installs into. Without any, torch TESTED, which pip then fetches. Raises CannotTell where the
     target environment cannot be seen (front ends that build in an environment with a prefix of its
-    own) and for a torch outside the supported range.
+    own), for a torch outside the supported range, and in a free-threaded Python.
     """
+    if (refusal := versions.free_threaded()) is not None:
+        raise Refused(refusal)
     wanted = os.environ.get(VARIABLE, "").strip()
     if wanted:
         return _checked(_from_variable(wanted))

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build_tools"))
+import torch_finder  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
 LESSON_LINES = 46
 
@@ -289,6 +292,7 @@ def fingerprint(name: str) -> str:
 
 # (file, block, what fills it, whether from committed JSON alone)
 BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
+    ("README.md", "versions", torch_finder.versions.sentence, True),
     ("README.md", "run", lambda: example("train.py"), False),
     ("README.md", "fused", lambda: example("fused.py", whole=True), False),
     ("README.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),

@@ -1,7 +1,8 @@
 """Where the compiled part is, what it was built for, and whether that fits what is here.
 
-Owns finding and loading `gradext._C`. Uses the standard library only, and nothing else of gradext:
-setup.py and `gradext doctor` use this module when the package itself cannot be imported.
+Owns finding and loading `gradext._C`. Uses the standard library only, and of gradext only
+_versions, to load: setup.py and `gradext doctor` use this module when the package itself cannot be
+imported.
 """
 
 from __future__ import annotations
@@ -135,6 +136,10 @@ def load() -> ModuleType:
 
     A leftover that does not fit is named in a warning when another one serves.
     """
+    from gradext import _versions
+
+    if (refusal := _versions.free_threaded()) is not None:
+        raise ImportError(refusal)
     try:
         import torch
     except ModuleNotFoundError as error:

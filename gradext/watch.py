@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradext import _C, interrupts, objects
+from gradext import _C, internals, interrupts, objects
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def own_errors() -> list[str]:
         lines.append(f"recorder: {last}{times}")
     if unexplained:
         lines.append(f"{unexplained} more findings of a guard were not explained")
+    lines += [each.line for each in internals.missing]
     if _looked["skipped"]:
         lines.append(
             f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
@@ -148,42 +149,43 @@ def uninstall() -> None:
 def _wrap_all() -> None:
     import torch.autograd.graph as graph
 
-    backward: Any = _C.wrap_backward(graph._engine_run_backward, _on_suspicion, _on_error)
-    _replace(graph, "_engine_run_backward", backward)
-    _replace(torch.autograd, "_engine_run_backward", backward)
+    if internals.has(internals.ENGINE):
+        engine: Any = graph._engine_run_backward
+        backward: Any = _C.wrap_backward(engine, _on_suspicion, _on_error)
+        _replace(graph, "_engine_run_backward", backward)
+        _replace(torch.autograd, "_engine_run_backward", backward)
 
-    context = torch.autograd.function.FunctionCtx
-    _replace(
-        context,
-        "mark_dirty",
-        _C.wrap_noting("autograd.Function.mark_dirty", context.mark_dirty, True),
-    )
-    # graph.increment_version ends in the first of these.
-    for owner, name, label in (
-        (torch._C, "_increment_version", "torch.autograd.graph.increment_version"),
-        (
-            torch._C._autograd,
-            "_unsafe_set_version_counter",
-            "torch._C._autograd._unsafe_set_version_counter",
-        ),
-    ):
-        if hasattr(owner, name):
-            _replace(owner, name, _C.wrap_noting(label, getattr(owner, name), False))
+    if internals.has(internals.MARK_DIRTY):
+        context = torch.autograd.function.FunctionCtx
+        _note(context, "mark_dirty", "autograd.Function.mark_dirty", True)
+    # graph.increment_version ends in this.
+    if internals.has(internals.INCREMENT):
+        _note(torch._C, "_increment_version", "torch.autograd.graph.increment_version", False)
+    if internals.has(internals.SET_COUNTER):
+        name = "_unsafe_set_version_counter"
+        _note(torch._C._autograd, name, f"torch._C._autograd.{name}", False)
 
-    bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
-    _replace(threading.Thread, "_bootstrap_inner", _C.wrap_bootstrap(bootstrap))
+    if internals.has(internals.BOOTSTRAP):
+        bootstrap = threading.Thread._bootstrap_inner  # type: ignore[attr-defined]
+        _replace(threading.Thread, "_bootstrap_inner", _C.wrap_bootstrap(bootstrap))
 
-    # `Function.apply` ends in super().apply: stepping in between leaves Function.apply itself,
-    # which torch.compile knows by identity, as it is.
-    level = torch.autograd.function._SingleLevelFunction
-    apply: Any = vars(torch._C._FunctionBase)["apply"]
-    _replace(level, "apply", _C.wrap_apply(apply))
-    _let_higher_order_ops_pass()
+    if internals.has(internals.APPLY):
+        if internals.apply_is_torchs():
+            apply: Any = vars(torch._C._FunctionBase)["apply"]
+            _replace(internals.APPLY_OWNER, "apply", _C.wrap_apply(apply))
+        else:
+            own_error(RuntimeError("somebody has replaced it; not recorded"), internals.APPLY.name)
+    if internals.has(internals.HIGHER_ORDER):
+        _let_higher_order_ops_pass()
 
     left = _C.patch_entries()
     _undo.append(_C.unpatch_entries)
     for name in left:
         own_error(RuntimeError("not of a kind that gradext knows; not recorded"), name)
+
+
+def _note(owner: Any, name: str, label: str, is_method: bool) -> None:
+    _replace(owner, name, _C.wrap_noting(label, getattr(owner, name), is_method))
 
 
 def _replace(owner: Any, name: str, value: Any) -> None:

@@ -4,7 +4,8 @@
 //
 // A trace function of C, on only while some watched tensor's memory is exposed. It leaves
 // sys.settrace alone: where a debugger or a coverage tool traces, no line is looked at, and the
-// report is the window between the save and the use.
+// report is the window between the save and the use. A thread that runs lines unseen may have done
+// any write that is found meanwhile, so then no line is blamed either.
 #include "guard.h"
 
 #include "python.h"
@@ -186,6 +187,7 @@ size_t compare(const std::vector<std::shared_ptr<Entry>>& entries, Mark&& mark) 
 }
 
 void disarm();
+int on_event(PyObject*, PyFrameObject* frame, int what, PyObject*);
 
 // `done`: what this thread has been executing since the last look; `is_known`: no line event can
 // have been missed.
@@ -197,7 +199,7 @@ void look(StackId done, bool is_known = true) {
   const StackId after = !is_known ? current_line : state.skipped > 0 ? state.first_skipped : done;
   const auto entries = open_entries(nullptr);
   const size_t alive = compare(entries, [&](Change& change) {
-    if (alone && is_known && state.skipped == 0) {
+    if (alone && is_known && state.skipped == 0 && recorder::traces_all_others(&on_event)) {
       change.line = done;
     } else {
       change.after = after;
@@ -242,6 +244,13 @@ void see_line(PyFrameObject* frame, int what) {
 }
 
 int on_event(PyObject*, PyFrameObject* frame, int what, PyObject*) {
+  if (!lines().armed) {  // what disarmed could not take it from this thread
+    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
+    PyErr_Fetch(&type, &value, &trace);
+    PyEval_SetTrace(nullptr, nullptr);
+    PyErr_Restore(type, value, trace);
+    return 0;
+  }
   if ((what != PyTrace_LINE && what != PyTrace_RETURN) || in_guard() || !is_on()) {
     return 0;
   }
@@ -277,11 +286,7 @@ void arm() {
     current_line = user_line(recorder::capture_stack());
     trace_own();
   }
-  recorder::each_other_thread([](PyThreadState* other) {
-    if (other->c_tracefunc == nullptr) {
-      _PyEval_SetTrace(other, &on_event, nullptr);
-    }
-  });
+  recorder::trace_others(&on_event);
 }
 
 void disarm() {
@@ -292,11 +297,7 @@ void disarm() {
   if (own->c_tracefunc == &on_event) {
     PyEval_SetTrace(nullptr, nullptr);
   }
-  recorder::each_other_thread([](PyThreadState* other) {
-    if (other->c_tracefunc == &on_event) {
-      _PyEval_SetTrace(other, nullptr, nullptr);
-    }
-  });
+  recorder::untrace_others(&on_event);
 }
 
 void arm_if_needed(const void* storage) {

@@ -356,31 +356,19 @@ py::object wrap_bootstrap(py::object original) {
   return py::reinterpret_steal<py::object>(PyInstanceMethod_New(wrapper.ptr()));
 }
 
-#if PY_VERSION_HEX < 0x030e0000
-
 // Threads that were there before the recording: each brings itself in line at its next call or
 // return, through a profile function that takes itself away.
 int wake(PyObject*, PyFrameObject*, int, PyObject*) {
   const bool is_stopped = aside([] {
-    _PyEval_SetProfile(PyThreadState_Get(), nullptr, nullptr);
+    PyEval_SetProfile(nullptr, nullptr);
     sync_thread();
   });
   return is_stopped ? -1 : 0;
 }
 
 void wake_threads() {
-  each_other_thread([](PyThreadState* other) {
-    if (other->c_profilefunc == nullptr) {
-      _PyEval_SetProfile(other, &wake, nullptr);
-    }
-  });
+  profile_others(&wake);
 }
-
-#else  // an interpreter that this was not tried with: such threads are not recorded
-
-void wake_threads() {}
-
-#endif
 
 }  // namespace
 

@@ -7,14 +7,20 @@
 
 // The frames of a running interpreter are in no public header. What is read of them differs by
 // version and is all in this block; torch's own Dynamo reads the same fields.
-#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000
+// GRADEXT_PUBLIC_FRAMES: for a build that tries the way of the versions that are not known here.
+#if defined(GRADEXT_PUBLIC_FRAMES) || PY_VERSION_HEX >= 0x030f0000
+#elif PY_VERSION_HEX >= 0x030b0000
 #define GRADEXT_RAW_FRAMES 1
 #define Py_BUILD_CORE 1
 extern "C" {
+#if PY_VERSION_HEX >= 0x030e0000
+#include "internal/pycore_interpframe.h"
+#else
 #include "internal/pycore_frame.h"
+#endif
 }
 #undef Py_BUILD_CORE
-#elif PY_VERSION_HEX < 0x030b0000
+#else
 #define GRADEXT_RAW_FRAMES 1
 #include <frameobject.h>
 #endif
@@ -33,7 +39,7 @@ struct Raw {
   const void* at;
 };
 
-#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000
+#if defined(GRADEXT_RAW_FRAMES) && PY_VERSION_HEX >= 0x030b0000
 
 using RawFrame = _PyInterpreterFrame;
 
@@ -49,19 +55,30 @@ inline RawFrame* caller(RawFrame* frame) {
   return frame->previous;
 }
 
-// False for frames that run no Python code (the interpreter's own entry frames).
+// False for frames that run no Python code of anybody's: the interpreter's own entry frames, and
+// the one that 3.12 and later put below an `__init__` that a specialised call enters. CPython calls
+// them incomplete, as it does frames that have not begun.
 inline bool read(RawFrame* frame, Raw& raw) {
-#if PY_VERSION_HEX >= 0x030d0000
-  if (frame->owner == FRAME_OWNED_BY_CSTACK || !PyCode_Check(frame->f_executable)) {
+#if PY_VERSION_HEX >= 0x030e0000
+  if (_PyFrame_IsIncomplete(frame)) {
+    return false;
+  }
+  raw = {_PyFrame_GetCode(frame), frame->instr_ptr};
+#elif PY_VERSION_HEX >= 0x030d0000
+  if (frame->owner == FRAME_OWNED_BY_CSTACK || !PyCode_Check(frame->f_executable) ||
+      _PyFrame_IsIncomplete(frame)) {
     return false;
   }
   raw = {reinterpret_cast<PyCodeObject*>(frame->f_executable), frame->instr_ptr};
 #elif PY_VERSION_HEX >= 0x030c0000
-  if (frame->owner == FRAME_OWNED_BY_CSTACK) {
+  if (frame->owner == FRAME_OWNED_BY_CSTACK || _PyFrame_IsIncomplete(frame)) {
     return false;
   }
   raw = {frame->f_code, frame->prev_instr};
 #else
+  if (_PyFrame_IsIncomplete(frame)) {
+    return false;
+  }
   raw = {frame->f_code, frame->prev_instr};
 #endif
   return true;
@@ -72,7 +89,7 @@ inline int32_t instruction_offset(const Raw& raw) {
   return static_cast<int32_t>(static_cast<const char*>(raw.at) - start);
 }
 
-#elif PY_VERSION_HEX < 0x030b0000
+#elif defined(GRADEXT_RAW_FRAMES)
 
 using RawFrame = PyFrameObject;
 
@@ -286,8 +303,9 @@ StackId capture_stack() {
     return 0;
   }
   PyGILState_STATE gil = PyGILState_Ensure();
-  std::array<Frame, kMaxDepth> frames;
+  std::array<Frame, kMaxDepth> frames;  // each holds a reference to its code
   int depth = 0;
+  // No frame that CPython calls incomplete is among these.
   PyFrameObject* frame = PyThreadState_GetFrame(thread);
   while (frame != nullptr && depth < kMaxDepth) {
     frames[depth++] = Frame{PyFrame_GetCode(frame), PyFrame_GetLasti(frame)};
@@ -298,16 +316,23 @@ StackId capture_stack() {
   Tree& all = tree();
   StackId parent = frame != nullptr ? kCut : 0;
   Py_XDECREF(frame);
-  std::vector<PyCodeObject*> spare;
+  // Under the mutex no Python object is made or given up.
+  std::array<PyCodeObject*, kMaxDepth> spare;
+  int spares = 0;
   {
     std::lock_guard<std::mutex> lock(all.mutex);
+    bool is_full = false;
     for (int k = depth - 1; k >= 0; --k) {
+      if (is_full) {
+        spare[spares++] = frames[k].code;
+        continue;
+      }
       auto [code, is_new] =
           all.code_index.emplace(frames[k].code, static_cast<uint32_t>(all.codes.size()));
       if (is_new) {
         all.codes.push_back(frames[k].code);
       } else {
-        spare.push_back(frames[k].code);
+        spare[spares++] = frames[k].code;
       }
       const Key key{parent, code->second, frames[k].instruction};
       auto found = all.index.find(key);
@@ -320,11 +345,12 @@ StackId capture_stack() {
         parent = id;
       } else {
         ++all.dropped;
+        is_full = true;  // what is known is the caller
       }
     }
   }
-  for (PyCodeObject* code : spare) {
-    Py_DECREF(code);
+  for (int k = 0; k < spares; ++k) {
+    Py_DECREF(spare[k]);
   }
   PyGILState_Release(gil);
   return parent;

@@ -1,7 +1,7 @@
 """`gradext doctor`: what is installed, what the compiled part was built for, and whether they fit.
 
-Must work when the compiled part does not load, so it imports nothing of gradext but _install and
-_version.
+Must work when the compiled part does not load, so it imports nothing of gradext but _install,
+_version and _versions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gradext import _install
+from gradext import _install, _versions
 from gradext._version import __version__
 from gradext.text import clean
 
@@ -54,7 +54,14 @@ def examine() -> dict[str, Any]:
         },
         "compiled": None,
         "self_tests": [],
+        "off": [],
         "problem": None,
+    }
+    report["tried"] = {
+        "python": _versions.verdict(_versions.PYTHONS, report["python"]["version"]),
+        "torch": _versions.verdict(_versions.TORCHES, report["torch"]["version"])
+        if report["torch"]
+        else None,
     }
     try:
         module: Any = sys.modules.get("gradext._C") or _install.load()
@@ -69,20 +76,26 @@ def examine() -> dict[str, Any]:
             "cuda": build.cuda,
         }
         report["self_tests"] = [[claim, holds] for claim, holds in module.self_test()]
+        from gradext import internals
+
+        report["off"] = [each.line for each in internals.missing]
     report["usable"] = report["problem"] is None and all(ok for _, ok in report["self_tests"])
     return report
 
 
 def as_lines(report: dict[str, Any]) -> list[str]:
     """The report as aligned lines."""
-    torch, compiled = report["torch"], report["compiled"]
+    torch, compiled, tried = report["torch"], report["compiled"], report["tried"]
+    python = report["python"]["version"]
     pairs = [
         ("gradext", f"{report['gradext']['version']}  {report['gradext']['folder']}"),
         ("python", f"{report['python']['version']}  {report['python']['executable']}"),
+        ("tried", f"Python {_versions.minor(python)}: {tried['python']}"),
         ("platform", report["platform"]),
         ("torch", f"{torch['version']}  {torch['folder']}" if torch else "not installed"),
     ]
     if torch:
+        pairs.append(("tried", f"torch {_versions.minor(torch['version'])}: {tried['torch']}"))
         pairs.append(("torch CUDA", torch["cuda"] or "a build without CUDA"))
         pairs.append(("device", ", ".join(torch["devices"]) or "no CUDA device"))
     for name, text in report["compilers"].items():
@@ -93,6 +106,7 @@ def as_lines(report: dict[str, Any]) -> list[str]:
         pairs.append(("CUDA built", f"yes, CUDA {compiled['cuda']}" if compiled["cuda"] else "no"))
     for claim, holds in report["self_tests"]:
         pairs.append(("self-test", f"{'ok    ' if holds else 'FAILED'}  {claim}"))
+    pairs += [("off", line) for line in report["off"]]
     pairs.append(
         ("verdict", "usable" if report["usable"] else report["problem"] or "a self-test failed")
     )

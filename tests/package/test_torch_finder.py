@@ -90,13 +90,13 @@ def test_a_variable_that_makes_no_sense_is_one_line(no_torch_here, monkeypatch, 
 
 def test_a_torch_that_is_too_old_is_refused_with_what_to_do(no_torch_here):
     put_torch(no_torch_here, "2.10.0")
-    with pytest.raises(SystemExit, match=r"2\.10\.0 .*too old.*2\.11 to 2\.15.*pip install torch"):
+    with pytest.raises(SystemExit, match=r"2\.10\.0 .*too old.*2\.11 to 2\.\d+.*pip install torch"):
         torch_finder.find()
 
 
 def test_a_newer_torch_is_tried_with_a_word(no_torch_here, capsys):
-    put_torch(no_torch_here, "2.16.0")
-    assert torch_finder.find().version == "2.16.0"
+    put_torch(no_torch_here, "2.99.0")
+    assert torch_finder.find().version == "2.99.0"
     assert "newer than any gradext was tested with" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ import torch
 from events import history, is_off, run_program, short, shorts, writes
 
 import gradext
-from gradext import _C, ops, watch
+from gradext import _C, internals, ops, watch
 from gradext import recording as recording_module
 
 
@@ -31,7 +31,7 @@ def wrapped() -> list[Any]:
         torch._C._increment_version,  # type: ignore[attr-defined]
         torch._C._autograd._unsafe_set_version_counter,
         vars(threading.Thread)["_bootstrap_inner"],
-        vars(torch.autograd.function._SingleLevelFunction).get("apply"),
+        vars(internals.APPLY_OWNER).get("apply"),
         dict(optimizer._global_optimizer_pre_hooks),
         dict(optimizer._global_optimizer_post_hooks),
     ]

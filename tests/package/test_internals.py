@@ -1,0 +1,162 @@
+"""An internal of torch that is not where it was: that feature is off, in one line, and no other."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+import gradext
+from gradext import internals, watch
+from gradext.commands import doctor
+
+PLACES: dict[str, tuple[Any, str]] = {
+    internals.ENGINE.name: (torch.autograd.graph, "_engine_run_backward"),
+    internals.MARK_DIRTY.name: (torch.autograd.function.FunctionCtx, "mark_dirty"),
+    internals.INCREMENT.name: (torch._C, "_increment_version"),
+    internals.SET_COUNTER.name: (torch._C._autograd, "_unsafe_set_version_counter"),
+    internals.BOOTSTRAP.name: (threading.Thread, "_bootstrap_inner"),
+    internals.APPLY.name: (internals.APPLY_OWNER, "apply"),
+}
+named = pytest.mark.parametrize("internal", internals.ALL, ids=lambda each: each.name)
+
+
+def at(name: str) -> Any:
+    owner, attribute = PLACES[name]
+    return vars(owner).get(attribute)
+
+
+def test_all_are_there():
+    assert internals.missing == ()
+    assert watch.own_errors() == []
+
+
+@named
+def test_without_one_the_others_are_wrapped_and_one_line_says_so(monkeypatch, internal):
+    plain = {name: at(name) for name in PLACES}
+    monkeypatch.setattr(internals, "missing", (internal,))
+    with gradext.record() as recording:
+        x = torch.ones(3)
+        x.add_(1)
+        during = {name: at(name) for name in PLACES}
+    unwrapped = {name for name in PLACES if during[name] is plain[name]}
+    assert unwrapped == {internal.name} & PLACES.keys()
+    assert [write.op for write in recording.mutations(x)] == ["aten::add_"]
+    assert {name: at(name) for name in PLACES} == plain
+    assert watch.own_errors() == [internal.line]
+    lines = [line for line in doctor.as_lines(doctor.examine()) if line.startswith("off ")]
+    assert lines == [f"off         {internal.line}"]
+
+
+@pytest.mark.parametrize(
+    ("internal", "owner", "name"),
+    [
+        (internals.ENGINE, "torch.autograd.graph", "_engine_run_backward"),
+        (internals.INCREMENT, "torch._C", "_increment_version"),
+        (internals.SET_COUNTER, "torch._C._autograd", "_unsafe_set_version_counter"),
+        (
+            internals.HIGHER_ORDER,
+            "torch._ops",
+            "_HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS",
+        ),
+        (internals.HIGHER_ORDER, "torch._ops", "_higher_order_ops"),
+    ],
+)
+def test_what_is_gone_is_found_missing(monkeypatch, internal, owner, name):
+    assert internals.is_there(internal)
+    monkeypatch.delattr(sys.modules[owner], name)
+    assert not internals.is_there(internal)
+
+
+def test_an_engine_that_autograd_does_not_call_is_found_missing(monkeypatch):
+    # A replacement would never be reached.
+    monkeypatch.setattr(torch.autograd, "_engine_run_backward", lambda *a, **k: None)
+    assert not internals.is_there(internals.ENGINE)
+
+
+def test_looking_never_raises():
+    def find():
+        raise RuntimeError("moved")
+
+    assert not internals.is_there(internals.Internal("x", "y", find))
+
+
+def function(**body: Any) -> type:
+    """A class like torch.autograd.Function: Python's, over one between, over C's."""
+    between = type("_SingleLevelFunction", (torch._C._FunctionBase,), {})
+    return type("Function", (between,), body)
+
+
+def test_a_function_whose_apply_is_c_s_own_is_wrapped_itself(monkeypatch):
+    of_2_14 = function(apply=vars(torch._C._FunctionBase)["apply"])
+    monkeypatch.setattr(torch.autograd, "Function", of_2_14)
+    assert internals.apply_owner() is of_2_14
+
+
+def test_a_function_whose_apply_ends_in_super_is_wrapped_below(monkeypatch):
+    exec(
+        "class Function(Between):\n"
+        "    @classmethod\n"
+        "    def apply(cls, *args):\n"
+        "        return super().apply(*args)\n",
+        space := {"Between": type("Between", (torch._C._FunctionBase,), {})},
+    )
+    monkeypatch.setattr(torch.autograd, "Function", space["Function"])
+    assert internals.apply_owner() is space["Between"]
+
+
+def test_a_function_with_an_apply_of_another_kind_is_found_missing(monkeypatch):
+    monkeypatch.setattr(torch.autograd, "Function", function(apply=staticmethod(lambda *a: None)))
+    assert internals.apply_owner() is None
+    assert not internals.is_there(internals.APPLY)
+
+
+def test_somebody_elses_apply_stays(monkeypatch):
+    # Where the C apply is Function's own, somebody may have put theirs there.
+    theirs = classmethod(lambda cls, *args: None)
+    replaced = function(apply=theirs)
+    monkeypatch.setattr(torch.autograd, "Function", replaced)
+    monkeypatch.setattr(internals, "APPLY_OWNER", replaced)
+    try:
+        with gradext.record():
+            assert vars(replaced)["apply"] is theirs
+        assert vars(replaced)["apply"] is theirs
+        (line,) = watch.own_errors()
+        assert line.startswith("torch.autograd.Function.apply: RuntimeError: somebody has replaced")
+    finally:
+        watch._errors.clear()
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.detach() * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+def test_a_function_of_the_users_is_seen_and_its_apply_put_back():
+    before = vars(torch.autograd.Function).get("apply"), at(internals.APPLY.name)
+    w = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        during = at(internals.APPLY.name)
+        y = Twice.apply(w)
+        y.sum().backward()
+    assert w.grad.tolist() == [2, 2, 2]
+    assert during is not before[1]
+    assert (vars(torch.autograd.Function).get("apply"), at(internals.APPLY.name)) == before
+
+
+def test_a_function_compiles_as_without_a_recording():
+    w = torch.ones(3, requires_grad=True)
+    compiled = torch.compile(lambda x: Twice.apply(x) + 1, backend="eager", fullgraph=True)
+    with gradext.record():
+        y = compiled(w)
+        y.sum().backward()
+    assert y.tolist() == [3, 3, 3]
+    assert w.grad.tolist() == [2, 2, 2]

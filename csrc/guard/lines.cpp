@@ -244,18 +244,17 @@ void see_line(PyFrameObject* frame, int what) {
 }
 
 int on_event(PyObject*, PyFrameObject* frame, int what, PyObject*) {
-  if (!lines().armed) {  // what disarmed could not take it from this thread
-    PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
-    PyErr_Fetch(&type, &value, &trace);
-    PyEval_SetTrace(nullptr, nullptr);
-    PyErr_Restore(type, value, trace);
-    return 0;
-  }
-  if ((what != PyTrace_LINE && what != PyTrace_RETURN) || in_guard() || !is_on()) {
+  if (in_guard()) {
     return 0;
   }
   in_guard() = true;
-  const bool is_stopped = recorder::aside([&] { see_line(frame, what); });
+  const bool is_stopped = recorder::aside([&] {
+    if (!lines().armed) {  // what disarmed could not take it from this thread
+      PyEval_SetTrace(nullptr, nullptr);
+    } else if ((what == PyTrace_LINE || what == PyTrace_RETURN) && is_on()) {
+      see_line(frame, what);
+    }
+  });
   in_guard() = false;
   return is_stopped ? -1 : 0;
 }

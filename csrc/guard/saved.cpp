@@ -2,6 +2,7 @@
 
 #include "recorder/aside.h"
 #include "state/identity.h"
+
 #include <pybind11/pybind11.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/tensor.h>

@@ -85,7 +85,11 @@ def _forget_hidden(options: list[str]) -> None:
     import subprocess
 
     command = [*options, "-c", "import sys; print(*sys.modules)"]
-    asked = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    # The start-up file would load gradext, and what gradext loads, by these variables.
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("GRADEXT_")}
+    asked = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=bare
+    )
     early = set(asked.stdout.decode("utf-8", "replace").split())
     if "sys" not in early:
         return

@@ -70,6 +70,7 @@ def extension_arguments() -> dict[str, object]:
             super().finalize_options()
             # Objects of another torch, Python or CUDA choice must not be reused, nor a linked _C.
             kind = "cuda" if cuda.build else "cpu"
+            kind += "".join(f"-{name}" for name in checks.split(",") if name)
             self.build_temp = os.path.join(self.build_temp, f"torch-{torch.__version__}-{kind}")
             self.force = True
 
@@ -81,6 +82,7 @@ def extension_arguments() -> dict[str, object]:
                 if library.is_file():
                     write_build_record(library, torch.__version__, built_cuda)
 
+    checks = extension.sanitizers()
     kind = cpp_extension.CUDAExtension if cuda.build else cpp_extension.CppExtension
     torch_folder = Path(torch.__file__).resolve().parent
     module = kind(
@@ -89,6 +91,7 @@ def extension_arguments() -> dict[str, object]:
         depends=[str(path) for path in (ROOT / "csrc").rglob("*.h")],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args=extension.compile_flags(torch_folder, cuda.build),
+        extra_link_args=[f"-fsanitize={checks}"] if checks else [],
     )
     return {
         "ext_modules": [module],

@@ -14,7 +14,7 @@ mkdir -p "$OUT/log"
 export GRADEXT_REQUIRE_CUDA=1 PYTHONUNBUFFERED=1 PYTHONPATH=
 
 build() {
-  FORCE_CUDA=1 python3 -m pip install --no-build-isolation --no-deps --force-reinstall \
+  FORCE_CUDA=1 python3 -m pip install --no-build-isolation --no-deps --force-reinstall --ignore-requires-python \
     "${GRADEXT_WHEEL:-.}" && python3 -m gradext doctor
 }
 

@@ -72,6 +72,12 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     defines = ["-DNDEBUG"] + (["-DGRADEXT_WITH_CUDA"] if cuda else [])
     host = [*maps, "-fvisibility=hidden"]
     device = ["-Xcompiler", ",".join(host)]
+    checks = sanitizers()
+    if checks:
+        # Frame pointers and lines for the reports; -O1 keeps the stacks in them as written.
+        checked = [f"-fsanitize={checks}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+        flags = ["-O1", "-g", *defines, *host, *checked, "-Wall", "-Wno-unknown-pragmas"]
+        return {"cxx": flags, "nvcc": []}
     # at::parallel_for is a plain loop without it. Nothing is linked for it: the runtime is the one
     # that torch has loaded, so its thread pool is used and not a second one.
     threads = ["-fopenmp"] if sys.platform == "linux" else []
@@ -79,6 +85,20 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
         "cxx": ["-O3", "-g0", *defines, *host, *threads, "-Wall", "-Wno-unknown-pragmas"],
         "nvcc": ["-O3", *defines, *device],
     }
+
+
+def sanitizers() -> str:
+    """What GRADEXT_SANITIZE asks for, as -fsanitize= takes it ("address,undefined", "thread").
+
+    Such a build is for the tests of `nox -s asan` and `nox -s tsan`: the Python that loads it must
+    be started with the sanitizer's runtime preloaded. Raises SystemExit for another word.
+    """
+    asked = os.environ.get("GRADEXT_SANITIZE", "")
+    if asked not in {"", "address,undefined", "thread"}:
+        raise SystemExit(
+            f"gradext: GRADEXT_SANITIZE={asked!r}: expected 'address,undefined' or 'thread'."
+        )
+    return asked
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Uses the standard library only: the build reads this file without the package.
 
 from __future__ import annotations
 
-import sysconfig
+import sys
 from typing import NamedTuple
 
 
@@ -86,9 +86,10 @@ def _listed(table: dict[str, Passed]) -> str:
 
 def free_threaded() -> str | None:
     """One line where this Python has no GIL, which gradext's reads rely on; else None."""
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+    # Of sys alone: sysconfig reads a file of the path, and costs an import at each start.
+    if "t" not in getattr(sys, "abiflags", ""):
         return None
-    version = sysconfig.get_python_version()
+    version = "{}.{}".format(*sys.version_info)
     return (
         f"gradext does not support free-threaded Python ({version}t): what it reads of frames and "
         f"threads is guarded by the GIL. Use the ordinary build of Python {version}"

@@ -36,6 +36,11 @@ uint64_t place_of(StackId stack) {
   uint64_t place = 0;
   for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
     int line = 0, column = 0, end_line = 0, end_column = 0;
+    if (frame->code == nullptr) {  // where the stack was cut: a place of its own, without code
+      place =
+          places->try_emplace(Place{place, nullptr, 0, 0, 0, 0}, places->size() + 1).first->second;
+      continue;
+    }
 #if PY_VERSION_HEX >= 0x030b0000
     PyCode_Addr2Location(frame->code, frame->instruction, &line, &column, &end_line, &end_column);
 #else

@@ -24,6 +24,7 @@ TABLES = (
     r"\bours\.(?:get|set)\s*=[^;]*?&(\w+)",
     r"\bPyCapsule_New\([^;]*?,\s*&(\w+)\)",
     r"\b_?PyEval_Set(?:Trace|Profile)\([^;]*?&(\w+)",
+    r"\bprofile_others\(&(\w+)",
     r"\bRecordFunctionCallback\(\s*&(\w+)",
     r"\bRecordFunctionCallback\(\s*&\w+,\s*&(\w+)",
     r"\bPy_AtExit\(\s*&(\w+)",

@@ -150,9 +150,14 @@ UNPROTECTED = [
         "call_apply",
     ),
     ("recorder/hooks.cpp", "(void)aside([&] { delete", "([&] { destroyed(); delete", "destroy"),
-    ("recorder/hooks.cpp", "aside([] {\n    _PyEval", "now([] {\n    _PyEval", "wake"),
+    ("recorder/hooks.cpp", "aside([] {\n    PyEval", "now([] {\n    PyEval", "wake"),
     ("recorder/entries.cpp", "active() && aside([&]", "active() && now([&]", "set_"),
-    ("guard/lines.cpp", "recorder::aside([&] { see_line", "now([&] { see_line", "on_event"),
+    (
+        "guard/lines.cpp",
+        "recorder::aside([&] {\n    if (!lines().armed)",
+        "now([&] {\n    if (!lines().armed)",
+        "on_event",
+    ),
     ("guard/saves.cpp", "guarded([&] { gradients_after", "now([&] { gradients_after", "AfterUse"),
     (
         "probe/census.cpp",

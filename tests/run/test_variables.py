@@ -152,13 +152,14 @@ def test_a_broken_gradext_costs_one_line(name: str, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "gradext").mkdir(parents=True)
     (site / "gradext" / "__init__.py").write_bytes(BROKEN[name].encode("utf-8", "surrogateescape"))
-    (site / "sitecustomize.py").write_text(f"exec({LINE!r})\n")
-    done = start(["-c", "print('runs')"], tmp_path, PYTHONPATH=str(site), GRADEXT_RECORD="1")
+    # Without site, which would execute the line of an installed gradext as well.
+    words = ["-S", "-c", f"exec({LINE!r}); print('runs')"]
+    done = start(words, tmp_path, PYTHONPATH=str(site), GRADEXT_RECORD="1")
     assert (done.code, done.out) == (0, b"runs\n")
     (line,) = done.errors.splitlines()
     assert line.startswith("gradext: not recording: ")
     assert line.isprintable()
-    unset = start(["-c", "print('runs')"], tmp_path, PYTHONPATH=str(site))
+    unset = start(words, tmp_path, PYTHONPATH=str(site))
     assert (unset.code, unset.out, unset.err) == (0, b"runs\n", b"")
 
 

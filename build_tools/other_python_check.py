@@ -88,7 +88,7 @@ NONE = "no other supported Python with headers on this machine"
 def newest_other() -> Python | None:
     """The newest Python beside the running one, of a version that gradext knows; None without."""
     here = torch_finder.versions.minor(sys.version.split()[0])
-    known = torch_finder.versions.PYTHONS
+    known = torch_finder.versions.COMPILED_FOR
     found = [other for path in programs() if (other := look_at(path)) is not None]
     others = [other for other in found if other.minor != here and other.minor in known]
     return max(others, key=lambda other: torch_finder.versions.numbers(other.version), default=None)
@@ -96,7 +96,7 @@ def newest_other() -> Python | None:
 
 def programs() -> list[Path]:
     """Where other Pythons may be: on PATH, and where the running one's neighbours are installed."""
-    named = [shutil.which(f"python{version}") for version in torch_finder.versions.PYTHONS]
+    named = [shutil.which(f"python{version}") for version in torch_finder.versions.COMPILED_FOR]
     beside = sorted(Path(sys.base_prefix).resolve().parent.glob("*/bin/python3"))
     return [*(Path(name) for name in named if name), *beside]
 

@@ -221,8 +221,8 @@ def test_backward_in_a_thread() -> None:
 # A process of its own: once autograd has started threads, it refuses to run in a fork, which other
 # tests of a worker make.
 #
-# It ends without the interpreter's own ending: torch's worker threads let go of Python objects then,
-# which aborts the process now and then, without gradext as often (23 of 80 runs; with it, 25 of 80).
+# It ends without the interpreter's own ending: torch's worker threads let go of Python objects
+# then, which aborts the process now and then, without gradext as often (23 of 80 runs; with it, 25).
 OWN_THREADS = """
 import json, os, threading
 import torch

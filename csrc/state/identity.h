@@ -5,8 +5,8 @@
 //
 // - of any tensor, only words are read: addresses and flags that lie in the TensorImpl and in its
 //   AutogradMeta, which live as long as the tensor. An address is compared and never followed: what
-//   it names may be gone by the next instruction. That is all words_of() does. (A view's base is the
-//   one tensor that it looks at in turn: the view holds it for as long as it lives itself.)
+//   it names may be gone by the next instruction. That is all words_of() does.
+//   (A view's base is the one tensor that it looks at in turn: the view holds it while it lives.)
 // - `.grad` is read under the locks that the engine takes as well. AccumulateGrad::apply holds its
 //   node's mutex while it exchanges the gradient (Note [Thread Safety on Autograd Node] in
 //   torch/csrc/autograd/node.h), and AutogradMeta::mutex_ guards the way to that node (variable.h).

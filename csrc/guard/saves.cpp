@@ -2,6 +2,7 @@
 // is about to run it.
 #include "guard.h"
 
+#include "fingerprint/blocks.h"
 #include "python.h"
 #include "recorder/aside.h"
 #include "recorder/values.h"
@@ -427,6 +428,9 @@ void register_fork_handlers() {
       (*mutex)->unlock();
     }
   };
+  // Chosen now and not by the first save, which another thread may be in the middle of when the
+  // program forks: the child would wait for that choice for ever.
+  (void)fingerprint::blocks();
   static const int registered = pthread_atfork(lock, unlock, unlock);
   (void)registered;
 }

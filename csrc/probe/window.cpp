@@ -15,7 +15,8 @@ namespace gradext::probe {
 namespace {
 
 // Not through a stream: in a process that holds a second C++ library (one linked statically into a
-// library that shows its symbols) a number is lost in a stream, or the process dies; a string is not.
+// library that shows its symbols) a number is lost in a stream, or the process dies; a string is
+// not.
 std::string text(const c10::SymInt& number) {
   const std::optional<int64_t> known = number.maybe_as_int();
   return known.has_value() ? std::to_string(*known) : number.toSymNode()->str();

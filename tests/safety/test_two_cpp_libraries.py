@@ -1,9 +1,9 @@
 """Messages with numbers in a process that holds a second C++ library.
 
-A library that links libstdc++ statically and shows its symbols takes the place of the first one for
-what is loaded after it (RTLD_GLOBAL), or shares the ids of its locale's parts with it (loaded before
-it). Strings in a C++ stream still work then; numbers are lost, or the process dies, as it depends on
-the two versions. gradext's messages put no number through a stream.
+A library that links libstdc++ statically and shows its symbols takes the place of the first one
+for what is loaded after it (RTLD_GLOBAL), or shares the ids of its locale's parts with it (loaded
+before it). Strings in a C++ stream still work then; numbers are lost, or the process dies, as it
+depends on the two versions. gradext's messages put no number through a stream.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -114,9 +115,16 @@ def nightly(session: nox.Session) -> None:
 
 
 def sanitized(session: nox.Session, checks: str, libraries: list[str], **options: str) -> None:
-    """Build _C with sanitizers and run the tests of what it holds, with their runtimes loaded."""
+    """Build _C with sanitizers and run the tests of what it holds, with their runtimes loaded.
+
+    In a copy of the checkout: its own _C, built without, would be the one that the tests load.
+    """
+    copy = Path(session.create_tmp()).resolve() / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in str(session.run("git", "ls-files", external=True, silent=True)).splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(name, copy / name)
     session.install(f"torch=={TORCH['2.13']}", "setuptools>=77", "ninja")
-    session.install("--no-build-isolation", ".[test]", env={"GRADEXT_SANITIZE": checks})
     found = [
         str(session.run("g++", f"-print-file-name={name}", external=True, silent=True)).strip()
         for name in (*libraries, "libstdc++.so")
@@ -126,10 +134,19 @@ def sanitized(session: nox.Session, checks: str, libraries: list[str], **options
     # Tests of resident memory and of an address that is used again: a sanitizer's allocator keeps
     # what was freed and gives each address once.
     keeps = "memory or growth or holes or stay_inside or no_history"
-    session.run(
-        *("python", "-m", "pytest", "-n", "1", "-k", f"not ({keeps})", *tests),
-        env={"LD_PRELOAD": " ".join(found), "OMP_NUM_THREADS": "1", **options},
-    )
+    env = {"LD_PRELOAD": " ".join(found), "OMP_NUM_THREADS": "1", **options}
+    with session.chdir(copy):
+        build = ("--no-build-isolation", "-e", ".[test]")
+        session.install(*build, env={"GRADEXT_SANITIZE": checks, "FORCE_ONLY_CPU": "1"})
+        needs = subprocess.run(
+            ["readelf", "-d", *(str(path) for path in copy.glob("gradext/_C*.so"))],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        if not all(name in needs for name in libraries):
+            session.error(f"the _C that is built does not use {libraries}")
+        session.run("python", "-m", "pytest", "-n", "1", "-k", f"not ({keeps})", *tests, env=env)
 
 
 @nox.session
@@ -148,8 +165,15 @@ def tsan(session: nox.Session) -> None:
     """
     left_out = Path("tests/safety/thread_sanitizer.txt").resolve()
     words = f"halt_on_error=0:report_signal_unsafe=0:die_after_fork=0:suppressions={left_out}"
-    options = {"TSAN_OPTIONS": words}
+    # Into files: pytest keeps what a test prints, and a worker's exit code is not asked for.
+    reports = Path(session.create_tmp()).resolve() / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    options = {"TSAN_OPTIONS": f"{words}:log_path={reports}/of"}
     sanitized(session, "thread", ["libtsan.so"], **options)
+    found = [path.read_text() for path in sorted(reports.iterdir())]
+    if any("WARNING: ThreadSanitizer" in text for text in found):
+        session.error("\n".join(found))
 
 
 @nox.session

@@ -18,6 +18,7 @@ import pytest
 import gradext
 
 OTHER = """
+#include <iostream>  // its initialisation makes the second locale
 #include <sstream>
 #include <string>
 extern "C" int other(int n) {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST = 64  # findings that are explained; a loop that goes on finding the same has one cause
 _guards: list[guard] = []
+_known = findings.Known()  # of the guards that record by themselves
 
 
 class GuardWarning(UserWarning):
@@ -100,6 +101,7 @@ class guard:
             raise RuntimeError("gradext.guard: this guard is on already; make another one")
         if not watch.recordings or not watch.recordings[-1].saves:
             self._recording = recording.Recording(True, births=False, cuts=False).start()
+            self._recording._known = _known  # a guard in a loop begins a recording each time
         try:
             _C.guard_start(_on_finding)
         except BaseException:
@@ -138,14 +140,20 @@ class guard:
 
         found: list[tuple[str, Diagnosis]] = []
         try:
-            data = None
+            data, now = None, _C.recorder_stack()
             for name, watcher in self._watches:
                 facts = watcher.changed()
                 if facts is None:
                     continue
-                data = data or watch.recordings[-1].data
-                facts |= {"entered": self._entered, "now": _C.recorder_stack()}
-                found.append((name, guarded.watched(facts, name, data)))
+                facts |= {"entered": self._entered, "now": now}
+                recording = watch.recordings[-1]
+                finding = findings.of_watched(name, facts)
+                again = recording._known.recall(finding, ())
+                if again is None:
+                    data = data or recording.data
+                    again = (guarded.watched(facts, name, data),)
+                    recording._known.keep(finding, again)
+                found.append((name, again[0]))
             return guarded.together(found)
         except BaseException as error:
             if interrupts.is_the_programs(error):

@@ -110,7 +110,7 @@ def own_errors() -> list[str]:
     lines += [each.line for each in internals.missing]
     if _looked["skipped"]:
         lines.append(
-            f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
+            f"{int(_looked['skipped'])} checks for silent errors were left out: they would have "
             f"taken more than {_SHARE:.0%} of the run"
         )
     return lines
@@ -260,6 +260,20 @@ def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequ
             return again
     found = diagnosis.of_backward(error, outputs, recording)
     if finding is not None:
+        recording._known.keep(finding, found, live)
+    return found
+
+
+def _hidden_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> Any:
+    from gradext import diagnosis, findings
+
+    finding = findings.of_hidden_cuts(outputs, why) if recording.cuts else None
+    if finding is not None:
+        again = recording._known.recall(finding, frames_above())
+        if again is not None:
+            return again
+    found = diagnosis.of_silent_cuts(outputs, why, gradients, recording)
+    if finding is not None:
         recording._known.keep(finding, found)
     return found
 
@@ -293,7 +307,7 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         return
     start = time.perf_counter()
     if _looked["spent"] > 1.0 + _SHARE * (start - _looked["since"]):
-        _looked["skipped"] += bool(why & UNCOUNTED_WRITE)
+        _looked["skipped"] += 1
         return
     try:
         if why & UNCOUNTED_WRITE:
@@ -302,9 +316,7 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
                 with interrupts.whole():
                     _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
-            from gradext import diagnosis
-
-            found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
+            found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recordings[-1])
             if found:
                 with interrupts.whole():
                     _tell(Incident("cut", tuple(found)))

@@ -115,7 +115,7 @@ def _events(text: str, data: Data | None, trace: Any) -> list[Refused]:
     chosen = here or fitting
     if not chosen:
         return []
-    return [event for event in chosen if event.stack == chosen[0].stack][::-1]
+    return [event for event in chosen if event.order == chosen[0].order][::-1]
 
 
 def _same_rule(first: str, second: str) -> bool:

@@ -36,7 +36,7 @@ OBJECTS = 1_000_000
 LINES = 13_000
 AGAIN_BAR = 1e-4  # seconds: what one more occurrence of a known finding may cost
 FIRST_BAR = 0.2
-PROCESSES, QUICK_PROCESSES = 7, 3
+PROCESSES, QUICK_PROCESSES = 5, 3
 
 
 def source(fault: str, lines: int = 0) -> str:
@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for fault in FAULTS:
-            rows.append(again(fault, Path(folder), 2 if args.quick else 10))
+            rows.append(again(fault, Path(folder), 1.5 if args.quick else 5))
     processes = QUICK_PROCESSES if args.quick else PROCESSES
     for fault in FAULTS:
         rows.append(first(fault, processes, args.objects, args.lines))

@@ -546,6 +546,46 @@ def test_an_older_refusal_of_the_same_line_is_not_taken_for_this_one(heard):
     assert "`second`" in heard.messages()[1]
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda table: table.requires_grad_(),
+        lambda table: setattr(table, "requires_grad", True),
+        lambda table: torch.ones(3, requires_grad=True).addcmul(table, table[:3] * 1.0),
+    ],
+)
+def test_a_refused_use_of_an_inference_tensor_is_one_call_of_events(use):
+    """Also where C raised the error and Python (before 3.12) has not made an object of it yet."""
+    with gradext.record() as recording:
+        with torch.inference_mode():
+            table = torch.ones(3)
+        for _ in range(2):
+            with pytest.raises(RuntimeError):
+                use(table)
+        events = recording.refused
+    assert all(event.is_inference for event in events)
+    assert len({event.order for event in events}) == 2
+
+
+def test_an_explanation_that_took_long_keeps_none_from_being_counted(heard, monkeypatch):
+    x = torch.ones(3, requires_grad=True)
+
+    def rebuilt():
+        torch.tensor(x.exp().sum().item(), requires_grad=True).backward()
+
+    with gradext.record():
+        for number in range(5):
+            rebuilt()
+            if number == 0:
+                monkeypatch.setitem(watch._looked, "explained", 100.0)
+        hidden = x.exp()
+        loss = hidden.sum()
+        hidden.data.add_(1.0)
+        loss.backward()  # a new one: there is no time left to explain it, which is said
+        assert heard.codes() == ["GX304"] * 5
+        assert any("1 checks for silent errors" in line for line in watch.own_errors())
+
+
 # --- what the report says -------------------------------------------------------------------------
 
 

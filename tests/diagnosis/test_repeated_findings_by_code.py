@@ -551,7 +551,7 @@ def test_an_older_refusal_of_the_same_line_is_not_taken_for_this_one(heard):
     [
         lambda table: table.requires_grad_(),
         lambda table: setattr(table, "requires_grad", True),
-        lambda table: torch.ones(3, requires_grad=True).addcmul(table, table[:3] * 1.0),
+        lambda table: torch.addcmul(table, torch.ones(3, requires_grad=True), table[:]),
     ],
 )
 def test_a_refused_use_of_an_inference_tensor_is_one_call_of_events(use):

@@ -165,7 +165,7 @@ FAULTS: dict[str, Fault] = {
     "GX403, a gradient written": Fault(
         "GX403",
         "guard",
-        "side = x * 2.0\nloss = (side + Scaled.apply(x.exp())).square().sum()\nloss.backward()",
+        "side = x * 2.0\nloss = (side + Scaled.apply(x)).square().sum()\nloss.backward()",
     ),
     "GX404, overlapping memory": Fault(
         "GX404", "guard", "rows = torch.zeros(8).expand(4, 8)\nrows[1] = 1.0"

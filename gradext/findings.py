@@ -139,7 +139,7 @@ def _of_other_error(
         return _of_unused(text, outputs, unused["index"])
     if cuts.ANY.search(text) is not None:
         return _of_cut(error, text, outputs)
-    return of_refusal(error, recording, is_backward=True)
+    return of_refusal(error, recording, text, is_backward=True)
 
 
 def _of_unused(text: str, outputs: Any, index: str | None) -> Finding | None:
@@ -174,7 +174,7 @@ def _of_cut(error: BaseException, text: str, outputs: Any) -> Finding | None:
 
 
 def of_refusal(
-    error: BaseException, recording: Recording, *, is_backward: bool = False
+    error: BaseException, recording: Recording, text: str, *, is_backward: bool = False
 ) -> Finding | None:
     """GX102 to GX106 and GX201 to GX203, by the line that was refused and those before it.
 
@@ -182,7 +182,6 @@ def of_refusal(
     """
     from gradext.diagnosis import inference, views
 
-    text = objects.message(error)
     if not recording.is_running or not issubclass(type(error), RuntimeError):
         return None
     is_inference = inference.ANY.search(text) is not None
@@ -335,12 +334,19 @@ def _is_named(variant: _Variant, finding: Finding, live: Sequence[Any]) -> bool:
         tensor = finding.tensor or (_id(_at(variant.steps[0][0], live)) if variant.steps else 0)
         return tensor != 0 and tensor == variant.tensor
     tensors = (finding.tensor, *finding.more)
+    if variant.shape is not None:  # then the first name is of the first tensor, and no `.grad`
+        first = _at(variant.steps[0][0], live)
+        return (
+            _id(first) == finding.tensor
+            and _shape(first) == variant.shape
+            and all(_leads_to(way, tensors[k], 0, live) for way, k in variant.steps[1:])
+        )
     for steps, which in variant.steps:
         counter = finding.counter if which == 0 else 0
         if which >= len(tensors) or not _leads_to(steps, tensors[which], counter, live):
             return False
     # One that names none, or one that no variable of the running frames leads to, names no other.
-    return variant.shape is None or _shape(_at(variant.steps[0][0], live)) == variant.shape
+    return True
 
 
 def _at(steps: Sequence[str], live: Sequence[Any]) -> Any:

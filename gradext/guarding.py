@@ -313,15 +313,16 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
 def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) -> None:
     """Tell every guard, the session that reports, and the program."""
     new = []
-    for diagnosis in found:
-        key = findings.places_of(diagnosis)
+    keys = [findings.places_of(diagnosis) for diagnosis in found]
+    for diagnosis, key in zip(found, keys, strict=True):
         for one in guards:
             if key not in one._keys:
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
             one._keys[key] = one._keys.get(key, 0) + 1
     # The journal alone may have told of the same write already.
-    fresh = tuple(d for d in found if findings.places_of(d) not in watch.silent_places)
+    known = watch.silent_places
+    fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)
     if fresh:
         watch._tell(watch.Incident("silent", fresh))
     if may_raise and any(one.on_change == "raise" and not one._quiet for one in guards):

@@ -50,7 +50,9 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
         recording = watch.recordings[-1]
     keys: list[tuple[findings.Finding | None, list[Any]]] = []
     for at in chain:
-        finding = findings.of_refusal(at, recording) if recording is not None else None
+        finding = None
+        if recording is not None:
+            finding = findings.of_refusal(at, recording, objects.message(at))
         live = [*watch.frames_of_error(at), *watch.frames_above()] if finding is not None else []
         if finding is not None and recording is not None:
             again = recording._known.recall(finding, live)
@@ -82,9 +84,10 @@ def remember(error: BaseException, found: Sequence[Diagnosis]) -> None:
     """Keep what was said of an error, for explain() after the recording has ended."""
     from gradext import watch
 
+    words = watch.describe(error)
     for recording in watch.recordings:
         said = _said.setdefault(recording, [])
-        said.append((id(error), watch.describe(error), tuple(found)))
+        said.append((id(error), words, tuple(found)))
         del said[:-_MOST_SAID]
 
 

@@ -5,13 +5,17 @@
 `again`: a step that goes wrong in the same place each time, under gradext, over the same step
 without gradext; the difference is what one more occurrence of a known finding costs, recording
 included. `first`: the step on which a finding is explained, in a process of its own with a million
-objects and with a source of 13,000 lines, over the same step without gradext. Processor time.
+objects and with a source of 13,000 lines, over the same step without gradext. Where nothing is
+wrong but a check has to look each time, the same two numbers. Processor time. The faults, at least
+one for each code that a running program meets, are in findings_faults.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import linecache
 import statistics
 import subprocess
 import sys
@@ -23,6 +27,7 @@ from typing import Any
 
 import common
 import torch
+from findings_faults import FAULTS, HEAD
 
 import gradext
 from gradext import timing, watch
@@ -31,71 +36,12 @@ OBJECTS = 1_000_000
 LINES = 13_000
 AGAIN_BAR = 1e-4  # seconds: what one more occurrence of a known finding may cost
 FIRST_BAR = 0.2
-PROCESSES, QUICK_PROCESSES = 7, 3
-BLOCK = 50  # steps
-
-# What goes wrong: a step as source, and what gradext is switched on with. `x` is the program's.
-HEAD = "import torch\n\n\ndef layers(x):\n    return x.exp() * 2.0\n\n\n"
-FAULTS: dict[str, tuple[str, str]] = {
-    "a caught error (GX101)": (
-        "record",
-        """
-        hidden = x.exp()
-        loss = hidden.sum()
-        hidden.add_(1.0)
-        try:
-            loss.backward()
-        except RuntimeError:
-            pass
-        """,
-    ),
-    "a caught error on what no variable holds (GX101)": (
-        "record",
-        """
-        parts = [x.exp()]
-        loss = parts[0].sum()
-        parts.pop().add_(1.0)
-        try:
-            loss.backward()
-        except RuntimeError:
-            pass
-        """,
-    ),
-    "a graph that is used twice (GX302)": (
-        "record",
-        """
-        loss = (x.exp() * x).sum()
-        loss.backward()
-        try:
-            loss.backward()
-        except RuntimeError:
-            pass
-        """,
-    ),
-    "a silent write through .data (GX401)": (
-        "record",
-        """
-        hidden = x.exp()
-        loss = hidden.sum()
-        hidden.data.add_(1.0)
-        loss.backward()
-        """,
-    ),
-    "a write by numpy, under a guard (GX401)": (
-        "guard",
-        """
-        hidden = x.exp()
-        loss = hidden.sum()
-        hidden.detach().numpy()[0] = 2.0
-        loss.backward()
-        """,
-    ),
-}
+PROCESSES, QUICK_PROCESSES = 5, 3
 
 
 def source(fault: str, lines: int = 0) -> str:
     """A module with `step(x)`, in the middle of a class of other methods up to `lines` lines."""
-    body = [line[8:] for line in FAULTS[fault][1].strip("\n").splitlines()]
+    body = FAULTS[fault].text.splitlines()
     if not lines:
         return HEAD + "def step(x):\n" + "".join(f"    {line}\n" for line in body)
     text = [HEAD, "class Program:\n"]
@@ -110,30 +56,54 @@ def source(fault: str, lines: int = 0) -> str:
     return "".join([*text, "\ndef step(x):\n    Program().step(x)\n"])
 
 
-def load(fault: str, folder: Path, lines: int = 0) -> Callable[[Any], None]:
-    path = folder / "program.py"
-    path.write_text(source(fault, lines))
-    space: dict[str, Any] = {"__name__": "program"}
-    exec(compile(path.read_text(), str(path), "exec"), space)
-    step: Callable[[Any], None] = space["step"]
-    return step
+def load(fault: str, folder: Path, told: Callable[[Any], object], lines: int = 0) -> Any:
+    """`step` of a new module, made now: what its lines make is recorded if a recording runs."""
+    path = folder / f"program_{lines}.py"
+    text = source(fault, lines)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+        linecache.checkcache(str(path))
+    space: dict[str, Any] = {"__name__": "program", "told": told}
+    exec(_compiled(text, str(path)), space)
+    return space["step"]
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(text: str, file: str) -> Any:
+    return compile(text, file, "exec")
+
+
+def nothing(error: Any) -> None:
+    """What a program tells of an error without gradext."""
 
 
 @contextlib.contextmanager
-def switched_on(how: str) -> Any:
-    """As `gradext run` and `gradext run --guard` do it: somebody hears of what is found."""
-    heard: list[Any] = []
-    forget = watch.subscribe(heard.append)
-    with gradext.record(), gradext.guard() if how == "guard" else contextlib.nullcontext():
-        yield heard
-    forget()
+def switched_on(fault: str, folder: Path, lines: int = 0) -> Any:
+    """(step, what is heard of it), as `gradext run` and `gradext run --guard` do it."""
+    heard: list[tuple[Any, ...]] = []
+    forget = watch.subscribe(lambda incident: heard.append(incident.diagnoses))
+    guard = gradext.guard() if FAULTS[fault].how == "guard" else contextlib.nullcontext()
+    try:
+        with gradext.record(), guard:
+            step = load(fault, folder, lambda error: heard.append(gradext.explain(error)), lines)
+            yield step, heard
+    finally:
+        forget()
+
+
+def check(fault: str, heard: list[tuple[Any, ...]], steps: int) -> None:
+    """Raises RuntimeError where not each step has told of its fault, and of nothing else."""
+    code = FAULTS[fault].code
+    wanted = [] if code is None else [code] * steps
+    if (codes := [diagnoses[0].code for diagnoses in heard]) != wanted:
+        raise RuntimeError(f"{fault}: {len(codes)} of {len(wanted)} were found, {set(codes)}")
 
 
 def again(fault: str, folder: Path, seconds: float) -> dict[str, Any]:
-    step = load(fault, folder)
     x = torch.linspace(0.0, 1.0, 8, requires_grad=True)
+    without = load(fault, folder, nothing)
 
-    def plain(calls: int) -> float:
+    def run(step: Callable[[Any], None], calls: int) -> float:
         start = 0.0
         for number in range(calls + 1):  # the first one, on the same line, is not timed
             if number == 1:
@@ -142,15 +112,14 @@ def again(fault: str, folder: Path, seconds: float) -> dict[str, Any]:
         return time.process_time() - start
 
     def watched(calls: int) -> float:
-        with switched_on(FAULTS[fault][0]) as heard:
-            taken = plain(calls)
-        if len(heard) != calls + 1:
-            raise RuntimeError(f"{fault}: {len(heard)} of {calls + 1} were found")
+        with switched_on(fault, folder) as (step, heard):
+            taken = run(step, calls)
+        check(fault, heard, calls + 1)
         return taken
 
     cases = {
-        "plain": timing.Case(lambda: step(x), block=plain),
-        "gradext": timing.Case(lambda: step(x), block=watched),
+        "plain": timing.Case(lambda: without(x), block=lambda calls: run(without, calls)),
+        "gradext": timing.Case(lambda: without(x), block=watched),
     }
     measured = timing.compare(cases, budget_seconds=seconds, block_seconds=0.002)
     pairs = zip(measured.seconds["gradext"], measured.seconds["plain"], strict=True)
@@ -172,20 +141,21 @@ def row(fault: str, which: str, cost: timing.Estimate, bar: float) -> dict[str, 
 def first_here(fault: str, objects: int, lines: int) -> float:
     """In this process, which is there for nothing else: seconds of the first finding."""
     with tempfile.TemporaryDirectory() as folder:
-        step = load(fault, Path(folder), lines)
+        without = load(fault, Path(folder), nothing, lines)
         x = torch.linspace(0.0, 1.0, 8, requires_grad=True)
         kept = [[number] for number in range(objects)]
         plain = []
         for _ in range(20):
             start = time.process_time()
-            step(x)
+            without(x)
             plain.append(time.process_time() - start)
-        with switched_on(FAULTS[fault][0]) as heard:
+        with switched_on(fault, Path(folder), lines) as (step, heard):
             start = time.process_time()
             step(x)
             taken = time.process_time() - start
-        if len(heard) != 1 or len(kept) != objects:
-            raise RuntimeError(f"{fault}: {len(heard)} found, not 1")
+        check(fault, heard, 1)
+        if len(kept) != objects:
+            raise RuntimeError(f"{len(kept)} objects, not {objects}")
         return taken - statistics.median(plain)
 
 
@@ -226,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for fault in FAULTS:
-            rows.append(again(fault, Path(folder), 2 if args.quick else 10))
+            rows.append(again(fault, Path(folder), 1.5 if args.quick else 5))
     processes = QUICK_PROCESSES if args.quick else PROCESSES
     for fault in FAULTS:
         rows.append(first(fault, processes, args.objects, args.lines))

@@ -33,6 +33,7 @@ UNITS = {
         *("guard/deferred", "guard/gradients", "guard/lines", "guard/ops", "guard/overlap"),
         *("guard/python", "guard/saved", "guard/saves", "findings/findings", "findings/python"),
     ],
+    "findings": ["findings/values", "findings/refusals"],
     "fingerprint_and_probe": [
         *("fingerprint/source", "fingerprint/fingerprint", "fingerprint/fingerprint_cpu"),
         "fingerprint/python",

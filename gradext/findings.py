@@ -29,7 +29,10 @@ _KINDS = (
 )
 _VERSIONS = re.compile(r"is at version \d+; expected version \d+")
 _NUMBERS = re.compile(r"\d+")
-_NAME = re.compile(r"(?:A \S+ \[[^]]*\] alias of )?`([^`]+)`")
+_LEAD = r"(?:A \S+ \[[^]]*\] alias of |A gradient with respect to |backward\(\) of )?"
+# The names at the start of a message: of one tensor, or of several that it is about.
+_NAMES = re.compile(_LEAD + r"((?:(?:`[^`]+`|inputs\[\d+\])(?:, )?)+)")
+_KEPT_AS = re.compile(r", kept as `([^`]+)`")
 _STEP = re.compile(
     r"\.(?P<attribute>\w+)|\[(?P<index>\d+)\]|\[(?P<quote>['\"])(?P<key>[^'\"]*)['\"]\]"
 )
@@ -43,6 +46,8 @@ class Finding(NamedTuple):
         places: the lines that take part; details: what else an explanation may tell of.
         text: of the error, with its versions, which no explanation is made anew for.
         tensor, counter: ids of the first tensor that is told of, 0 for none.
+        more: ids of the tensors that are told of after it.
+        by_shape: whether a text tells the shape of a tensor that nothing else here tells.
     """
 
     places: tuple[Any, ...]
@@ -50,17 +55,26 @@ class Finding(NamedTuple):
     text: str = ""
     tensor: int = 0
     counter: int = 0
+    more: tuple[int, ...] = ()
+    by_shape: bool = False
 
 
 @dataclasses.dataclass
 class _Variant:
-    """One explanation, the details that it was made for, and the name that it gives a tensor."""
+    """One explanation, the details that it was made for, and the names that it gives tensors.
+
+    `steps`: each name as the steps to it, and which of the finding's tensors it names. `shape`: of
+    the first, where it is told. `is_of_one`: it is for `tensor` alone, since a name in it is none
+    that can be followed from a variable.
+    """
 
     details: tuple[Any, ...]
     text: str
     diagnoses: tuple[Diagnosis, ...]
-    name: str | None
-    steps: tuple[str, ...]
+    steps: tuple[tuple[tuple[str, ...], int], ...]
+    shape: Any = None
+    is_of_one: bool = False
+    tensor: int = 0
     later: tuple[Diagnosis, ...] | None = None  # as it is told when numbers in it are older
 
 
@@ -86,22 +100,14 @@ class Known:
             return None
         return _later(variants[-1], "names, sizes and versions")
 
-    def keep(self, finding: Finding, diagnoses: Sequence[Diagnosis]) -> None:
+    def keep(
+        self, finding: Finding, diagnoses: Sequence[Diagnosis], live: Sequence[Any] = ()
+    ) -> None:
         if finding.places not in self._places and len(self._places) >= MOST_PLACES:
             del self._places[next(iter(self._places))]
-        name = _NAME.match(diagnoses[0].message) if diagnoses and finding.tensor else None
-        steps = _steps(name[1]) if name is not None else ()
         variants = self._places.setdefault(finding.places, [])
         del variants[MOST_VARIANTS - 1 :]
-        variants.append(
-            _Variant(
-                finding.details,
-                finding.text,
-                tuple(diagnoses),
-                name[1] if name is not None and steps else None,
-                steps,
-            )
-        )
+        variants.append(_variant(finding, diagnoses, live))
 
 
 def of_error(error: BaseException, outputs: Any, recording: Recording) -> Finding | None:
@@ -109,7 +115,7 @@ def of_error(error: BaseException, outputs: Any, recording: Recording) -> Findin
     text = objects.message(error)
     kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
     if kind is None:
-        return None
+        return _of_other_error(error, text, outputs, recording)
     found, places, details, tensor, counter = _C.finding(kind, outputs, recording._since)
     if not found or places is None:
         return None
@@ -120,6 +126,90 @@ def of_error(error: BaseException, outputs: Any, recording: Recording) -> Findin
         tensor,
         counter,
     )
+
+
+def _of_other_error(
+    error: BaseException, text: str, outputs: Any, recording: Recording
+) -> Finding | None:
+    from gradext.diagnosis import cuts, graph
+
+    if not issubclass(type(error), RuntimeError):
+        return None
+    if (unused := graph.UNUSED.search(text)) is not None:
+        return _of_unused(text, outputs, unused["index"])
+    if cuts.ANY.search(text) is not None:
+        return _of_cut(error, text, outputs)
+    return of_refusal(error, recording, text, is_backward=True)
+
+
+def _of_unused(text: str, outputs: Any, index: str | None) -> Finding | None:
+    """GX303, by the call, and by where its inputs and its outputs were made."""
+    from gradext.diagnosis import graph
+
+    call = graph.inputs_of_grad()
+    if call is None:
+        return None
+    inputs = tuple(item for item in call if issubclass(type(item), torch.Tensor))
+    (_, places, details, _, _), told = _C.finding_unused(outputs, inputs)
+    if places is None or len(inputs) != len(call):
+        return None
+    unused = [tensor for tensor, is_in_graph in told if not is_in_graph]
+    first = int(index) if index is not None else None
+    if first is not None and first < len(told):
+        # The one of the error's text is told first, as gradext.diagnosis.graph does.
+        unused = [told[first][0], *(t for t in unused if t != told[first][0])]
+    tensor, *more = unused or [0]
+    return Finding(("unused", text, places), (details,), "", tensor, 0, tuple(more))
+
+
+def _of_cut(error: BaseException, text: str, outputs: Any) -> Finding | None:
+    """GX301, by the call, and by what the tensor that has no history was made of."""
+    from gradext.diagnosis import cuts
+
+    roots, asked = cuts.in_question(error, outputs)
+    _, places, details, tensor, counter = _C.finding_cut(tuple(roots))
+    if places is None:
+        return None
+    return Finding(("cut", text, asked, places), (details,), "", tensor, counter)
+
+
+def of_refusal(
+    error: BaseException, recording: Recording, text: str, *, is_backward: bool = False
+) -> Finding | None:
+    """GX102 to GX106 and GX201 to GX203, by the line that was refused and those before it.
+
+    None for an error of another kind, and where the recorder knows nothing of the refused call.
+    """
+    from gradext.diagnosis import inference, views
+
+    if not recording.is_running or not issubclass(type(error), RuntimeError):
+        return None
+    is_inference = inference.ANY.search(text) is not None
+    if not is_inference and views.ANY.search(text) is None:
+        return None
+    if not is_inference and views.is_indirect(text):
+        view = views.view_used(error)
+        if view is None:
+            return None
+        _, places, details, _, _ = _C.finding_used(view, error.__traceback__)
+        return None if places is None else Finding(("used", text, places), (details,))
+    is_noted, places, details, tensor, counter = _C.finding_refused(
+        text, error.__traceback__, is_backward, recording._since
+    )
+    if places is None or not (is_noted or is_inference):
+        return None
+    where = ("refused", _NUMBERS.sub("#", text), is_noted, places)
+    if not is_inference:
+        return Finding(where, (details,))
+    return Finding(where, (details,), "", tensor, counter, by_shape=True)
+
+
+def of_hidden_cuts(outputs: Any, why: int) -> Finding | None:
+    """GX304, or that there is none: by the call, and by what its leaves and terms were made of."""
+    _, places, details, tensor, counter = _C.finding_hidden(outputs, why)
+    if places is None:
+        return None
+    return Finding(("hidden", places), (details,), "", tensor, counter)
 
 
 def of_silent_writes(outputs: Any, recording: Recording) -> tuple[bool, Finding | None]:
@@ -153,6 +243,15 @@ def of_guard(kind: str, facts: dict[str, Any]) -> Finding:
     return Finding(
         (kind, *what, *lines, places), (details, *shape), "", saved["id"], saved["counter"]
     )
+
+
+def of_watched(name: str, facts: dict[str, Any]) -> Finding:
+    """GX405: the lines that changed a tensor that a guard watches under a name."""
+    _, places, details, _, _ = _C.finding_written(
+        (0, 0), facts["storage"], facts["counter"], facts["order"]
+    )
+    lines = [_C.place_of(facts[which]) for which in ("line", "after", "before", "entered", "now")]
+    return Finding(("watched", name, *lines, places), (details,))
 
 
 def places_of(diagnosis: Diagnosis) -> tuple[Any, ...]:
@@ -197,26 +296,101 @@ def _steps(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_named(variant: _Variant, finding: Finding, live: Sequence[Any]) -> bool:
-    """Whether the name in the explanation is the name of this finding's tensor, too."""
-    if not variant.steps:
-        return True  # it names none, or one that no variable of the running frames leads to
+def _variant(finding: Finding, diagnoses: Sequence[Diagnosis], live: Sequence[Any]) -> _Variant:
+    message = diagnoses[0].message if diagnoses else ""
+    found = _NAMES.match(message) if finding.tensor or finding.by_shape else None
+    names = found[1].split(", ") if found is not None else []
+    told = [(name.strip("`"), k) for k, name in enumerate(names) if name[:1] == "`"]
+    if finding.by_shape and (held := _KEPT_AS.search(message)) is not None:
+        told.append((held[1], 0))
+    steps = tuple((way, k) for name, k in told if (way := _steps(name)))
+    variant = _Variant(finding.details, finding.text, tuple(diagnoses), steps)
+    if finding.by_shape:
+        first = _at(steps[0][0], live) if steps else None
+        variant.shape = _shape(first)
+        can_be_followed = len(steps) == len(told) and variant.shape is not None
+        variant.is_of_one = not finding.tensor or not can_be_followed
+        variant.tensor = finding.tensor or _id(first)
+    return variant
+
+
+def _shape(value: Any) -> Any:
     from gradext.diagnosis import naming
 
-    value = _variable(variant.steps[0], live)
-    for number, step in enumerate(variant.steps[1:], 1):
+    facts = naming.facts_of(value)
+    return (facts.dtype, tuple(facts.shape)) if facts is not None else None
+
+
+def _id(value: Any) -> int:
+    from gradext.diagnosis import naming
+
+    who = naming.identity_of(value)
+    return who.id if who is not None else 0
+
+
+def _is_named(variant: _Variant, finding: Finding, live: Sequence[Any]) -> bool:
+    """Whether the names in the explanation are the names of this finding's tensors, too."""
+    if variant.is_of_one:
+        tensor = finding.tensor or (_id(_at(variant.steps[0][0], live)) if variant.steps else 0)
+        return tensor != 0 and tensor == variant.tensor
+    tensors = (finding.tensor, *finding.more)
+    if variant.shape is not None:  # then the first name is of the first tensor, and no `.grad`
+        first = _at(variant.steps[0][0], live)
+        return (
+            _id(first) == finding.tensor
+            and _shape(first) == variant.shape
+            and all(_leads_to(way, tensors[k], 0, live) for way, k in variant.steps[1:])
+        )
+    for steps, which in variant.steps:
+        counter = finding.counter if which == 0 else 0
+        if which >= len(tensors) or not _leads_to(steps, tensors[which], counter, live):
+            return False
+    # One that names none, or one that no variable of the running frames leads to, names no other.
+    return True
+
+
+def _at(steps: Sequence[str], live: Sequence[Any]) -> Any:
+    value, rest = _root(steps, live)
+    for step in rest:
+        if value is None:
+            break
+        value = _follow(value, step)
+    return value
+
+
+def _root(steps: Sequence[str], live: Sequence[Any]) -> tuple[Any, Sequence[str]]:
+    """The variable that a name begins with, and the steps that lead on from it."""
+    value = _variable(steps[0], live)
+    if value is not None or len(steps) == 1:
+        return value, steps[1:]
+    # `package.module.VALUE`, a global variable of the module.
+    for frame in live:
+        space = frame.f_globals
+        module = space.get("__name__") if type(space) is dict else None
+        if type(module) is str and module.split(".", 1)[0] == steps[0]:
+            count = module.count(".") + 1
+            if "".join(steps[:count]) == module and len(steps) > count:
+                return space.get(steps[count].removeprefix(".")), steps[count + 1 :]
+    return None, steps[1:]
+
+
+def _leads_to(steps: Sequence[str], tensor: int, counter: int, live: Sequence[Any]) -> bool:
+    from gradext.diagnosis import naming
+
+    value, rest = _root(steps, live)
+    for number, step in enumerate(rest, 1):
         if value is None:
             break
         if step == ".grad" and issubclass(type(value), torch.Tensor):
             who = naming.identity_of(value)
-            is_last = number == len(variant.steps) - 1
-            return is_last and who is not None and who.grad == finding.tensor
+            is_last = number == len(rest)
+            return is_last and who is not None and who.grad == tensor
         value = _follow(value, step)
     if value is None:
         # `Learner.net.weight`: no variable holds the learner.
-        return variant.steps[0][:1].isupper()
+        return steps[0][:1].isupper()
     who = naming.identity_of(value)
-    return who is not None and (who.id == finding.tensor or who.counter == finding.counter)
+    return who is not None and (who.id == tensor or (counter != 0 and who.counter == counter))
 
 
 def _variable(name: str, live: Sequence[Any]) -> Any:

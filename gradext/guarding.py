@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST = 64  # findings that are explained; a loop that goes on finding the same has one cause
 _guards: list[guard] = []
+_known = findings.Known()  # of the guards that record by themselves
 
 
 class GuardWarning(UserWarning):
@@ -100,6 +101,7 @@ class guard:
             raise RuntimeError("gradext.guard: this guard is on already; make another one")
         if not watch.recordings or not watch.recordings[-1].saves:
             self._recording = recording.Recording(True, births=False, cuts=False).start()
+            self._recording._known = _known  # a guard in a loop begins a recording each time
         try:
             _C.guard_start(_on_finding)
         except BaseException:
@@ -138,14 +140,20 @@ class guard:
 
         found: list[tuple[str, Diagnosis]] = []
         try:
-            data = None
+            data, now = None, _C.recorder_stack()
             for name, watcher in self._watches:
                 facts = watcher.changed()
                 if facts is None:
                     continue
-                data = data or watch.recordings[-1].data
-                facts |= {"entered": self._entered, "now": _C.recorder_stack()}
-                found.append((name, guarded.watched(facts, name, data)))
+                facts |= {"entered": self._entered, "now": now}
+                recording = watch.recordings[-1]
+                finding = findings.of_watched(name, facts)
+                again = recording._known.recall(finding, ())
+                if again is None:
+                    data = data or recording.data
+                    again = (guarded.watched(facts, name, data),)
+                    recording._known.keep(finding, again)
+                found.append((name, again[0]))
             return guarded.together(found)
         except BaseException as error:
             if interrupts.is_the_programs(error):
@@ -305,15 +313,16 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
 def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) -> None:
     """Tell every guard, the session that reports, and the program."""
     new = []
-    for diagnosis in found:
-        key = findings.places_of(diagnosis)
+    keys = [findings.places_of(diagnosis) for diagnosis in found]
+    for diagnosis, key in zip(found, keys, strict=True):
         for one in guards:
             if key not in one._keys:
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
             one._keys[key] = one._keys.get(key, 0) + 1
     # The journal alone may have told of the same write already.
-    fresh = tuple(d for d in found if findings.places_of(d) not in watch.silent_places)
+    known = watch.silent_places
+    fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)
     if fresh:
         watch._tell(watch.Incident("silent", fresh))
     if may_raise and any(one.on_change == "raise" and not one._quiet for one in guards):

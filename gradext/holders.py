@@ -38,6 +38,7 @@ def walk(
     *,
     depth: int = DEPTH,
     most: int = MOST,
+    items: int | None = None,
     limit: Callable[[], object] | None = None,
     grads: bool = True,
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -54,6 +55,7 @@ def walk(
         roots: (name, object) pairs; earlier ones win among paths of one length. A name may be "".
         depth: steps below a root that are taken.
         most: objects that are entered before the walk ends.
+        items: of one object that are looked at; all where None.
         limit: called when the walk ends because of `most`, with objects left.
         grads: follow `.grad`. Not while other threads may run backward: the engine exchanges a
             gradient without the GIL, and a tensor that is just being let go cannot be held.
@@ -89,7 +91,7 @@ def walk(
             children = _attributes(path, value, type(value))
         else:
             children = _children(path, value, is_root)
-        for where, child, cost in children:
+        for where, child, cost in itertools.islice(children, items):
             if id(type(child)) in _ATOMS:
                 passed += 1
             elif cost == _KEY:

@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,11 +21,12 @@ from gradext import _C, internals, interrupts, objects
 from gradext.diagnosis.model import Diagnosis
 
 if TYPE_CHECKING:
+    from gradext.findings import Finding
     from gradext.recording import Recording
 
 recordings: list[Recording] = []  # those that run, innermost last
 
-# Writes that bump no counter make a full look at the graph necessary, which takes a while. Never
+# What may be silently wrong makes a full look at the graph necessary, which takes a while. Never
 # spend more than this share of the program's time on it.
 _SHARE = 0.05
 
@@ -67,7 +68,7 @@ _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
 _installed = 0
 unexplained = 0  # findings of a guard beyond those that it explains
-_looked = {"spent": 0.0, "since": 0.0, "skipped": 0.0}
+_looked = {"recognised": 0.0, "explained": 0.0, "since": 0.0, "skipped": 0.0}
 
 
 def describe(error: BaseException) -> str:
@@ -110,7 +111,7 @@ def own_errors() -> list[str]:
     lines += [each.line for each in internals.missing]
     if _looked["skipped"]:
         lines.append(
-            f"{int(_looked['skipped'])} checks for silent writes were left out: they would have "
+            f"{int(_looked['skipped'])} checks for silent errors were left out: they would have "
             f"taken more than {_SHARE:.0%} of the run"
         )
     return lines
@@ -125,7 +126,7 @@ def install() -> None:
             return
         import time
 
-        _looked.update(spent=0.0, since=time.perf_counter(), skipped=0.0)
+        _looked.update(recognised=0.0, explained=0.0, since=time.perf_counter(), skipped=0.0)
         try:
             _wrap_all()
         except BaseException:
@@ -260,25 +261,74 @@ def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequ
             return again
     found = diagnosis.of_backward(error, outputs, recording)
     if finding is not None:
-        recording._known.keep(finding, found)
+        recording._known.keep(finding, found, live)
     return found
+
+
+def _hidden_cuts(
+    outputs: Any, why: int, gradients: Any, recording: Recording
+) -> Sequence[Diagnosis]:
+    from gradext import diagnosis, findings
+
+    def explain() -> Sequence[Diagnosis]:
+        return diagnosis.of_silent_cuts(outputs, why, gradients, recording)
+
+    if not recording.cuts:
+        return ()
+    return _silent(lambda: (True, findings.of_hidden_cuts(outputs, why)), explain, recording)
 
 
 def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
     from gradext import diagnosis, findings
 
-    may_be, finding = findings.of_silent_writes(outputs, recording)
-    if not may_be:
-        return ()
-    if finding is not None:
-        again = recording._known.recall(finding, frames_above())
-        if again is not None:
-            return again
-    found = diagnosis.of_silent_writes(outputs, recording)
+    def explain() -> Sequence[Diagnosis]:
+        found = diagnosis.of_silent_writes(outputs, recording)
+        silent_places.update(map(findings.places_of, found))
+        return found
+
+    return _silent(lambda: findings.of_silent_writes(outputs, recording), explain, recording)
+
+
+def _silent(
+    find: Callable[[], tuple[bool, Finding | None]],
+    explain: Callable[[], Sequence[Diagnosis]],
+    recording: Recording,
+) -> Sequence[Diagnosis]:
+    """What is silently wrong: as it was explained before, or explained now if there is time."""
+    again = None
+    with _limited("recognised") as may_look:
+        if not may_look:
+            return ()
+        may_be, finding = find()
+        if may_be and finding is not None:
+            again = recording._known.recall(finding, frames_above())
+    if again is not None or not may_be:
+        return again or ()
+    with _limited("explained") as may_look:
+        if not may_look:
+            return ()
+        found = explain()
     if finding is not None:
         recording._known.keep(finding, found)
-    silent_places.update(map(findings.places_of, found))
     return found
+
+
+@contextlib.contextmanager
+def _limited(what: str) -> Iterator[bool]:
+    """Counts the processor time of a block; whether its share of the run is not used up yet.
+
+    Recognising has a share of its own: one long explanation must not keep others from being
+    counted.
+    """
+    import time
+
+    may_look = _looked[what] <= 1.0 + _SHARE * (time.perf_counter() - _looked["since"])
+    _looked["skipped"] += not may_look
+    start = time.thread_time()
+    try:
+        yield may_look
+    finally:
+        _looked[what] += time.thread_time() - start
 
 
 # Why a backward is looked at before it runs (csrc/recorder/python.h).
@@ -287,13 +337,7 @@ UNCOUNTED_WRITE = 1
 
 def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
     """Before a backward that may be silently wrong; `why` is a sum of reasons."""
-    import time
-
     if not recordings:
-        return
-    start = time.perf_counter()
-    if _looked["spent"] > 1.0 + _SHARE * (start - _looked["since"]):
-        _looked["skipped"] += bool(why & UNCOUNTED_WRITE)
         return
     try:
         if why & UNCOUNTED_WRITE:
@@ -302,9 +346,7 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
                 with interrupts.whole():
                     _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
-            from gradext import diagnosis
-
-            found = diagnosis.of_silent_cuts(outputs, why, gradients, recordings[-1])
+            found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recordings[-1])
             if found:
                 with interrupts.whole():
                     _tell(Incident("cut", tuple(found)))
@@ -312,8 +354,6 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         if interrupts.is_the_programs(fault):
             raise
         own_error(fault, "check for silent errors")
-    finally:
-        _looked["spent"] += time.perf_counter() - start
 
 
 def incident_of(error: BaseException) -> Incident | None:

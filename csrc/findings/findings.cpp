@@ -1,29 +1,55 @@
 #include "findings.h"
 
+#include "findings_detail.h"
 #include "guard/saved.h"
 #include "recorder/stacks.h"
 #include "state/graph.h"
 #include "state/state.h"
 
 #include <ATen/record_function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace gradext::findings {
 
 using recorder::StackId;
 
+namespace detail {
+
+uint64_t place_within(uint64_t outer, PyCodeObject* code, int instruction) {
+  using Place = std::tuple<uint64_t, PyCodeObject*, int, int, int, int>;
+  static auto* places = new std::map<Place, uint64_t>;
+  int line = 0, column = 0, end_line = 0, end_column = 0;
+  if (code != nullptr) {
+#if PY_VERSION_HEX >= 0x030b0000
+    PyCode_Addr2Location(code, instruction, &line, &column, &end_line, &end_column);
+#else
+    line = PyCode_Addr2Line(code, instruction);
+    column = instruction;
+#endif
+  }
+  const Place key{outer, code, line, column, end_line, end_column};
+  const auto [at, is_new] = places->try_emplace(key, places->size() + 1);
+  if (is_new) {
+    Py_XINCREF(reinterpret_cast<PyObject*>(code));  // another one at its address is another place
+  }
+  return at->second;
+}
+
+}  // namespace detail
+
 // A stack by the places in the source. One call has several stacks: Python 3.11 runs it in two
 // instructions, and in one once it has specialised it, for a while. Under the GIL.
 uint64_t place_of(StackId stack) {
-  using Place = std::tuple<uint64_t, PyCodeObject*, int, int, int, int>;
-  static auto* places = new std::map<Place, uint64_t>;
   static auto* known = new std::unordered_map<StackId, uint64_t>;
   if (stack == 0) {
     return 0;
@@ -35,24 +61,13 @@ uint64_t place_of(StackId stack) {
   const std::vector<recorder::Frame> frames = recorder::stack_frames(stack);
   uint64_t place = 0;
   for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
-    int line = 0, column = 0, end_line = 0, end_column = 0;
-    if (frame->code == nullptr) {  // where the stack was cut: a place of its own, without code
-      place =
-          places->try_emplace(Place{place, nullptr, 0, 0, 0, 0}, places->size() + 1).first->second;
-      continue;
-    }
-#if PY_VERSION_HEX >= 0x030b0000
-    PyCode_Addr2Location(frame->code, frame->instruction, &line, &column, &end_line, &end_column);
-#else
-    line = PyCode_Addr2Line(frame->code, frame->instruction);
-    column = frame->instruction;
-#endif
-    const Place key{place, frame->code, line, column, end_line, end_column};
-    place = places->try_emplace(key, places->size() + 1).first->second;
+    place = detail::place_within(place, frame->code, frame->instruction);
   }
   known->at(stack) = place;
   return place;
 }
+
+using namespace detail;
 
 namespace {
 
@@ -63,16 +78,6 @@ using torch::autograd::Node;
 
 constexpr size_t kMostNodes = 1 << 18;  // as gradext.diagnosis.evidence reads
 constexpr size_t kMostPairs = 256;      // and as gradext.diagnosis.saved looks at
-constexpr uint64_t kNoSequence = UINT64_MAX;
-
-void append(std::string& text, uint64_t number) {
-  text.append(reinterpret_cast<const char*>(&number), sizeof(number));
-}
-
-void append(std::string& text, const char* word) {
-  text.append(word, std::strlen(word) + 1);
-}
-
 // One saved tensor that matters.
 struct Item {
   Node* node;
@@ -83,10 +88,21 @@ struct Item {
   const Write* before = nullptr;      // the last write of this counter that the save has seen
 };
 
+}  // namespace
+
+namespace detail {
+
+void append(std::string& text, uint64_t number) {
+  text.append(reinterpret_cast<const char*>(&number), sizeof(number));
+}
+
+void append(std::string& text, const char* word) {
+  text.append(word, std::strlen(word) + 1);
+}
+
 // Everything below reads the journal under its mutex.
 
-// The stack that made a node, and that of the forward node that was being differentiated.
-std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int depth = 0) {
+std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int depth) {
   const recorder::Save* best = nullptr;
   NodeId origin{0, 0};
   for (const auto& log : journal.save_logs) {
@@ -129,43 +145,46 @@ void append_node(std::string& text, Journal& journal, const NodeId& id) {
   append(text, place_of(origin));
 }
 
-// Where the failing call is.
-void append_call(Finding& finding, Journal& journal) {
+StackId call_of(const Journal& journal) {
   const uint64_t thread = at::RecordFunction::currentThreadId();
   const auto call = std::find_if(
       journal.backwards.rbegin(), journal.backwards.rend(), [&](const recorder::Backward& at) {
         return at.thread == thread;
       });
-  append(finding.places, call != journal.backwards.rend() ? place_of(call->stack) : 0);
+  return call != journal.backwards.rend() ? call->stack : 0;
 }
 
-struct Below {
-  std::vector<state::GraphNode> nodes;
-  bool whole = true;
-  uint64_t thread = 0;            // of all nodes, 0 where they are of several
-  uint64_t oldest = kNoSequence;  // the smallest sequence number
-
-  explicit Below(const Roots& roots) {
-    nodes = state::walk_graph(roots, kMostNodes, whole);
-    bool first = true;
-    for (const auto& at : nodes) {
-      if (at.node->sequence_nr() == kNoSequence) {
-        continue;
-      }
-      thread = first || thread == at.node->thread_id() ? at.node->thread_id() : 0;
-      first = false;
-      oldest = std::min(oldest, at.node->sequence_nr());
+Below::Below(const Roots& roots) {
+  nodes = state::walk_graph(roots, kMostNodes, whole);
+  bool first = true;
+  for (const auto& at : nodes) {
+    if (at.node->sequence_nr() == kNoSequence) {
+      continue;
     }
+    thread = first || thread == at.node->thread_id() ? at.node->thread_id() : 0;
+    first = false;
+    oldest = std::min(oldest, at.node->sequence_nr());
   }
-  NodeId id_of(const state::GraphNode& at) const {
-    const Node& node = at.inner_of >= 0 ? *nodes[at.inner_of].node : *at.node;
-    return NodeId{node.thread_id(), node.sequence_nr()};
-  }
-  // Whether `write`, and with it every older one, was done before the first of the nodes was made.
-  bool is_before(const Write& write) const {
-    return thread != 0 && write.thread == thread && write.sequence < oldest;
-  }
-};
+}
+
+NodeId Below::id_of(const state::GraphNode& at) const {
+  const Node& node = at.inner_of >= 0 ? *nodes[at.inner_of].node : *at.node;
+  return NodeId{node.thread_id(), node.sequence_nr()};
+}
+
+}  // namespace detail
+
+namespace {
+
+// Where the failing call is.
+void append_call(Finding& finding, const Journal& journal) {
+  append(finding.places, place_of(call_of(journal)));
+}
+
+// Whether `write`, and with it every older one, was done before the first of the nodes was made.
+bool is_before(const Below& below, const Write& write) {
+  return below.thread != 0 && write.thread == below.thread && write.sequence < below.oldest;
+}
 
 // The saved tensors below the roots that `wanted` says true of, in the order of the engine.
 template <class Wanted>
@@ -210,7 +229,7 @@ void each_write_back(Journal& journal, const Below& below, uint64_t since, Visit
   const bool may_stop = journal.save_logs.size() <= 1;
   for (size_t k = journal.writes.size(); k > 0; --k) {
     const Write& write = journal.writes.at(k - 1);
-    if (write.order <= since || (may_stop && below.is_before(write))) {
+    if (write.order <= since || (may_stop && is_before(below, write))) {
       return;
     }
     visit(write);
@@ -419,6 +438,54 @@ Finding freed(const Roots& roots) {
     }
   }
   return finding;
+}
+
+std::vector<Unused> unused(
+    const Roots& roots, const std::vector<const at::Tensor*>& inputs, Finding& finding) {
+  constexpr size_t kMostLines = 256;  // as gradext.diagnosis.graph looks at
+  const Below below(roots);
+  finding.found = true;
+  finding.is_whole = below.whole;
+  std::unordered_set<const void*> made;
+  std::vector<NodeId> ids;
+  for (const auto& at : below.nodes) {
+    made.insert(at.node);
+    if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(at.node)) {
+      made.insert(leaf->variable.unsafeGetTensorImpl());
+    }
+    ids.push_back(below.id_of(at));
+  }
+  const auto order = [](const NodeId& id) {
+    return id.sequence == kNoSequence ? int64_t{-1} : static_cast<int64_t>(id.sequence);
+  };
+  std::stable_sort(ids.begin(), ids.end(), [&](const NodeId& a, const NodeId& b) {
+    return order(a) > order(b);
+  });
+  if (ids.size() > kMostLines) {
+    ids.resize(kMostLines);
+  }
+  std::vector<Unused> found;
+  Journal& journal = Journal::get();
+  std::lock_guard<std::mutex> lock(journal.mutex);
+  append_call(finding, journal);
+  for (const at::Tensor* input : inputs) {
+    const Node* node = state::node_of(*input);
+    const c10::TensorImpl* impl = input->unsafeGetTensorImpl();
+    const bool is_in = made.count(node != nullptr ? static_cast<const void*>(node) : impl) != 0;
+    append(finding.places, is_in ? 1 : 0);
+    append_node(
+        finding.places,
+        journal,
+        node != nullptr ? NodeId{node->thread_id(), node->sequence_nr()} : NodeId{0, kNoSequence});
+    found.push_back(Unused{state::opaque_id(impl), is_in});
+  }
+  std::set<std::pair<StackId, StackId>> seen;
+  for (const NodeId& id : ids) {
+    if (seen.insert(stacks_of(journal, id)).second) {
+      append_node(finding.places, journal, id);
+    }
+  }
+  return found;
 }
 
 Finding written(const NodeId& node, const void* storage, const void* counter, uint64_t order) {

@@ -2,6 +2,8 @@
 
 #include "findings.h"
 #include "guard/saved.h"
+#include "recorder/origins.h"
+#include "recorder/origins_detail.h"
 #include "recorder/python.h"
 #include "state/identity.h"
 #include "state/state.h"
@@ -107,6 +109,72 @@ py::object finding(const std::string& kind, py::handle roots, uint64_t since) {
   throw py::value_error("finding: kind is \"stale\", \"silent\" or \"freed\", got " + kind);
 }
 
+// The tensors of a tuple, a list, or one tensor; they live as long as `objects` does.
+std::vector<const at::Tensor*> tensors_of(py::handle objects) {
+  std::vector<const at::Tensor*> found;
+  const auto add = [&](PyObject* item) {
+    if (THPVariable_Check(item)) {
+      found.push_back(&THPVariable_Unpack(item));
+    }
+  };
+  if (PyTuple_Check(objects.ptr()) || PyList_Check(objects.ptr())) {
+    for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(objects.ptr()); ++k) {
+      add(PySequence_Fast_GET_ITEM(objects.ptr(), k));
+    }
+  } else {
+    add(objects.ptr());
+  }
+  return found;
+}
+
+py::object finding_cut(py::handle tensors) {
+  return shown(cut(tensors_of(tensors)));
+}
+
+py::object finding_hidden(py::handle roots, uint32_t why) {
+  return shown(hidden(recorder::root_nodes(roots), tensors_of(roots), why));
+}
+
+// The finding, and for each of the inputs its id and whether it is in the graph.
+py::tuple finding_unused(py::handle roots, py::handle inputs) {
+  Finding finding;
+  py::list out;
+  for (const Unused& input : unused(recorder::root_nodes(roots), tensors_of(inputs), finding)) {
+    out.append(py::make_tuple(input.tensor, input.is_in_graph));
+  }
+  return py::make_tuple(shown(finding), out);
+}
+
+py::object finding_refused(
+    const std::string& text, py::handle traceback, bool is_backward, uint64_t since) {
+  const Finding finding = refused(text, traceback.ptr(), is_backward, since);
+  return py::make_tuple(
+      finding.found, py::bytes(finding.places), py::bytes(finding.details), finding.tensor, 0);
+}
+
+py::object finding_used(py::handle view, py::handle traceback) {
+  if (!THPVariable_Check(view.ptr())) {
+    throw py::type_error("expected a torch.Tensor");
+  }
+  return shown(used(THPVariable_Unpack(view.ptr()), traceback.ptr()));
+}
+
+// The place that made a tensor without gradient, 0 where it is not known.
+uint64_t made_at(py::handle tensor) {
+  if (!THPVariable_Check(tensor.ptr())) {
+    return 0;
+  }
+  recorder::StackId stack = 0;
+  {
+    recorder::Origins& origins = recorder::Origins::get();
+    std::lock_guard<std::mutex> lock(origins.mutex);
+    const recorder::Flow* flow = origins.flows.find(
+        recorder::detail::as_target(*THPVariable_Unpack(tensor.ptr()).unsafeGetTensorImpl()));
+    stack = flow != nullptr ? flow->stack : 0;
+  }
+  return place_of(stack);
+}
+
 py::object finding_written(
     std::pair<uint64_t, uint64_t> node, int64_t storage, int64_t counter, uint64_t order) {
   const auto at = [](int64_t id) { return reinterpret_cast<const void*>(id); };
@@ -123,6 +191,12 @@ void bind(py::module_& m) {
   m.def("finding", &finding);
   m.def("place_of", &place_of);
   m.def("finding_written", &finding_written);
+  m.def("finding_cut", &finding_cut);
+  m.def("finding_hidden", &finding_hidden);
+  m.def("finding_unused", &finding_unused);
+  m.def("finding_refused", &finding_refused);
+  m.def("finding_used", &finding_used);
+  m.def("made_at", &made_at);
 }
 
 }  // namespace gradext::findings

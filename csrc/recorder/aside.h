@@ -65,16 +65,18 @@ inline bool is_true(PyObject* flag) {
 
 // What an exception was made with, if that is a text. str() would be code of its class's.
 inline std::string text_of(PyObject* error) {
-  if (error == nullptr || !PyExceptionInstance_Check(error)) {
-    return "";
+  PyObject* words = error;  // of one that is not made yet, see error_that_is_set()
+  if (error != nullptr && PyExceptionInstance_Check(error)) {
+    PyObject* arguments = reinterpret_cast<PyBaseExceptionObject*>(error)->args;
+    const bool has_any =
+        arguments != nullptr && PyTuple_Check(arguments) && PyTuple_GET_SIZE(arguments) > 0;
+    words = has_any ? PyTuple_GET_ITEM(arguments, 0) : nullptr;
   }
-  PyObject* arguments = reinterpret_cast<PyBaseExceptionObject*>(error)->args;
-  if (arguments == nullptr || !PyTuple_Check(arguments) || PyTuple_GET_SIZE(arguments) == 0 ||
-      !PyUnicode_CheckExact(PyTuple_GET_ITEM(arguments, 0))) {
+  if (words == nullptr || !PyUnicode_CheckExact(words)) {
     return "";
   }
   Py_ssize_t size = 0;
-  const char* text = PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(arguments, 0), &size);
+  const char* text = PyUnicode_AsUTF8AndSize(words, &size);
   if (text == nullptr) {
     PyErr_Clear();  // lone surrogates
     return "";
@@ -82,12 +84,15 @@ inline std::string text_of(PyObject* error) {
   return {text, static_cast<size_t>(size)};
 }
 
-// The exception that is set, if it is an object already; borrowed, and left as it is.
+// The exception that is set; borrowed, and left as it is. Before Python 3.12 one that C has raised
+// is no object until somebody looks at it: then the text that it will be made with.
 inline PyObject* error_that_is_set() {
   PyObject *type = nullptr, *value = nullptr, *trace = nullptr;
   PyErr_Fetch(&type, &value, &trace);
   PyErr_Restore(type, value, trace);
-  return value != nullptr && PyExceptionInstance_Check(value) ? value : nullptr;
+  const bool is_told =
+      value != nullptr && (PyExceptionInstance_Check(value) || PyUnicode_CheckExact(value));
+  return is_told ? value : nullptr;
 }
 
 // Thrown within aside(): a Python exception that the program is to get.

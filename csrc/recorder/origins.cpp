@@ -417,14 +417,15 @@ void note_misuse(uint32_t op, const Inputs& inputs, const std::string& what) {
       what.find("Inplace update") != std::string::npos) {
     return;
   }
+  Journal& journal = Journal::get();
+  const uint64_t order = journal.next_order();  // one for all that this call refuses
   for (const c10::TensorImpl* impl : inputs) {
     const bool leftover = !state::is_inference(*impl) && state::version(*impl) < 0;
     if (!state::is_inference(*impl) && !leftover) {
       continue;
     }
-    Journal& journal = Journal::get();
     Refused event;
-    event.order = journal.next_order();
+    event.order = order;
     {
       std::lock_guard<std::mutex> lock(journal.mutex);
       event.storage = journal.identities.of(state::storage(*impl));

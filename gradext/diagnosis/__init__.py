@@ -38,7 +38,7 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
     if not issubclass(type(error), BaseException):
         name = objects.type_name(type(error))
         raise TypeError(f"gradext.explain: expected an exception, got {name}")
-    from gradext import watch
+    from gradext import findings, watch
     from gradext.diagnosis import cuts, graph, inference, stale, views
 
     chain = _chain(error)
@@ -48,14 +48,27 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
             return list(known)
     if recording is None and watch.recordings:
         recording = watch.recordings[-1]
-    data = recording.data if recording is not None else None
+    keys: list[tuple[findings.Finding | None, list[Any]]] = []
     for at in chain:
+        finding = None
+        if recording is not None:
+            finding = findings.of_refusal(at, recording, objects.message(at))
+        live = [*watch.frames_of_error(at), *watch.frames_above()] if finding is not None else []
+        if finding is not None and recording is not None:
+            again = recording._known.recall(finding, live)
+            if again:
+                return list(again)
+        keys.append((finding, live))
+    data = recording.data if recording is not None else None
+    for at, (finding, live) in zip(chain, keys, strict=True):
         for rule in (
             *(views.refused_write, graph.second_backward, graph.unused_input, stale.stale),
             *(inference.misused, cuts.no_gradient),
         ):
             found = rule(at, data)
             if found:
+                if finding is not None and recording is not None:
+                    recording._known.keep(finding, found, live)
                 return found
     return []
 
@@ -71,9 +84,10 @@ def remember(error: BaseException, found: Sequence[Diagnosis]) -> None:
     """Keep what was said of an error, for explain() after the recording has ended."""
     from gradext import watch
 
+    words = watch.describe(error)
     for recording in watch.recordings:
         said = _said.setdefault(recording, [])
-        said.append((id(error), watch.describe(error), tuple(found)))
+        said.append((id(error), words, tuple(found)))
         del said[:-_MOST_SAID]
 
 

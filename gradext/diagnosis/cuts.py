@@ -6,8 +6,9 @@ Works from the chain of births and flows behind the tensor (chains). Keeps no te
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext import events, objects
@@ -58,6 +59,18 @@ def no_gradient(error: BaseException, data: Data | None, outputs: Any = None) ->
     if found is not None:
         return [_cut_diagnosis(data, chain, found, names, spoken, asks)]
     return [_never_required(data, chain, names, spoken, asks, live, roots)]
+
+
+def in_question(error: BaseException, outputs: Any) -> tuple[list[Any], tuple[object, ...]]:
+    """What no_gradient() looks at: the tensors that the error is about, and, of those whose .grad
+    the running functions read, the names and numbers of the places that made them."""
+    from gradext import _C
+
+    wanted = ROOT.search(objects.message(error))
+    live = _live_frames(error)
+    roots = _roots(live, outputs, int(wanted["index"]) if wanted else None)
+    made = tuple((name, _C.made_at(value)) for name, value in _read_for_grad(live))
+    return roots, made
 
 
 def _cut_diagnosis(
@@ -181,7 +194,7 @@ def _never_required(
     roots: Sequence[Any],
 ) -> Diagnosis:
     """Nothing that went into the loss ever required grad."""
-    asked = _asked_for_grad(data, names, live)
+    asked = _asked_for_grad(data, live)
     frozen = _frozen(data, names)
     fed = names.untracked_in_optimizer
     culprits: tuple[Site, ...] = ()
@@ -297,9 +310,25 @@ def _without_recording(asks: Site | None) -> Diagnosis:
     )
 
 
-def _asked_for_grad(data: Data, names: Owners, live: Sequence[Any]) -> tuple[str, Site] | None:
+def _asked_for_grad(data: Data, live: Sequence[Any]) -> tuple[str, Site] | None:
     """A tensor that the program reads the `.grad` of, and that does not require grad."""
-    import inspect
+    from gradext.diagnosis import naming
+
+    for name, value in _read_for_grad(live):
+        facts = naming.facts_of(value)
+        if facts is None or facts.requires_grad:
+            continue
+        flow = data.flow_of(facts.id)
+        label = f"makes `{name}` without requires_grad"
+        site = sites.site(data.frames(flow.stack), op=flow.op, label=label) if flow else None
+        if site is not None:
+            return name, site
+    return None
+
+
+def _read_for_grad(live: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """The local variables that are tensors and that the running functions read the `.grad` of."""
+    import torch
 
     from gradext import frames
     from gradext.diagnosis import naming
@@ -307,25 +336,23 @@ def _asked_for_grad(data: Data, names: Owners, live: Sequence[Any]) -> tuple[str
     for frame in live:
         if not frames.is_user_file(frame.f_code.co_filename):
             continue
-        try:
-            source = "".join(inspect.getsourcelines(frame.f_code)[0])
-        except (OSError, TypeError, IndexError):
-            continue
-        wanted = dict.fromkeys(re.findall(r"\b([A-Za-z_]\w*)\.grad\b", source))
-        if not wanted:
-            continue
-        values = dict(naming.locals_of(frame))
+        wanted = _names_read(frame.f_code)
+        values = dict(naming.locals_of(frame)) if wanted else {}
         for name in wanted:
-            value = values.get(name)
-            facts = naming.facts_of(value) if names.is_tensor(value) else None
-            if facts is None or facts.requires_grad:
-                continue
-            flow = data.flow_of(facts.id)
-            label = f"makes `{name}` without requires_grad"
-            site = sites.site(data.frames(flow.stack), op=flow.op, label=label) if flow else None
-            if site is not None:
-                return name, site
-    return None
+            if issubclass(type(values.get(name)), torch.Tensor):
+                yield name, values[name]
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_read(code: Any) -> tuple[str, ...]:
+    """The names that a function reads the `.grad` of, in its source."""
+    import inspect
+
+    try:
+        source = "".join(inspect.getsourcelines(code)[0])
+    except (OSError, TypeError, IndexError):
+        return ()
+    return tuple(dict.fromkeys(re.findall(r"\b([A-Za-z_]\w*)\.grad\b", source)))
 
 
 def _frozen(data: Data, names: Owners) -> list[tuple[Site, int, str]]:

@@ -501,6 +501,23 @@ def _grad_frame() -> Any:
     return None
 
 
+def inputs_of_grad() -> Sequence[Any] | None:
+    """What the call of torch.autograd.grad() that is running was asked about; None without one."""
+    from gradext.diagnosis import naming
+
+    frame = _grad_frame()
+    return None if frame is None else _inputs_in(dict(naming.locals_of(frame)))
+
+
+def _inputs_in(local: dict[str, Any]) -> Sequence[Any] | None:
+    import torch
+
+    inputs = local.get("inputs")
+    if issubclass(type(inputs), torch.Tensor):
+        return (inputs,)
+    return inputs if type(inputs) in (list, tuple) else None
+
+
 def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]:
     """The inputs that no node of the outputs' graph belongs to; that of the message first."""
     import torch
@@ -509,11 +526,9 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
     from gradext.diagnosis import evidence, naming
 
     local = dict(naming.locals_of(frame))
-    inputs = local.get("inputs")
+    inputs = _inputs_in(local)
     outputs = local.get("t_outputs", local.get("outputs"))
-    if isinstance(inputs, torch.Tensor):
-        inputs = (inputs,)
-    if not isinstance(inputs, (list, tuple)) or outputs is None:
+    if inputs is None or outputs is None:
         return []
     rows, whole = evidence.rows_below(outputs)
     made = {id(row[0]) for row in rows}

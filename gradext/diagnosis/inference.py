@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext import objects
@@ -28,6 +28,9 @@ MISUSED = re.compile(
     r"|a tensor that does not have a version counter\. Was it created in inference mode"
 )
 ANY = re.compile("|".join(p.pattern for p in (SAVED, WRITTEN, MISUSED)))
+# What is looked at for a name: a program may hold millions of objects, and waits meanwhile.
+_MOST = 10_000
+_MOST_ITEMS = 1024  # of one of them
 _CODES = (("GX201", SAVED), ("GX202", WRITTEN), ("GX203", MISUSED))
 
 
@@ -115,7 +118,7 @@ def _events(text: str, data: Data | None, trace: Any) -> list[Refused]:
     chosen = here or fitting
     if not chosen:
         return []
-    return [event for event in chosen if event.stack == chosen[0].stack][::-1]
+    return [event for event in chosen if event.order == chosen[0].order][::-1]
 
 
 def _same_rule(first: str, second: str) -> bool:
@@ -129,13 +132,13 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
 
     live = [*watch.frames_of_error(error), *watch.frames_above()]
     places = [(event.storage, event.tensor) for event in events]
-    roots = holders.roots_of_frames(live)
-    roots += [(name, module) for name, module in holders.modules()]
+    modules = holders.modules()
     words = set(re.findall(r"\w+", _line_of(error)))
     at_hand = {} if places else _at_hand(live)
     found: list[tuple[int, str, Any]] = []
     # A dict that only torch's function holds comes last: a name of the user's is better.
-    for path, tensor in itertools.chain(holders.walk(roots, grads=False), at_hand.values()):
+    held = (_held_by(roots) for roots in (holders.roots_of_frames(live), modules))
+    for path, tensor in itertools.chain(*held, at_hand.values()):
         who = naming.identity_of(tensor)
         if who is None or not (who.is_inference or who.counter == 0):
             continue
@@ -159,7 +162,7 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
             rank = 1
         is_parameter = issubclass(type(tensor), torch_parameter())
         found.append((rank, path, (facts, is_parameter, leftover)))
-    del roots
+    del held
     if not found:
         if not events:
             return None
@@ -177,7 +180,7 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
         else {item[2][0].storage for item in found if item[0] == rank} - {facts.storage}
     )
     kind = f"{str(facts.dtype).removeprefix('torch.')} {list(facts.shape)}"
-    holder = _lasting(facts.id, facts.storage, live) or holder
+    holder = _lasting(facts.id, facts.storage, live, modules) or holder
     return _Found(
         storage=storage,
         tensor=facts.id,
@@ -207,7 +210,18 @@ def _at_hand(live: Sequence[Any]) -> dict[int, tuple[str, Any]]:
     return found
 
 
-def _lasting(tensor: int, storage: int | None, live: Sequence[Any]) -> str | None:
+def _held_by(roots: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    from gradext import holders
+
+    return holders.walk(roots, most=_MOST, items=_MOST_ITEMS, grads=False)
+
+
+def _lasting(
+    tensor: int,
+    storage: int | None,
+    live: Sequence[Any],
+    modules: Sequence[tuple[str, Any]],
+) -> str | None:
     """What keeps the tensor when the function that failed has returned: `model.rope._cache[16]`.
 
     A bare local of a caller is no such thing, nor is what hangs on it if a module or a global does.
@@ -220,9 +234,9 @@ def _lasting(tensor: int, storage: int | None, live: Sequence[Any]) -> str | Non
     for space in {id(f.f_globals): f.f_globals for f in user}.values():
         lasting += holders.globals_of(space)
     outer = [pair for f in user[1:] if f.f_code.co_name != "<module>" for pair in _own(f)]
-    for roots in (lasting, outer, holders.modules()):
+    for roots in (lasting, outer, modules):
         same = None
-        for path, held in holders.walk(roots, grads=False):
+        for path, held in _held_by(roots):
             who = naming.identity_of(held)
             if who is None or not re.search(r"[.\[<]", path):
                 continue

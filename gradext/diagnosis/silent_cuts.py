@@ -139,7 +139,7 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
     found: dict[tuple[str, int], Diagnosis] = {}
     names: Owners | None = None
     merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
-    _C.recorder_judged([merge.stack for merge in merges])
+    harmful: set[int] = set()
     for merge in {merge.stack: merge for merge in merges}.values():
         chain = chains.back_from(data, [data.origin(n) for n in merge.parents])
         cuts = [
@@ -170,7 +170,10 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
         else:
             continue
         if diagnosis is not None:
+            harmful.add(merge.stack)
             found.setdefault(sites.line_of(diagnosis.culprits[0]), diagnosis)
+    # Those are counted each time (gradext.findings); the others are not looked at again.
+    _C.recorder_judged([merge.stack for merge in merges if merge.stack not in harmful])
     return list(found.values())
 
 

@@ -59,6 +59,11 @@ class _Seen:
     base_is_leaf: bool
 
 
+def is_indirect(text: str) -> bool:
+    """Whether the write has gone through, and a use of a view after it was refused."""
+    return _INDIRECT.search(text) is not None
+
+
 def refused_write(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
     """The diagnosis of a refused in-place write, from the error's text, trace and recording."""
     text = objects.message(error)
@@ -162,7 +167,9 @@ def _used_afterwards(
     victims: tuple[Site, ...] = ()
     seen = None
     if data is not None:
-        seen = _live_view(error, code, use)
+        found = _live_view(error, code, use.frame)
+        seen = _seen_of(*found) if found is not None else None
+        del found
         culprits, seen = _writes_before(code, seen, data)
         if culprits:
             victims = _victims(code, seen, data, culprits[0])
@@ -209,13 +216,26 @@ _METAS = {
 }
 
 
-def _live_view(error: BaseException, code: str, use: Site) -> _Seen | None:
-    """The view whose use raised, if a local variable of the traceback's frames holds it."""
+def view_used(error: BaseException) -> Any:
+    """The view whose use raised after a write to its memory; None if no local variable holds it."""
+    from gradext import frames
+
+    text = objects.message(error)
+    code = next((code for code, pattern in _CODES if pattern.search(text)), None)
+    use = sites.user_frame(frames.frames_of_traceback(error.__traceback__))
+    if code is None or use is None:
+        return None
+    found = _live_view(error, code, use)
+    return found[0] if found is not None else None
+
+
+def _live_view(error: BaseException, code: str, use: Frame) -> tuple[Any, Any] | None:
+    """The view whose use raised, and its facts, if a local variable holds it."""
     from gradext.diagnosis import naming
 
     wanted = _METAS.get(code, ())
-    words = set(re.findall(r"\w+", use.frame.code))
-    best: tuple[bool, _Seen] | None = None
+    words = set(re.findall(r"\w+", use.code))
+    best: tuple[bool, tuple[Any, Any]] | None = None
     traceback = error.__traceback__
     live = []
     while traceback is not None:
@@ -232,7 +252,7 @@ def _live_view(error: BaseException, code: str, use: Site) -> _Seen | None:
                     continue
                 mentioned = re.split(r"\W", path)[0] in words
                 if best is None or (mentioned and not best[0]):
-                    best = (mentioned, _seen_of(tensor, facts))
+                    best = (mentioned, (tensor, facts))
     return best[1] if best is not None else None
 
 

@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MODES = ("plain", "record", "run", "guard")
 COUNTED = ("passed", "failed", "skipped")  # an error in a fixture is a failure here
 # What reads as an error of gradext's own, among the lines that it prints.
-OWN = re.compile(r"^gradext: (?!\d+ (?:error|warning))(?!\d+ checks for silent writes)(.+)")
+OWN = re.compile(
+    r"^gradext: (?!\d+ (?:error|warning))(?!\d+ checks for silent (?:errors|writes))(.+)"
+)
 
 
 @dataclasses.dataclass(frozen=True)

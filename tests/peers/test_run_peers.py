@@ -59,7 +59,7 @@ def test_errors_of_its_own_and_no_tests_are_faults() -> None:
         ("gradext: not recording: OSError: full", True),
         ("gradext: 2 errors, 3 warnings", False),
         ("gradext: 1 error", False),
-        ("gradext: 12 checks for silent writes were left out: they would have taken", False),
+        ("gradext: 12 checks for silent errors were left out: they would have taken", False),
         ("    gradext: quoted in a source", False),
     ],
 )

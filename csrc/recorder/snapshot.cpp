@@ -7,7 +7,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <sys/mman.h>
+
 #include <cstring>
+#include <new>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -16,17 +19,57 @@ namespace py = pybind11;
 namespace gradext::recorder {
 namespace {
 
-// Keeps the addresses in a snapshot from being used again, and so their meaning.
-struct Held {
-  std::vector<Hold> holds;
-};
-
 // The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
 
+// Long arrays come from the system and go back to it. malloc keeps what it has handed out once (it
+// raises its own threshold for mmap up to 32 MiB), and it keeps it for each thread apart: a program
+// with ten threads that fail would stay hundreds of megabytes larger.
+template <typename T>
+struct FromSystem {
+  using value_type = T;
+  static constexpr size_t kLong = 256 * 1024;  // bytes
+
+  FromSystem() = default;
+  template <typename U>
+  FromSystem(const FromSystem<U>&) {}
+
+  T* allocate(size_t count) {
+    if (count * sizeof(T) < kLong) {
+      return static_cast<T*>(::operator new(count * sizeof(T)));
+    }
+    void* at = mmap(
+        nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) {
+      throw std::bad_alloc();
+    }
+    return static_cast<T*>(at);
+  }
+  void deallocate(T* at, size_t count) {
+    if (count * sizeof(T) < kLong) {
+      ::operator delete(at);
+    } else {
+      munmap(at, count * sizeof(T));
+    }
+  }
+  bool operator==(const FromSystem&) const {
+    return true;
+  }
+  bool operator!=(const FromSystem&) const {
+    return false;
+  }
+};
+
+using Values = std::vector<int64_t, FromSystem<int64_t>>;
+
+// Keeps the addresses in a snapshot from being used again, and so their meaning.
+struct Held {
+  std::vector<Hold, FromSystem<Hold>> holds;
+};
+
 struct Columns {
-  std::vector<int64_t> values;
+  Values values;
   void row(std::initializer_list<int64_t> facts) {
     values.insert(values.end(), facts);
   }
@@ -37,9 +80,9 @@ struct Columns {
   // may be told of their errors at the same time.
   py::array_t<int64_t> array(size_t columns) {
     const auto rows = static_cast<py::ssize_t>(values.size() / columns);
-    auto held = std::make_unique<std::vector<int64_t>>(std::move(values));
+    auto held = std::make_unique<Values>(std::move(values));
     int64_t* data = held->data();
-    py::capsule owner(held.get(), [](void* at) { delete static_cast<std::vector<int64_t>*>(at); });
+    py::capsule owner(held.get(), [](void* at) { delete static_cast<Values*>(at); });
     held.release();
     return py::array_t<int64_t>({rows, static_cast<py::ssize_t>(columns)}, data, owner);
   }

@@ -3,14 +3,12 @@
 #include "journal.h"
 #include "observer.h"
 #include "origins.h"
+#include "system_memory.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <sys/mman.h>
-
 #include <cstring>
-#include <new>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -22,44 +20,6 @@ namespace {
 // The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
-
-// Long arrays come from the system and go back to it. malloc keeps what it has handed out once (it
-// raises its own threshold for mmap up to 32 MiB), and it keeps it for each thread apart: a program
-// with ten threads that fail would stay hundreds of megabytes larger.
-template <typename T>
-struct FromSystem {
-  using value_type = T;
-  static constexpr size_t kLong = 256 * 1024;  // bytes
-
-  FromSystem() = default;
-  template <typename U>
-  FromSystem(const FromSystem<U>&) {}
-
-  T* allocate(size_t count) {
-    if (count * sizeof(T) < kLong) {
-      return static_cast<T*>(::operator new(count * sizeof(T)));
-    }
-    void* at = mmap(
-        nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) {
-      throw std::bad_alloc();
-    }
-    return static_cast<T*>(at);
-  }
-  void deallocate(T* at, size_t count) {
-    if (count * sizeof(T) < kLong) {
-      ::operator delete(at);
-    } else {
-      munmap(at, count * sizeof(T));
-    }
-  }
-  bool operator==(const FromSystem&) const {
-    return true;
-  }
-  bool operator!=(const FromSystem&) const {
-    return false;
-  }
-};
 
 using Values = std::vector<int64_t, FromSystem<int64_t>>;
 

@@ -140,7 +140,7 @@ def source_of(name: str, peer: Peer, work: Path, given: dict[str, Path]) -> Path
     if clone is not None and not isinstance(peer.version, tuple):
         return clone
     if peer.version is None:
-        raise Unavailable(f"{name}: its tests are in no sdist; give a folder: {name}=FOLDER")
+        raise Unavailable(f"{name}: its tests must be given: --source {name}=FOLDER")
     if isinstance(peer.version, tuple):
         return checkout(name, *peer.version, work, clone)
     folder = work / f"{name}-{peer.version}"

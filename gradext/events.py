@@ -271,7 +271,7 @@ class Data:
         return self._stacks.get(stack, ())
 
     def write(self, row: Any) -> Write:
-        facts = dict(zip(WRITE_COLUMNS, (int(value) for value in row), strict=True))
+        facts = dict(zip(WRITE_COLUMNS, row.tolist(), strict=True))
         flags = facts.pop("flags")
         shape = facts.pop("geometry")
         geometry = None
@@ -279,8 +279,8 @@ class Data:
             itemsize, *numbers = self.geometries[shape - 1]
             half = len(numbers) // 2
             geometry = (itemsize, tuple(numbers[:half]), tuple(numbers[half:]))
-        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
-        facts["inner_op"] = self.ops.get(facts["inner_op"], "")  # type: ignore[assignment]
+        facts["op"] = self.ops.get(facts["op"], "")
+        facts["inner_op"] = self.ops.get(facts["inner_op"], "")
         return Write(
             **cast(Any, facts),
             geometry=geometry,
@@ -317,6 +317,11 @@ class Data:
         rows = table[(table[:, 1] == storage) & ((table[:, 14] & NOTE) == 0)]
         return [self.write(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
 
+    def writes_of_op(self, name: str) -> list[Write]:
+        """All writes that this op made, oldest first."""
+        numbers = [number for number, op in self.ops.items() if op == name]
+        return [self.write(row) for row in self.writes[numpy.isin(self.writes[:, 8], numbers)]]
+
     def view(self, row: Any) -> View:
         facts = dict(zip(VIEW_COLUMNS, (int(value) for value in row), strict=True))
         facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
@@ -341,7 +346,7 @@ class Data:
         return self.birth(rows[0]) if len(rows) else None
 
     def flow(self, row: Any) -> Flow:
-        facts = dict(zip(FLOW_COLUMNS, (int(value) for value in row), strict=True))
+        facts = dict(zip(FLOW_COLUMNS, row.tolist(), strict=True))
         value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
         flags = facts["flags"]
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
@@ -380,10 +385,11 @@ class Data:
             return None
         return self.flow(self.flows[row]) if kind == "flow" else self.birth(self.births[row])
 
-    def flows_with(self, flag: int) -> list[Flow]:
-        """Those that have a flag, oldest first."""
+    def flows_with(self, flag: int, most: int | None = None) -> list[Flow]:
+        """Those that have a flag, oldest first; of more than `most`, the latest."""
         rows = self.flows[(self.flows[:, 11] & flag) != 0]
-        return [self.flow(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
+        rows = rows[numpy.argsort(rows[:, 0], kind="stable")]
+        return [self.flow(row) for row in (rows if most is None else rows[-most:])]
 
     def flag_of(self, tensor: int) -> FlagChange | None:
         """When the program last set `requires_grad` of a living tensor, by its id."""

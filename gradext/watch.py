@@ -70,6 +70,14 @@ _installed = 0
 unexplained = 0  # findings of a guard beyond those that it explains
 _looked = {"recognised": 0.0, "explained": 0.0, "since": 0.0, "skipped": 0.0}
 
+# What is diagnosed needs a copy of the journal, tens of megabytes, so threads that fail at the same
+# time take turns; the second often fails like the first, and its answer is there by then. A thread
+# waits no longer than this: what the one before it is in may be waiting for it (a finalizer that
+# joins a thread).
+_TURN = 0.5  # seconds
+_turn = threading.RLock()
+
+
 
 def describe(error: BaseException) -> str:
     """ "RuntimeError: the text", as the last line of a traceback."""
@@ -216,6 +224,26 @@ def _let_higher_order_ops_pass() -> None:
                 op.fallthrough(key)
 
 
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    turn = _turn
+    try:
+        turn.acquire(timeout=_TURN)
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # it was never this thread's turn
+            turn.release()
+
+
+def _in_child() -> None:
+    global _turn
+    _turn = threading.RLock()  # whoever held it does not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
 def _tell(incident: Incident) -> None:
     with _lock:
         incidents.append(incident)
@@ -236,7 +264,8 @@ def _on_error(error: BaseException, outputs: Any) -> None:
     if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
         return  # an inner backward has raised it, and it was seen then
     try:
-        found = _explained(error, outputs, recordings[-1])
+        with _in_turn():
+            found = _explained(error, outputs, recordings[-1])
     except BaseException as fault:
         if interrupts.is_the_programs(fault):
             raise
@@ -341,12 +370,14 @@ def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         return
     try:
         if why & UNCOUNTED_WRITE:
-            found = _silent_writes(outputs, recordings[-1])
+            with _in_turn():
+                found = _silent_writes(outputs, recordings[-1])
             if found:
                 with interrupts.whole():
                     _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
-            found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recordings[-1])
+            with _in_turn():
+                found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recordings[-1])
             if found:
                 with interrupts.whole():
                     _tell(Incident("cut", tuple(found)))

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "stacks.h"
+#include "system_memory.h"
 
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
@@ -251,7 +252,7 @@ class Ring {
       blocks_.push_back(std::move(blocks_.front()));
       blocks_.pop_front();
     } else {
-      blocks_.push_back(std::make_unique<Block>());
+      blocks_.push_back(make_mapped<Block>());
       if (budget_ != nullptr) {
         ++budget_->used;
       }
@@ -259,7 +260,7 @@ class Ring {
     used_ = 0;
   }
 
-  std::deque<std::unique_ptr<Block>> blocks_;
+  std::deque<Mapped<Block>> blocks_;
   Budget* budget_ = nullptr;
   size_t blocks_limit_ = 64;
   size_t used_ = 0;

@@ -3,6 +3,7 @@
 #include "journal.h"
 #include "observer.h"
 #include "origins.h"
+#include "system_memory.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -16,17 +17,19 @@ namespace py = pybind11;
 namespace gradext::recorder {
 namespace {
 
-// Keeps the addresses in a snapshot from being used again, and so their meaning.
-struct Held {
-  std::vector<Hold> holds;
-};
-
 // The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
 
+using Values = std::vector<int64_t, FromSystem<int64_t>>;
+
+// Keeps the addresses in a snapshot from being used again, and so their meaning.
+struct Held {
+  std::vector<Hold, FromSystem<Hold>> holds;
+};
+
 struct Columns {
-  std::vector<int64_t> values;
+  Values values;
   void row(std::initializer_list<int64_t> facts) {
     values.insert(values.end(), facts);
   }
@@ -37,9 +40,9 @@ struct Columns {
   // may be told of their errors at the same time.
   py::array_t<int64_t> array(size_t columns) {
     const auto rows = static_cast<py::ssize_t>(values.size() / columns);
-    auto held = std::make_unique<std::vector<int64_t>>(std::move(values));
+    auto held = std::make_unique<Values>(std::move(values));
     int64_t* data = held->data();
-    py::capsule owner(held.get(), [](void* at) { delete static_cast<std::vector<int64_t>*>(at); });
+    py::capsule owner(held.get(), [](void* at) { delete static_cast<Values*>(at); });
     held.release();
     return py::array_t<int64_t>({rows, static_cast<py::ssize_t>(columns)}, data, owner);
   }

@@ -1,5 +1,7 @@
 #include "stacks.h"
 
+#include "system_memory.h"
+
 #include <array>
 #include <memory>
 #include <mutex>
@@ -146,10 +148,14 @@ struct KeyHash {
 // kMaxNodes, so a number means the same for as long as the process lives.
 struct Tree {
   std::mutex mutex;
-  std::vector<Node> nodes{2, Node{0, 0, 0}};  // numbers 0, "no frame", and kCut have no code
+  std::vector<Node, FromSystem<Node>> nodes{
+      2, Node{0, 0, 0}};  // numbers 0, "no frame", and kCut have no code
   std::vector<PyCodeObject*> codes;
-  std::unordered_map<PyCodeObject*, uint32_t> code_index;
-  std::unordered_map<Key, StackId, KeyHash> index;
+  template <class K, class Value, class Hash = std::hash<K>>
+  using Map =
+      std::unordered_map<K, Value, Hash, std::equal_to<K>, ForGood<std::pair<const K, Value>>>;
+  Map<PyCodeObject*, uint32_t> code_index;
+  Map<Key, StackId, KeyHash> index;
   size_t dropped = 0;
 };
 

@@ -113,7 +113,7 @@ def linked_exit(data: Data, entry: Flow) -> Flow | None:
     last = max(before, default=0)
     exits = [
         flow
-        for flow in data.flows_with(events.TO_PYTHON)[-_MOST_EXITS:]
+        for flow in data.flows_with(events.TO_PYTHON, _MOST_EXITS)
         if last < flow.order < entry.order and flow.thread == entry.thread
     ][::-1]
     if not exits:

@@ -73,6 +73,7 @@ class Names:
         self._leaf_counters: set[int] = set()
         self._variables: dict[int, str] = {}
         self._roots: list[Any] = []
+        self._all_roots: list[Any] | None = None  # where somebody has looked for them already
         self._prefixes: dict[int, str] = {}
         self._seen: set[int] = set()  # modules, by id()
         self._is_complete = not modules
@@ -187,10 +188,14 @@ class Names:
             if id(module) not in children:
                 self._root(module, self._variables.get(id(module)) or path)
 
+    def know_roots(self, roots: list[Any]) -> None:
+        """All there are, by root_modules(): not looked for a second time."""
+        self._all_roots = roots
+
     def _complete(self) -> None:
         if not self._is_complete:
             self._is_complete = True
-            for root in root_modules():
+            for root in root_modules() if self._all_roots is None else self._all_roots:
                 if id(root) not in self._seen:
                     self._root(root, self._variables.get(id(root)))
 

@@ -51,7 +51,9 @@ class Owners:
         modules = [thing for thing in found if issubclass(type(thing), torch.nn.Module)]
         del found
         seen: set[int] = set()
-        for root in naming.root_modules(modules):
+        roots = naming.root_modules(modules)
+        self._names.know_roots(roots)
+        for root in roots:
             for module in _modules_in(root, naming):
                 for _, tensor in naming._group(module, "_buffers"):
                     who = naming.identity_of(tensor)

@@ -406,7 +406,7 @@ def _detached(
     """detach_() took the history off a tensor that a node had saved; no version moves."""
     from gradext import frames
 
-    taken = [w for row in data.writes if (w := data.write(row)).op == "aten::detach_"]
+    taken = data.writes_of_op("aten::detach_")
     found: tuple[Node | None, Saved | None, Write | None] = (None, None, None)
     for node in sorted(graph.nodes, key=graph.order, reverse=True) if graph else ():
         for saved in node.saved:

@@ -23,6 +23,10 @@ _Key = tuple[str, int, int]
 # anew, and the tree.
 _trees: collections.OrderedDict[_Key, tuple[list[str], ast.Module | None]]
 _trees = collections.OrderedDict()
+# By file and line: what the tree of the line is made from. The lines around one are read one by one
+# to find it, and a diagnosis asks about a few lines again and again.
+_parts: dict[tuple[str, int], tuple[list[str], tuple[int, int]]] = {}
+_MOST_PARTS = 4096
 
 
 def around(file: str, line: int) -> ast.Module | None:
@@ -34,12 +38,23 @@ def around(file: str, line: int) -> ast.Module | None:
     lines = linecache.getlines(file)
     if not lines:
         return None
-    if len(lines) > _SHORT:
-        for first, last in _cuts(lines, line):
-            tree = _tree(file, lines, first, last)
-            if tree is not None and _holds(tree, line):
-                return tree
-    return _tree(file, lines, 0, len(lines))
+    if len(lines) <= _SHORT:
+        return _tree(file, lines, 0, len(lines))
+    known = _parts.get((file, line))
+    if known is not None and known[0] is lines:
+        return _tree(file, lines, *known[1])
+    tree, part = None, (0, len(lines))
+    for first, last in _cuts(lines, line):
+        tree = _tree(file, lines, first, last)
+        if tree is not None and _holds(tree, line):
+            part = first, last
+            break
+    else:
+        tree = _tree(file, lines, *part)
+    if len(_parts) >= _MOST_PARTS:
+        _parts.clear()
+    _parts[file, line] = lines, part
+    return tree
 
 
 def statements(file: str, line: int) -> list[ast.stmt]:

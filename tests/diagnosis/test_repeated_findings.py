@@ -417,6 +417,39 @@ def test_a_long_file_is_not_parsed_as_a_whole(tmp_path, monkeypatch):
     assert len(parsed) == 1
 
 
+def test_the_lines_around_one_are_looked_for_once(tmp_path, monkeypatch):
+    path = tmp_path / "program.py"
+    text = "".join(f"def f{n}(a):\n    return a + {n}\n\n" for n in range(800))
+    path.write_text(text)
+    looked = []
+    cuts = syntax._cuts
+    monkeypatch.setattr(syntax, "_cuts", lambda *a: looked.append(1) or cuts(*a))
+    for _ in range(3):
+        assert ast.unparse(syntax.statements(str(path), 1502)[-1]) == "return a + 500"
+        assert ast.unparse(syntax.statements(str(path), 1505)[-1]) == "return a + 501"
+    assert len(looked) == 2
+    path.write_text("x = 1\n\n" + text.replace("return a", "return  7"))
+    linecache.checkcache(str(path))
+    assert ast.unparse(syntax.statements(str(path), 1504)[-1]) == "return 7 + 500"
+    monkeypatch.setattr(syntax, "_MOST_PARTS", 5)
+    for line in range(1, 200):
+        syntax.around(str(path), line)
+    assert len(syntax._parts) <= 5
+
+
+def test_the_objects_of_the_program_are_looked_through_once_for_one_answer(monkeypatch):
+    # A leaf that no variable leads to: it may be any module's.
+    hidden = {"a": {"b": {"c": {"d": torch.ones(2, requires_grad=True)}}}}
+    looks = []
+    every = naming.every
+    monkeypatch.setattr(naming, "every", lambda *kinds: looks.append(kinds) or every(*kinds))
+    with gradext.record():
+        loss = hidden["a"]["b"]["c"]["d"].detach().sum()
+        told = gradext.explain(caught(loss))
+    assert [each.code for each in told] == ["GX301"]
+    assert len(looks) == 1
+
+
 def test_a_file_that_has_changed_is_read_anew(tmp_path):
     path = tmp_path / "program.py"
     path.write_text("x = 1\n")

@@ -5,10 +5,10 @@
     python tests/peers/run_peers.py torch --source torch=FOLDER --out benchmarks/results/peers.json
 
 Owns the table of peers and what is compared; docs/peers.md says what the columns mean. Each peer is
-downloaded by its name and version, and what its tests need is installed into an environment of its
-own under --work, which sees the packages of this Python (torch, pytest, gradext) too. Exits 1 where
-an outcome differs, gradext counted an error of its own, or no test ran; 2 where a peer cannot be
-had. Nothing of a peer stays in this repository.
+downloaded by its version or its commit, and what its tests need is installed into an environment of
+its own under --work, which sees the packages of this Python (torch, pytest, gradext) too. Exits 1
+where an outcome differs, gradext counted an error of its own, or no test ran; 2 where a peer cannot
+be had. Nothing of a peer stays in this repository.
 """
 
 from __future__ import annotations
@@ -43,16 +43,19 @@ class Peer:
     """A library and those of its tests that are run, as paths below its source's top folder.
 
     Attributes:
-        version: on PyPI; None: its tests are in no sdist, and a clone is given by --source.
+        version: of its sdist, or a repository's address and a commit where no sdist has its tests;
+            None: its tests must be given by --source.
         needs: other packages, installed without their own dependencies.
         options: of pytest.
+        folders: of the source, from which modules are imported.
         timeout: seconds that one mode may take.
     """
 
-    version: str | None
+    version: str | tuple[str, str] | None
     tests: tuple[str, ...]
     needs: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    folders: tuple[str, ...] = (".",)
     timeout: int = 1800
 
 
@@ -80,31 +83,49 @@ PEERS = {
         ("linear_operator==0.6.1", *_GAUSSIAN),
     ),
     "pyro-ppl": Peer(
-        "1.9.2",
-        ("tests/test_generic.py", "tests/test_primitives.py", "tests/test_util.py"),
+        ("https://github.com/pyro-ppl/pyro", "ff6ae1c9572591791aae8842bcd702fcf0b46fd6"),
+        (
+            *("tests/infer/test_valid_models.py", "tests/nn", "tests/optim", "tests/params"),
+            "tests/poutine",
+        ),
         ("pyro-api==0.1.2", "opt-einsum==3.4.0", "tqdm==4.70.1", "scipy==1.17.1"),
-        # Their conftest, which names the markers, is not in the sdist.
-        ("-o", "filterwarnings=default"),
+        ("-o", "filterwarnings=default"),  # newer releases of torch warn of more than it allows
     ),
-    # Their sdists have no tests.
     "torchdiffeq": Peer(
-        None, ("tests",), ("scipy==1.17.1",), ("-o", "python_files=*_tests.py", "-k", "not DETEST")
+        ("https://github.com/rtqichen/torchdiffeq", "657943acefa826ef04c025ebeb1ff5e9d60dc268"),
+        tuple(f"tests/{name}_tests.py" for name in ("api", "event", "gradient", "norm", "odeint")),
+        ("scipy==1.17.1",),
+        ("-k", "not (TestSolverError and test_odeint)"),  # half of the suite's time is this test's
+        folders=(".", "tests"),
     ),
     "kornia": Peer(
-        None,
+        ("https://github.com/kornia/kornia", "b4f5a78a13891c7ac4c1cd9695941380273e981d"),
         ("tests/losses", "tests/geometry/transform"),
         ("kornia_rs==0.2.0", "packaging"),
         ("-k", "not dynamo and not jit and not onnx and not compile"),
     ),
     "torchmetrics": Peer(
-        None,
+        (
+            "https://github.com/Lightning-AI/torchmetrics",
+            "700261d3683ba77517e9650043f62a8313027437",  # 1.9.0
+        ),
         ("tests/unittests/regression", "tests/unittests/wrappers"),
-        ("lightning-utilities==0.15.3", *_GAUSSIAN),
-        ("-k", "not ddp"),
+        (
+            *("lightning-utilities==0.15.3", "cachier==4.1.0", "portalocker==3.2.0"),
+            *("watchdog==6.0.0", "cloudpickle==3.1.1", "psutil==7.0.0", "properscoring==0.1"),
+            *("permetrics==2.0.0", *_GAUSSIAN),
+        ),
+        # What it imports needs torchvision.
+        ("-k", "not ddp", "--ignore=tests/unittests/wrappers/test_feature_share.py"),
+        folders=("src", "tests"),
     ),
     # torch's tests are in none of its wheels.
     "torch": Peer(None, ("test_autograd.py",)),
-    "torch-op_db": Peer(None, ("test_ops_gradients.py",)),
+    "torch-op_db": Peer(
+        None,
+        ("test_ops_gradients.py",),
+        options=("-k", "float64 and not gradgrad and (linalg or nn_functional)"),
+    ),
 }
 
 
@@ -113,11 +134,17 @@ class Unavailable(Exception):
 
 
 def source_of(name: str, peer: Peer, work: Path, given: dict[str, Path]) -> Path:
-    """The folder with the peer's source: the one that was given, or its sdist unpacked."""
-    if name in given:
-        return given[name]
+    """The folder with the peer's source: the one that was given, or what was downloaded.
+
+    A repository that is given stands in for the one on the net: the pinned commit is taken from it.
+    """
+    clone = given.get(name)
+    if clone is not None and not isinstance(peer.version, tuple):
+        return clone
     if peer.version is None:
-        raise Unavailable(f"{name}: no sdist has its tests; give a clone: --source {name}=FOLDER")
+        raise Unavailable(f"{name}: its tests must be given: --source {name}=FOLDER")
+    if isinstance(peer.version, tuple):
+        return checkout(name, *peer.version, work, clone)
     folder = work / f"{name}-{peer.version}"
     if not folder.is_dir():
         downloads = work / "sdists"
@@ -127,6 +154,33 @@ def source_of(name: str, peer: Peer, work: Path, given: dict[str, Path]) -> Path
         with tarfile.open(downloads / f"{stem}.tar.gz") as archive:
             archive.extractall(work / "unpacked", filter="data")
         (work / "unpacked" / stem).rename(folder)
+    return folder
+
+
+def checkout(name: str, address: str, commit: str, work: Path, clone: Path | None) -> Path:
+    """The files of one commit, out of `clone` where there is one."""
+    folder = work / f"{name}-{commit[:12]}"
+    if folder.is_dir():
+        return folder
+
+    def git(*arguments: str, at: Path) -> None:
+        done = subprocess.run(["git", "-C", str(at), *arguments], capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise Unavailable(f"{name}: git {arguments[0]}: {lines[-1] if lines else 'failed'}")
+
+    archive = work / f"{name}.tar"
+    if clone is None:
+        clone = work / "repositories" / name
+        clone.mkdir(parents=True, exist_ok=True)
+        git("init", "-q", at=clone)
+        git("fetch", "-q", "--depth", "1", address, commit, at=clone)
+    pictures = (f":(exclude,glob)**/*.{kind}" for kind in ("png", "gif", "jpg", "svg", "ipynb"))
+    git("archive", "--output", str(archive), commit, ".", *pictures, at=clone)
+    with tarfile.open(archive) as files:
+        files.extractall(work / "unpacked" / folder.name, filter="data")
+    archive.unlink()
+    (work / "unpacked" / folder.name).rename(folder)
     return folder
 
 
@@ -180,16 +234,15 @@ def run_mode(name: str, peer: Peer, mode: str, source: Path, python: str, work: 
     command += ["pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-p", "no:randomly", f"--junitxml={junit}", *peer.options, *peer.tests]
     path = os.environ.get("PYTHONPATH")
+    folders = [str(source / folder) for folder in peer.folders]
     settings = {
         **{k: v for k, v in os.environ.items() if not k.startswith("GRADEXT_")},
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(source), path])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [*folders, path])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": "1",
         "EINOPS_TEST_BACKENDS": "torch",
     }
-    if (source / "src").is_dir():
-        settings["PYTHONPATH"] = f"{source / 'src'}{os.pathsep}{settings['PYTHONPATH']}"
     if mode == "record":
         settings |= {"GRADEXT_RECORD": "1", "GRADEXT_JSON": str(found)}
     with log.open("w") as text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_outcomes_are_read_from_junit(tmp_path: Path) -> None:
     [
         (["nonesuch"], "unknown: nonesuch"),
         (["einops", "--modes", "plain,fast"], "unknown: fast"),
-        (["torch"], "torch: no sdist has its tests; give a clone: --source torch=FOLDER"),
+        (["torch"], "torch: its tests must be given: --source torch=FOLDER"),
     ],
 )
 def test_a_users_error_is_one_line_and_2(
@@ -107,3 +108,40 @@ def test_a_users_error_is_one_line_and_2(
         code = end.code
     assert code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def repository(folder: Path) -> str:
+    """A repository with two commits; the first one's name."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    folder.mkdir()
+    git("init", "-q")
+    for text in ("first", "second"):
+        (folder / "test_a.py").write_text(text)
+        (folder / "picture.png").write_text(text)
+        git("add", ".")
+        git("commit", "-q", "-m", text)
+    return git("rev-parse", "HEAD~1")
+
+
+def test_a_checkout_is_of_the_pinned_commit_and_without_pictures(tmp_path: Path) -> None:
+    commit = repository(tmp_path / "clone")
+    for clone, address in ((tmp_path / "clone", "nowhere"), (None, str(tmp_path / "clone"))):
+        work = tmp_path / f"work{clone is None}"
+        work.mkdir()
+        folder = run_peers.checkout("a", address, commit, work, clone)
+        assert [at.name for at in folder.iterdir()] == ["test_a.py"]
+        assert (folder / "test_a.py").read_text() == "first"
+        assert run_peers.checkout("a", "nowhere", commit, work, None) == folder
+
+
+def test_a_commit_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    repository(tmp_path / "clone")
+    with pytest.raises(run_peers.Unavailable) as info:
+        run_peers.checkout("a", "nowhere", "0" * 40, tmp_path, tmp_path / "clone")
+    assert str(info.value).startswith("a: git archive: ")
+    assert "\n" not in str(info.value)

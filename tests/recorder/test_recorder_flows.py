@@ -184,6 +184,7 @@ def test_values_that_never_had_a_gradient_are_no_exit() -> None:
         with torch.no_grad():
             torch.ones(3).sum().item()
     assert recording.data.flows_with(events.TO_PYTHON) == []
+    assert recording.data.flows_with(events.TO_PYTHON, 2) == []
 
 
 def test_where_grad_mode_was_switched_off() -> None:
@@ -442,3 +443,39 @@ def test_narrowed() -> None:
         with gradext.record(**options) as recording:  # type: ignore[arg-type]
             tensor = w.detach()
             assert (recording.flow(tensor) is not None) is wanted, options
+
+
+def test_of_many_values_that_left_the_latest_are_given():
+    x = torch.arange(5.0, requires_grad=True)
+
+    def program():
+        for k in range(5):
+            (x[k] * 2).item()
+
+    with gradext.record() as recording:
+        program()
+    data = recording.data
+    left = [flow.value for flow in data.flows_with(events.TO_PYTHON)]
+    assert left == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert [flow.value for flow in data.flows_with(events.TO_PYTHON, 2)] == [6.0, 8.0]
+    assert [flow.value for flow in data.flows_with(events.TO_PYTHON, 9)] == left
+
+
+def test_the_writes_of_one_op():
+    x, y = torch.ones(3), torch.ones(3, requires_grad=True)
+
+    def program():
+        x.neg_()
+        (y * 2).detach_()
+        x.add_(1)
+        x.neg_()
+
+    with gradext.record() as recording:
+        program()
+    data = recording.data
+    every = [data.write(row) for row in data.writes]
+    for op in ("aten::neg_", "aten::detach_", "aten::add_", "aten::mul_"):
+        assert data.writes_of_op(op) == [w for w in every if w.op == op]
+    assert len(data.writes_of_op("aten::neg_")) == 2
+    assert len(data.writes_of_op("aten::detach_")) == 1
+    assert data.writes_of_op("aten::mul_") == []

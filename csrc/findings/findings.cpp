@@ -48,7 +48,11 @@ uint64_t place_of(StackId stack) {
     column = frame->instruction;
 #endif
     const Place key{place, frame->code, line, column, end_line, end_column};
-    place = places->try_emplace(key, places->size() + 1).first->second;
+    const auto [at_place, is_new_place] = places->try_emplace(key, places->size() + 1);
+    if (is_new_place) {
+      Py_INCREF(frame->code);  // its address is a part of the key
+    }
+    place = at_place->second;
   }
   known->at(stack) = place;
   return place;

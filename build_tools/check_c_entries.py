@@ -5,12 +5,19 @@ profile function, among ops' observers or the hooks of a node. Outside of aside(
 under_gil() (csrc/recorder/aside.h) it may call only what is named here: what it
 stands for, and what neither runs Python nor throws. `python build_tools/check_c_entries.py`
 prints each other call and ends with 1; a commit runs it.
+
+The bodies of boxed kernels that stand before the kernels of every op are looked at likewise. Torch
+catches what leaves a kernel and gives it to the program as the op's error: so it may be the op's
+alone, and work of gradext's stands in safely(). Kernels without boxing (fast_kernels.cpp) are
+templates whose calls have no such names; they do that work in the same functions. Neither runs
+Python: all that they need it for is a reference to a code object (stack_table.cpp).
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +52,19 @@ HARMLESS = {
     *("PyErr_NormalizeException", "PyException_SetTraceback", "PyErr_Restore"),
     *("Py_INCREF", "Py_XINCREF", "Py_DECREF", "Py_XDECREF", "Py_CLEAR"),
     *("if", "for", "while", "switch", "return", "sizeof", "constexpr", "void", "catch"),
+}
+# Where an op's boxed kernel is registered.
+KERNELS = (
+    r"\bboxed<&(\w+)",
+    r"\bmakeFromBoxedFunction<&(\w+)>",
+)
+# In kernels: the op itself, questions about the thread's state, parts of the same body, and what
+# has safely() inside.
+OF_KERNELS = {
+    *("forward", "running", "scope", "begin", "end", "refused", "before_nodes"),
+    *("write_is_wanted", "view_is_wanted", "how_to_watch", "follows_values", "empty", "size"),
+    *("isTensor", "toTensor", "schema", "returns", "arguments", "Watch"),
+    *("on_write", "on_view", "on_result"),
 }
 # What the entry stands for.
 ORIGINALS = {"PyObject_Vectorcall", "original", "ml_meth", "get", "set", "tp_descr_get"}
@@ -120,6 +140,12 @@ def check(folder: Path) -> tuple[int, list[Fault]]:
             for found in re.finditer(form, text):
                 line = text.count("\n", 0, found.start()) + 1
                 faults.append(Fault(file, line, "a lambda", "has no name that could be checked"))
+        kernels = {name for table in KERNELS for name in re.findall(table, text)}
+        for name in sorted(kernels):
+            for start, body in bodies(text, name):
+                if re.search(r"\bforward\b", body):  # no op of gradext's own
+                    count += 1
+                    faults += _faults_of(file, text, name, start, body, OF_KERNELS)
         for name in entries(text):
             defined = bodies(text, name)
             if not defined:
@@ -130,14 +156,17 @@ def check(folder: Path) -> tuple[int, list[Fault]]:
     return count, faults
 
 
-def _faults_of(file: str, text: str, name: str, start: int, body: str) -> list[Fault]:
+def _faults_of(
+    file: str, text: str, name: str, start: int, body: str, allowed: Set[str] = frozenset()
+) -> list[Fault]:
     open_part = unprotected(body)
     faults = []
-    if "throw" in re.findall(r"\w+", open_part):
+    # A kernel may throw on what the op has thrown.
+    if re.search(r"\bthrow\b\s*[^\s;]" if allowed else r"\bthrow\b", open_part):
         faults.append(Fault(file, text.count("\n", 0, start) + 1, name, "throws"))
     # A name and `(`, or `(` behind template arguments; declarations of variables look alike.
     for call in re.finditer(r"\b([A-Za-z_]\w*)\s*(?:<[\w:*, ]*>)?\s*\(", open_part):
-        if call[1] not in HARMLESS | ORIGINALS:
+        if call[1] not in HARMLESS | ORIGINALS | allowed:
             line = text.count("\n", 0, start + call.start()) + 1
             faults.append(Fault(file, line, name, f"calls {call[1]}() outside of aside()"))
     return faults

@@ -36,7 +36,7 @@ FLOW_COLUMNS = (
 )
 FLAG_COLUMNS = ("tensor", "order", "stack", "thread", "value", "taints", "parent")
 
-DECLARED_ONLY, SHARED_STORAGE, INFERENCE, GRAD_MODE, NOTE = 1, 2, 4, 8, 16
+DECLARED_ONLY, SHARED_STORAGE, INFERENCE, GRAD_MODE, NOTE, HOLES = 1, 2, 4, 8, 16, 32
 
 # Flags of a flow (csrc/recorder/origins.h).
 CUT, FROM_PYTHON, TO_PYTHON, GRAD_CALL, MERGE, NO_GRAD, IN_FUNCTION, IN_INFERENCE = (
@@ -69,6 +69,7 @@ class Write:
         is_inference: the tensor has no counter.
         grad_mode: whether grad mode was on.
         is_note: no op: a Python call that moves counters (mark_dirty, increment_version ...).
+        has_unknown_holes: elements of others lie between, and the journal had no room for which.
     """
 
     order: int
@@ -90,6 +91,7 @@ class Write:
     is_inference: bool
     grad_mode: bool
     is_note: bool
+    has_unknown_holes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +291,7 @@ class Data:
             is_inference=bool(flags & INFERENCE),
             grad_mode=bool(flags & GRAD_MODE),
             is_note=bool(flags & NOTE),
+            has_unknown_holes=bool(flags & HOLES),
         )
 
     def writes_of_counter(self, counter: int, after_version: int = -1) -> list[Write]:
@@ -452,7 +455,7 @@ def extent(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def overlap(first: Write, offset: int, itemsize: int, sizes: Any, strides: Any) -> bool | None:
-    """Whether a write touched an element of a saved tensor; None if that is too large to decide.
+    """Whether a write touched an element of a saved tensor; None if that cannot be decided.
 
     The tensor lies in the same storage at `offset` (elements) with `sizes` and `strides`.
     """
@@ -460,6 +463,8 @@ def overlap(first: Write, offset: int, itemsize: int, sizes: Any, strides: Any) 
     end = begin + (sum((n - 1) * s for n, s in zip(sizes, strides, strict=True)) + 1) * itemsize
     if 0 in sizes or first.begin >= end or first.end <= begin:
         return False
+    if first.has_unknown_holes:
+        return None
     dense = _is_dense(sizes, strides)
     if first.geometry is None and dense:
         return True

@@ -8,7 +8,6 @@ nothing of gradext's: the compiled part is used once the program has loaded torc
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,13 +87,3 @@ def _is_library(file: str) -> bool:
     from gradext.frames import library_folders
 
     return file.startswith(("<frozen", *library_folders()))
-
-
-def _in_child() -> None:
-    restore = getattr(sys.modules.get("gradext._C"), "call_back_in_child", None)
-    if restore is not None:
-        restore()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

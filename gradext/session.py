@@ -47,11 +47,12 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(method)
     def safe(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
+            session: Any = args[0]
+            session._here()
             method(*args, **kwargs)
         except BaseException as error:
             if interrupts.is_the_programs(error):
                 raise
-            session: Any = args[0]
             session._note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
 
     return interrupts.deferring(safe)
@@ -71,7 +72,7 @@ class Session:
         self.exit_code: int | None = None
         self.by_cell = False  # a notebook: what a cell does is told again if it is done again
         self._write_early = write_early
-        self._pid = os.getpid()
+        self._pid = self._process = os.getpid()
         self._lock = threading.RLock()
         self._entries: dict[tuple[object, ...], Entry] = {}
         self._more = 0
@@ -91,10 +92,12 @@ class Session:
 
     @property
     def is_root(self) -> bool:
+        self._here()
         return self._pid == self.settings.root
 
     @property
     def path(self) -> str:
+        self._here()
         return self.settings.path if self.is_root else f"{self.settings.path}.{self._pid}"
 
     # --- beginning and end --------------------------------------------------------------------
@@ -109,7 +112,6 @@ class Session:
         # when its threads have ended too.
         atexit.register(self._at_exit)
         self._undo.append(lambda: atexit.unregister(self._at_exit))
-        _register_fork_hooks()
         _current = self
         self._undo.append(self._hook_os_exit())
         self._undo.append(torch_import.when_imported(self._start_recording))
@@ -137,6 +139,7 @@ class Session:
             gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
             from gradext import recording, watch
 
+            _hear_of_forks()
             settings = self.settings
             self._recording = recording.start(
                 saves=settings.saves,
@@ -239,12 +242,14 @@ class Session:
 
     def exits(self, end: SystemExit, code: int) -> None:
         """sys.exit(), which may be how the program answers to an error that it caught."""
+        self._here()
         self.exit_code = code
         if code != 0:
             self.uncaught(end)
 
     def settle(self) -> None:
         """The program has gone on: whatever was not uncaught so far was caught."""
+        self._here()
         with self._lock:
             self._open.clear()
 
@@ -291,6 +296,7 @@ class Session:
 
     def diagnoses(self) -> list[Diagnosis]:
         """What is known now, most important first, as it will be reported."""
+        self._here()
         with self._lock:
             return self._as_told(self._ordered())
 
@@ -423,6 +429,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """The last word of this process; everything of the program has ended."""
+        self._here()
         if self._finished:
             return
         self._finished = True
@@ -519,9 +526,10 @@ class Session:
                 entry.uncaught |= any(entry.is_told_in(text) for text in self._uncaught_texts)
                 self._add(entry)
 
-    def _in_forked_child(self) -> None:
-        """This process is a copy: what it knows and writes is its own from here on."""
-        self._pid = os.getpid()
+    def _here(self) -> None:
+        """If this process is a forked copy: what it knows and writes is its own from here on."""
+        if self._process == os.getpid():
+            return
         self._lock = threading.RLock()
         self._entries = {}
         self._open = {}
@@ -531,6 +539,7 @@ class Session:
         self._error = self.exit_code = None
         self._old_last = id(getattr(sys, "last_value", None))
         self._seen_main = self._interrupted = self._finished = False
+        self._pid = self._process = os.getpid()
 
     @_guarded
     def _watch_multiprocessing(self) -> None:
@@ -567,7 +576,7 @@ class Session:
 
 
 _current: Session | None = None
-_fork_hooks = False
+_hears_of_forks = False
 
 
 def current() -> Session | None:
@@ -575,25 +584,22 @@ def current() -> Session | None:
     return _current
 
 
-def _register_fork_hooks() -> None:
-    global _fork_hooks
-    if _fork_hooks or not hasattr(os, "register_at_fork"):
+def _hear_of_forks() -> None:
+    """A child begins anew at once, and not only when its session is first used (`_here`)."""
+    global _hears_of_forks
+    if _hears_of_forks:
         return
-    _fork_hooks = True
-
-    def before() -> None:
-        if _current is not None:
-            _current._lock.acquire()
-
-    def in_parent() -> None:
-        if _current is not None:
-            _current._lock.release()
+    _hears_of_forks = True
+    from gradext import _C
 
     def in_child() -> None:
         if _current is not None:
-            _current._in_forked_child()
+            _current._here()
 
-    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+    # No function of Python's runs in os.fork(): handlers of signals would run in it, and CPython
+    # prints what they raise, and goes on. And nobody waits there for a lock that another thread
+    # has: the child makes a new one.
+    _C.call_in_child(in_child)
 
 
 def hook_threads(session: Session) -> Callable[[], None]:

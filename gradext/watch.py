@@ -79,6 +79,15 @@ _turn = threading.RLock()
 
 
 
+def _in_child() -> None:
+    """The thread that holds the lock may be none of a forked process's."""
+    global _lock
+    _lock = threading.RLock()
+
+
+_C.call_in_child(_in_child)
+
+
 def describe(error: BaseException) -> str:
     """ "RuntimeError: the text", as the last line of a traceback."""
     return f"{objects.type_name(type(error)).rsplit('.', 1)[-1]}: {objects.message(error)}"

@@ -67,6 +67,7 @@ bool is_user_code(PyCodeObject* code) {
   if (known != state.is_user.end()) {
     return known->second;
   }
+  const py::object held = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(code));
   static PyObject* judge =
       py::module_::import("gradext.frames").attr("is_user_file").cast<py::object>().release().ptr();
   const py::object answer =

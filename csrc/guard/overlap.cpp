@@ -102,7 +102,7 @@ void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view
     }
     known.sizes = impl.sizes().vec();
     known.strides = impl.strides().vec();
-    known.made = recorder::capture_stack();
+    known.made = recorder::pinned(recorder::capture_stack());
   }
   std::lock_guard<std::mutex> lock(state.mutex);
   if (++state.since_sweep > 256 + state.tensors.size()) {

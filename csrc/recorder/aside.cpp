@@ -56,27 +56,35 @@ int raise_kept(void* kept) {
   return -1;
 }
 
+}  // namespace
+
 bool is_main_thread() {
-  const py::object main = py::module_::import("threading").attr("main_thread")();
-  return main.attr("ident").cast<unsigned long>() == PyThread_get_thread_ident();
+  const py::module_ threading = py::module_::import("threading");
+  const py::object main = py::getattr(threading, "_main_thread", py::none());
+  const py::object ident = py::getattr(main, "_ident", py::none());
+  if (!ident.is_none()) {
+    return ident.cast<unsigned long>() == PyThread_get_thread_ident();
+  }
+  return threading.attr("main_thread")().attr("ident").cast<unsigned long>() ==
+         PyThread_get_thread_ident();
 }
 
-}  // namespace
+void raise_later(py::object raised) {
+  if (is_main_thread()) {
+    if (Py_AddPendingCall(&raise_kept, raised.ptr()) == 0) {
+      raised.release();
+    }
+  } else {
+    PyThreadState_SetAsyncExc(
+        PyThread_get_thread_ident(), reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())));
+  }
+}
 
 void raise_later(Stop& error) {
   under_gil([&] {
     error.restore();
-    py::object raised = detail::take_error();
-    if (!raised) {
-      return;
-    }
-    if (is_main_thread()) {
-      if (Py_AddPendingCall(&raise_kept, raised.ptr()) == 0) {
-        raised.release();
-      }
-    } else {
-      PyThreadState_SetAsyncExc(
-          PyThread_get_thread_ident(), reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())));
+    if (py::object raised = detail::take_error()) {
+      raise_later(std::move(raised));
     }
   });
 }

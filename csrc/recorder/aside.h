@@ -210,6 +210,10 @@ void under_gil(Work&& work) {
 // For callers whose own callers swallow what is thrown (torch does so with observers of ops): the
 // program gets the error at its next line, on this thread.
 void raise_later(Stop& error);
+// The same for an exception, under the GIL.
+void raise_later(pybind11::object error);
+// Whether signal handlers run on this thread. Runs no Python code, which would let them.
+bool is_main_thread();
 template <class Work>
 void raising_later(Work&& work) {
   try {

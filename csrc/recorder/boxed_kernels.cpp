@@ -228,13 +228,16 @@ const OpFacts& late_facts(const c10::OperatorHandle& op) {
 
 // Ops that were registered after register_kernels(): a custom op that the program defines itself.
 void on_late_op(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  const OpFacts& facts = late_facts(op);
-  if (!facts.written.empty()) {
-    on_write(facts, op, keys, stack);
-  } else if (facts.makes_views) {
-    on_view(facts, op, keys, stack);
+  const OpFacts* facts = nullptr;
+  safely([&] { facts = &late_facts(op); });
+  if (facts == nullptr) {
+    forward<kKey>(op, keys, stack);
+  } else if (!facts->written.empty()) {
+    on_write(*facts, op, keys, stack);
+  } else if (facts->makes_views) {
+    on_view(*facts, op, keys, stack);
   } else {
-    on_result<kKey>(facts, op, keys, stack);
+    on_result<kKey>(*facts, op, keys, stack);
   }
 }
 

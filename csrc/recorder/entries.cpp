@@ -161,7 +161,7 @@ void grad_mode_set(bool was) {
   if (is) {
     thread.off = {};
   } else if (was && setter.kind != ModeSetter::kLeaves) {
-    thread.off = GradModeOff{current_stack(), false};
+    thread.off = GradModeOff{pinned(current_stack()), false};
   }
   if (setter.kind == ModeSetter::kPlain) {
     thread.last_set = GradModeBlock{setter.frame, before};
@@ -188,7 +188,8 @@ void grad_mode_set(bool was) {
 }
 
 void inference_entered() {
-  thread_state().inference.push_back(c10::InferenceMode::is_enabled() ? current_stack() : 0);
+  thread_state().inference.push_back(
+      c10::InferenceMode::is_enabled() ? pinned(current_stack()) : 0);
 }
 
 void inference_left() {

@@ -8,66 +8,33 @@
 namespace gradext::recorder {
 namespace {
 
-constexpr size_t kMaxGeometries = 1 << 16;
 constexpr size_t kMaxRefused = 64;
 constexpr size_t kMaxBackwards = 256;
 constexpr size_t kMaxDeadLogs = 64;
 
+// Once as a list and once as a key, and its place in a table.
+size_t bytes_of_geometry(const std::vector<int64_t>& facts) {
+  return 2 * facts.size() * sizeof(int64_t) + 160;
+}
+
 }  // namespace
 
-uint64_t Identities::of(const void* target) {
+uint64_t Identities::of(const void* target, uint64_t order) {
   if (target == nullptr) {
     return 0;
   }
-  const auto known = by_address_.find(target);
-  if (known != by_address_.end()) {
-    return entries_[known->second].number;
+  bool is_new = false;
+  Known* known = known_.put(target, is_new, [](const Known&) {});
+  if (is_new) {
+    known->number = ++last_;  // never given again, not even after clear()
   }
-  // An eighth of the living, so that a sweep costs a new object a few looks; few, so that little
-  // memory waits for it.
-  if (++since_sweep_ > std::max<size_t>(8, entries_.size() / 8)) {
-    sweep();
-  }
-  by_address_.emplace(target, entries_.size());
-  by_number_.emplace(++last_, entries_.size());
-  entries_.push_back(Entry{Hold(target), last_});
-  return last_;
+  known->order = order;
+  return known->number;
 }
 
-const void* Identities::address_of(uint64_t number) const {
-  const auto known = by_number_.find(number);
-  return known == by_number_.end() ? nullptr : entries_[known->second].hold.target();
-}
-
-void Identities::sweep() {
-  since_sweep_ = 0;
-  for (size_t k = 0; k < entries_.size();) {
-    if (!entries_[k].hold.is_dead()) {
-      ++k;
-      continue;
-    }
-    by_address_.erase(entries_[k].hold.target());
-    by_number_.erase(entries_[k].number);
-    if (k + 1 < entries_.size()) {
-      entries_[k] = std::move(entries_.back());
-      by_address_[entries_[k].hold.target()] = k;
-      by_number_[entries_[k].number] = k;
-    }
-    entries_.pop_back();
-  }
-}
-
-uint64_t Identities::known(const void* target) const {
-  const auto found = target != nullptr ? by_address_.find(target) : by_address_.end();
-  return found != by_address_.end() ? entries_[found->second].number : 0;
-}
-
-// Numbers are not given again, not even after this.
-void Identities::clear() {
-  entries_.clear();
-  by_address_.clear();
-  by_number_.clear();
-  since_sweep_ = 0;
+uint64_t Identities::known(const void* target) {
+  const Known* known = target != nullptr ? known_.find(target) : nullptr;
+  return known != nullptr ? known->number : 0;
 }
 
 Journal& Journal::get() {
@@ -75,12 +42,15 @@ Journal& Journal::get() {
   return *journal;
 }
 
-// Half for writes, an eighth each for views and for the saves of all threads (a save takes 16
-// bytes); the rest is for births and cuts (Origins::set_memory).
+// Three eighths for writes, an eighth for what they name (storages, counters, shapes), and one each
+// for views and for the saves of all threads (a save takes 16 bytes); the rest is for births and
+// cuts (Origins::set_memory).
 void Journal::set_memory(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex);
   memory_ = bytes;
-  writes.set_capacity(bytes / 2 / kWriteBytes);
+  writes.set_capacity(bytes / 8 * 3 / kWriteBytes);
+  most_identities_ = bytes / 32 * 3 / kIdentityBytes;
+  identities.set_capacity(most_identities_);
   views.set_capacity(bytes / 8 / kViewBytes);
   save_blocks.limit = std::max<size_t>(1, bytes / 8 / sizeof(decltype(SaveLog::saves)::Block));
 }
@@ -95,6 +65,8 @@ void Journal::clear() {
   identities.clear();
   geometries.clear();
   geometry_index_.clear();
+  free_geometries_.clear();
+  geometry_bytes_ = geometries_refused_ = 0;
   for (const auto& log : save_logs) {
     std::lock_guard<std::mutex> log_lock(log->mutex);
     log->clear();
@@ -126,6 +98,31 @@ std::shared_ptr<SaveLog> Journal::new_save_log(uint64_t thread) {
   return log;
 }
 
+uint64_t Journal::identify(const void* target, uint64_t order) {
+  if (identities.size() >= most_identities_) {
+    make_room_for_identities();
+  }
+  return identities.of(target, order);
+}
+
+// A program that writes to very many tensors needs more of them, and has room for fewer writes.
+void Journal::make_room_for_identities() {
+  const uint64_t oldest = identities.too_old();
+  if (oldest == 0) {
+    return;  // many had died
+  }
+  const size_t half = memory_ / 2;
+  const size_t more = most_identities_ + most_identities_ / 8;
+  if (writes.capacity_bytes() + more * kIdentityBytes < half) {
+    most_identities_ = more;
+    identities.set_capacity(more);
+    writes.set_capacity((half - more * kIdentityBytes) / kWriteBytes);
+    return;
+  }
+  writes.drop_through(oldest);
+  views.drop_through(oldest);
+}
+
 uint32_t Journal::intern_geometry(const c10::TensorImpl& impl) {
   const auto sizes = impl.sizes();
   const auto strides = impl.strides();
@@ -138,13 +135,47 @@ uint32_t Journal::intern_geometry(const c10::TensorImpl& impl) {
   if (found != geometry_index_.end()) {
     return found->second;
   }
-  if (geometries.size() >= kMaxGeometries) {
-    return 0;
+  if (geometry_bytes_ >= memory_ / 32) {
+    if (geometries_refused_ > 0) {
+      --geometries_refused_;
+      return 0;
+    }
+    forget_geometries();
+    if (geometry_bytes_ >= memory_ / 32) {
+      geometries_refused_ = geometries.size() / 8;  // before it is tried again
+      return 0;
+    }
   }
-  geometries.push_back(std::move(facts));
-  const auto number = static_cast<uint32_t>(geometries.size());
+  geometry_bytes_ += bytes_of_geometry(facts);
+  uint32_t number = 0;
+  if (!free_geometries_.empty()) {
+    number = free_geometries_.back();
+    free_geometries_.pop_back();
+    geometries[number - 1] = std::move(facts);
+  } else {
+    geometries.push_back(std::move(facts));
+    number = static_cast<uint32_t>(geometries.size());
+  }
   geometry_index_.emplace(key, number);
   return number;
+}
+
+// Those that no write names any more.
+void Journal::forget_geometries() {
+  std::vector<bool> is_named(geometries.size() + 1, false);
+  writes.each([&](const Write& write) { is_named[write.geometry] = true; });
+  for (auto at = geometry_index_.begin(); at != geometry_index_.end();) {
+    if (is_named[at->second]) {
+      ++at;
+      continue;
+    }
+    std::vector<int64_t>& facts = geometries[at->second - 1];
+    geometry_bytes_ -= bytes_of_geometry(facts);
+    facts.resize(1);
+    facts.shrink_to_fit();
+    free_geometries_.push_back(at->second);
+    at = geometry_index_.erase(at);
+  }
 }
 
 void Journal::push_backward(Backward&& backward) {

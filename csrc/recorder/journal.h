@@ -3,6 +3,8 @@
 // the user's is kept alive and no new object is taken for an old one.
 #pragma once
 
+#include "hold.h"
+#include "live_table.h"
 #include "stacks.h"
 #include "system_memory.h"
 
@@ -23,65 +25,45 @@
 
 namespace gradext::recorder {
 
-// A weak reference: keeps an address from being used again, and nothing else.
-class Hold {
- public:
-  explicit Hold(const void* target)
-      : target_(static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(target))) {
-    c10::raw::weak_intrusive_ptr::incref(target_);
-  }
-  Hold(Hold&& other) noexcept : target_(other.target_) {
-    other.target_ = nullptr;
-  }
-  Hold& operator=(Hold&& other) noexcept {
-    std::swap(target_, other.target_);
-    return *this;
-  }
-  Hold(const Hold&) = delete;
-  Hold& operator=(const Hold&) = delete;
-  ~Hold() {
-    if (target_) {
-      c10::raw::weak_intrusive_ptr::decref(target_);
-    }
-  }
-  const void* target() const {
-    return target_;
-  }
-  bool is_dead() const {
-    return c10::raw::weak_intrusive_ptr::use_count(target_) == 0;
-  }
-
- private:
-  c10::intrusive_ptr_target* target_;
-};
-
-// Numbers for storages and counters. An object keeps its number for life; a weak reference sees to
-// it that its address does not come to mean another object meanwhile. The references of the dead
-// are given back soon: what is left of a storage lies in the heap among the blocks of tensors, and
-// would keep their memory from being used again.
+// Numbers for storages and counters. An object keeps its number for as long as events name it; a
+// weak reference sees to it that its address does not come to mean another object meanwhile. The
+// references of the dead are given back soon: what is left of a storage lies in the heap among the
+// blocks of tensors, and would keep their memory from being used again.
 class Identities {
  public:
-  // 0 for null.
-  uint64_t of(const void* target);
-  const void* address_of(uint64_t number) const;
+  // 0 for null. `order`: of the event that names it.
+  uint64_t of(const void* target, uint64_t order);
   // 0 where it has none.
-  uint64_t known(const void* target) const;
-  void clear();
+  uint64_t known(const void* target);
+  // visit(address, number) for what lives.
+  template <class Visit>
+  void each(Visit&& visit) const {
+    known_.each([&](const void* target, const Known& known) { visit(target, known.number); });
+  }
+  void set_capacity(size_t entries) {
+    known_.set_capacity(entries);
+  }
+  // When there is no room for one more: the order up to which the events have to go, else 0.
+  uint64_t too_old() {
+    return known_.oldest_if_full();
+  }
+  void clear() {
+    known_.clear();
+  }
   size_t size() const {
-    return entries_.size();
+    return known_.size();
+  }
+  size_t bytes() const {
+    return known_.bytes();
   }
 
  private:
-  struct Entry {
-    Hold hold;
-    uint64_t number;
+  struct Known {
+    uint64_t order = 0;  // of the last event that names it
+    uint64_t number = 0;
   };
-  void sweep();
-  std::vector<Entry> entries_;
-  std::unordered_map<const void*, size_t> by_address_;
-  std::unordered_map<uint64_t, size_t> by_number_;
+  LiveTable<Known, 8> known_;
   uint64_t last_ = 0;
-  size_t since_sweep_ = 0;
 };
 
 // The bytes of a tensor within its storage: from the first to one past the last.
@@ -95,7 +77,8 @@ enum WriteFlags : uint32_t {
   kSharedStorage = 2,    // the storage belongs to tensors that this counter does not cover
   kInferenceTensor = 4,  // no counter
   kGradMode = 8,
-  kNote = 16,  // no write: a Python call that moves a counter (mark_dirty, increment_version ...)
+  kNote = 16,   // no write: a Python call that moves a counter (mark_dirty, increment_version ...)
+  kHoles = 32,  // there are elements of others between its own, and it is not known which
 };
 
 struct Write {
@@ -110,7 +93,7 @@ struct Write {
   uint32_t inner_op = 0;  // the op that `op` called to do the writing, 0 if none
   uint32_t version_before = 0;
   uint32_t version_after = 0;
-  uint32_t geometry = 0;  // sizes and strides where they are not one dense block, else 0
+  uint32_t geometry = 0;  // sizes and strides where they are not one dense block, else 0 (kHoles)
   uint16_t argument = 0;
   uint16_t flags = 0;
 };
@@ -193,6 +176,7 @@ class Ring {
     clear();
   }
 
+  // Fewer than there are: no more blocks are added, and those that there are stay.
   void set_capacity(size_t events) {
     blocks_limit_ = std::max<size_t>(1, events / kBlock);
   }
@@ -223,6 +207,13 @@ class Ring {
   }
   size_t dropped() const {
     return dropped_;
+  }
+  // Drops the blocks with events up to this order, but for the one that is being filled.
+  void drop_through(uint64_t order) {
+    while (blocks_.size() > 1 && blocks_.front()->front().order <= order) {
+      dropped_ += kBlock;
+      blocks_.pop_front();
+    }
   }
   template <class Visit>
   void each(Visit&& visit) const {
@@ -302,10 +293,15 @@ class Journal {
   }
 
   std::shared_ptr<SaveLog> new_save_log(uint64_t thread);
-  uint32_t intern_geometry(const c10::TensorImpl& impl);
 
   // Everything below is guarded by `mutex`.
   std::mutex mutex;
+  // The number of a storage or a counter, 0 for null, that the event of this order names. Drops the
+  // oldest events if there are too many numbers.
+  uint64_t identify(const void* target, uint64_t order);
+  // Of a tensor that is not one dense block, for a write that is the latest: 0 where there is no
+  // room.
+  uint32_t intern_geometry(const c10::TensorImpl& impl);
   Identities identities;
   Ring<Write> writes;
   Ring<View> views;
@@ -318,20 +314,29 @@ class Journal {
   size_t backwards_dropped = 0;
   size_t refused_dropped = 0;
 
+  size_t geometry_bytes() const {
+    return geometry_bytes_;
+  }
   void push_backward(Backward&& backward);
   void push_refused(Refused&& refused);
 
  private:
   std::atomic<uint64_t> order_{0};
   size_t memory_ = 0;
+  size_t most_identities_ = 0;
+  void make_room_for_identities();
+  void forget_geometries();
   std::unordered_map<std::string, uint32_t> geometry_index_;
+  std::vector<uint32_t> free_geometries_;
+  size_t geometry_bytes_ = 0;
+  size_t geometries_refused_ = 0;  // how many more are refused before old ones are looked for
 };
 
 // What one event costs.
 constexpr size_t kWriteBytes = sizeof(Write);
 constexpr size_t kViewBytes = sizeof(View);
 constexpr size_t kSaveBytes = sizeof(Save);
-// What one known storage or counter costs: an entry and its places in two tables.
-constexpr size_t kIdentityBytes = 128;
+// What one known storage or counter costs: an entry and its place in a table.
+constexpr size_t kIdentityBytes = 64;
 
 }  // namespace gradext::recorder

@@ -6,18 +6,21 @@
 // left of a dead tensor lies in the heap among the blocks of others and must go soon.
 #pragma once
 
-#include "journal.h"
+#include "hold.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 namespace gradext::recorder {
 
-template <class Value>
+// `kYoung`: how many of the newest are looked through at once.
+template <class Value, size_t kYoung = 32>
 class LiveTable {
  public:
-  // Entries that the table may have; a new one beyond that is not taken.
+  // Entries that the table may have; beyond that the oldest go, by the `order` of their values.
   void set_capacity(size_t entries) {
     capacity_ = entries;
   }
@@ -30,19 +33,13 @@ class LiveTable {
     return slot == 0 ? nullptr : &entries_[slot - 1].value;
   }
 
-  // The entry of `target`, a new one if it has none; null where the table is full. `forget` is
-  // called with the values of the dead that are found on the way. Whatever find() or put() has
-  // returned before is invalid after it.
+  // The entry of `target`, a new one if it has none. `forget` is called with the values of the dead
+  // that are found on the way. Whatever find() or put() has returned before is invalid after it.
   template <class Forget>
   Value* put(const void* target, bool& is_new, Forget&& forget) {
     is_new = false;
     if (Value* known = find(target)) {
       return known;
-    }
-    if (refusals_ > 0) {  // full of what lives, when it was last looked through
-      --refusals_;
-      ++dropped_;
-      return nullptr;
     }
     if (entries_.size() - old_ >= kYoung) {
       sweep(old_, forget);
@@ -53,9 +50,8 @@ class LiveTable {
       old_ = swept_ = entries_.size();
     }
     if (entries_.size() >= capacity_) {
-      refusals_ = capacity_ / 8;
-      ++dropped_;
-      return nullptr;
+      drop_oldest();
+      old_ = swept_ = entries_.size();
     }
     if (2 * (entries_.size() + 1) > slots_.size()) {
       grow();
@@ -66,10 +62,21 @@ class LiveTable {
     return &entries_.back().value;
   }
 
+  // The order of the last value that has to go when one more comes; 0 while there is room.
+  uint64_t oldest_if_full() {
+    if (entries_.size() < capacity_) {
+      return 0;
+    }
+    const auto none = [](const Value&) {};
+    sweep(0, none);
+    old_ = swept_ = entries_.size();
+    return entries_.size() < capacity_ ? 0 : oldest();
+  }
+
   void clear() {
-    entries_.clear();
-    slots_.clear();
-    old_ = swept_ = dropped_ = refusals_ = 0;
+    std::vector<Entry>().swap(entries_);
+    std::vector<uint32_t>().swap(slots_);
+    old_ = swept_ = dropped_ = 0;
   }
   size_t size() const {
     return entries_.size();
@@ -78,7 +85,7 @@ class LiveTable {
     return dropped_;
   }
   size_t bytes() const {
-    return entries_.size() * sizeof(Entry) + slots_.size() * sizeof(uint32_t);
+    return entries_.capacity() * sizeof(Entry) + slots_.size() * sizeof(uint32_t);
   }
   // visit(address, value) for each that lives.
   template <class Visit>
@@ -87,6 +94,13 @@ class LiveTable {
       if (!entry.hold.is_dead()) {
         visit(entry.hold.target(), entry.value);
       }
+    }
+  }
+  // visit(value) for all, dead or alive.
+  template <class Visit>
+  void each_value(Visit&& visit) const {
+    for (const Entry& entry : entries_) {
+      visit(entry.value);
     }
   }
   template <class Visit>
@@ -99,7 +113,6 @@ class LiveTable {
   }
 
  private:
-  static constexpr size_t kYoung = 32;
   struct Entry {
     Hold hold;
     Value value;
@@ -138,20 +151,45 @@ class LiveTable {
     slots_[free] = 0;
   }
   template <class Forget>
-  void sweep(size_t from, Forget& forget) {
+  void sweep(size_t from, const Forget& forget) {
     for (size_t k = from; k < entries_.size();) {
       if (!entries_[k].hold.is_dead()) {
         ++k;
         continue;
       }
       forget(entries_[k].value);
-      vacate(place(entries_[k].hold.target()));
-      if (k + 1 < entries_.size()) {
-        const size_t moved = place(entries_.back().hold.target());
-        entries_[k] = std::move(entries_.back());
-        slots_[moved] = static_cast<uint32_t>(k + 1);
+      erase(k);
+    }
+  }
+  void erase(size_t k) {
+    vacate(place(entries_[k].hold.target()));
+    if (k + 1 < entries_.size()) {
+      const size_t moved = place(entries_.back().hold.target());
+      entries_[k] = std::move(entries_.back());
+      slots_[moved] = static_cast<uint32_t>(k + 1);
+    }
+    entries_.pop_back();
+  }
+  // The order of the last of the oldest eighth: a new entry of a full table costs a few looks.
+  uint64_t oldest() const {
+    std::vector<uint64_t> orders;
+    orders.reserve(entries_.size());
+    for (const Entry& entry : entries_) {
+      orders.push_back(entry.value.order);
+    }
+    const auto last = orders.begin() + static_cast<ptrdiff_t>(orders.size() / 8);
+    std::nth_element(orders.begin(), last, orders.end());
+    return *last;
+  }
+  void drop_oldest() {
+    const uint64_t last = oldest();
+    for (size_t k = 0; k < entries_.size();) {
+      if (entries_[k].value.order > last) {
+        ++k;
+        continue;
       }
-      entries_.pop_back();
+      erase(k);
+      ++dropped_;
     }
   }
 
@@ -161,7 +199,6 @@ class LiveTable {
   size_t swept_ = 0;  // how many were left by the last look at all
   size_t capacity_ = 1 << 16;
   size_t dropped_ = 0;
-  size_t refusals_ = 0;  // how many more to refuse before the whole table is looked through again
 };
 
 }  // namespace gradext::recorder

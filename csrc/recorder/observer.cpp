@@ -31,8 +31,12 @@ struct Global {
   std::string last_fault;
   std::vector<std::string> names{""};
   std::unordered_map<std::string, uint32_t> name_index;
-  std::vector<NodeId> uncounted_from;  // per thread: its sequence number at the last such write
+  // Of a thread: its sequence number at the last such write. Of two threads, no more are needed:
+  // whatever node there is, it is older than one of these writes as far as anybody can tell.
+  std::vector<NodeId> uncounted_from;
 };
+
+constexpr size_t kMostNames = 1 << 17;
 
 Global& global() {
   static Global* instance = new Global;
@@ -44,11 +48,17 @@ Global& global() {
 uint32_t intern_name(const std::string& name) {
   Global& g = global();
   std::lock_guard<std::mutex> lock(g.mutex);
-  auto [place, is_new] = g.name_index.emplace(name, static_cast<uint32_t>(g.names.size()));
-  if (is_new) {
-    g.names.push_back(name);
+  const auto known = g.name_index.find(name);
+  if (known != g.name_index.end()) {
+    return known->second;
   }
-  return place->second;
+  if (g.names.size() >= kMostNames) {
+    return 0;  // a program that defines ops without end
+  }
+  const auto number = static_cast<uint32_t>(g.names.size());
+  g.name_index.emplace(name, number);
+  g.names.push_back(name);
+  return number;
 }
 
 void count_fault(const char* what) noexcept {
@@ -155,7 +165,9 @@ void remember_uncounted(uint64_t thread, uint64_t sequence) {
       return;
     }
   }
-  g.uncounted_from.push_back(NodeId{thread, sequence});
+  if (g.uncounted_from.size() < 2) {
+    g.uncounted_from.push_back(NodeId{thread, sequence});
+  }
 }
 
 void record_write(
@@ -197,8 +209,8 @@ void record_write(
       }
       Write& event = journal.writes.push();
       event.order = journal.next_order();
-      event.storage = journal.identities.of(storage);
-      event.counter = journal.identities.of(target.counter);
+      event.storage = journal.identify(storage, event.order);
+      event.counter = journal.identify(target.counter, event.order);
       event.extent = extent;
       event.sequence = sequence;
       event.thread = static_cast<uint32_t>(thread.id);
@@ -209,6 +221,7 @@ void record_write(
       event.version_after = static_cast<uint32_t>(std::max<int64_t>(version, 0));
       if (extent.begin != extent.end && has_holes(impl, extent)) {
         event.geometry = journal.intern_geometry(impl);
+        flags |= event.geometry == 0 ? kHoles : 0;
       }
       event.argument = target.argument;
       event.flags = static_cast<uint16_t>(flags);
@@ -231,7 +244,7 @@ void record_refusal(
   event.order = journal.next_order();
   {
     std::lock_guard<std::mutex> lock(journal.mutex);
-    event.storage = journal.identities.of(target.storage);
+    event.storage = journal.identify(target.storage, event.order);
   }
   event.extent = target.extent;
   event.tensor = state::opaque_id(&impl);
@@ -345,7 +358,7 @@ void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
   std::lock_guard<std::mutex> lock(journal.mutex);
   View& event = journal.views.push();
   event.order = journal.next_order();
-  event.storage = journal.identities.of(state::storage(impl));
+  event.storage = journal.identify(state::storage(impl), event.order);
   event.extent = extent_of(impl);
   event.sequence = at::sequence_number::peek();
   event.tensor = state::opaque_id(&impl);
@@ -465,6 +478,10 @@ void set_backward_stack(StackId stack) {
   global().backward_stack = stack;
 }
 
+StackId backward_stack() {
+  return global().backward_stack;
+}
+
 bool spans_uncounted_write(const std::vector<NodeId>& nodes) {
   Global& g = global();
   if (g.uncounted.load(std::memory_order_relaxed) == 0) {
@@ -502,8 +519,8 @@ void record_note(uint32_t op, const at::Tensor& tensor, uint16_t flags) {
   std::lock_guard<std::mutex> lock(journal.mutex);
   Write& event = journal.writes.push();
   event.order = journal.next_order();
-  event.storage = journal.identities.of(state::storage(impl));
-  event.counter = journal.identities.of(state::counter_address(impl));
+  event.storage = journal.identify(state::storage(impl), event.order);
+  event.counter = journal.identify(state::counter_address(impl), event.order);
   event.extent = extent_of(impl);
   event.sequence = at::sequence_number::peek();
   event.thread = static_cast<uint32_t>(thread_state().id);

@@ -45,6 +45,7 @@ void note_nodes();
 
 // The line that runs backward, for threads without Python frames.
 void set_backward_stack(StackId stack);
+StackId backward_stack();
 
 // True when some node is older than a write that torch's version check cannot see.
 bool spans_uncounted_write(const std::vector<NodeId>& nodes);

@@ -428,7 +428,7 @@ void note_misuse(uint32_t op, const Inputs& inputs, const std::string& what) {
     event.order = order;
     {
       std::lock_guard<std::mutex> lock(journal.mutex);
-      event.storage = journal.identities.of(state::storage(*impl));
+      event.storage = journal.identify(state::storage(*impl), event.order);
     }
     event.tensor = state::opaque_id(impl);
     event.thread = thread_state().id;

@@ -100,6 +100,17 @@ class Origins {
   uint64_t last_number = 0;
 
   const Birth* birth_of(const c10::TensorImpl& impl);
+  template <class Visit>
+  void each_stack(Visit&& visit) const {
+    const auto both = [&](const auto& event) {
+      visit(event.stack);
+      visit(event.mode);
+    };
+    births.each_value(both);
+    flows.each_value(both);
+    past.each(both);
+    flags.each_value([&](const FlagChange& event) { visit(event.stack); });
+  }
 };
 
 // What one event costs. That of a tensor that lives takes an entry of a table, which is a little

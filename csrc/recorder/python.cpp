@@ -221,11 +221,15 @@ uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, 
 namespace {
 
 py::list frames(StackId stack) {
-  py::list out;
+  std::vector<std::pair<py::object, int32_t>> held;
   for (const Frame& frame : stack_frames(stack)) {
     PyObject* code =
         frame.code != nullptr ? reinterpret_cast<PyObject*>(frame.code) : Py_None;  // a cut stack
-    out.append(py::make_tuple(py::reinterpret_borrow<py::object>(code), frame.instruction));
+    held.emplace_back(py::reinterpret_borrow<py::object>(code), frame.instruction);
+  }
+  py::list out;
+  for (const auto& [code, instruction] : held) {
+    out.append(py::make_tuple(code, instruction));
   }
   return out;
 }
@@ -330,7 +334,8 @@ py::dict memory() {
     identities = journal.identities.size();
     limit = journal.memory();
     held = journal.writes.capacity_bytes() + journal.views.capacity_bytes() +
-           journal.backward_nodes * sizeof(NodeId) + identities * kIdentityBytes;
+           journal.backward_nodes * sizeof(NodeId) + journal.identities.bytes() +
+           journal.geometry_bytes();
     for (const auto& log : journal.save_logs) {
       std::lock_guard<std::mutex> log_lock(log->mutex);
       saves += log->saves.size();
@@ -369,6 +374,7 @@ void bind(py::module_& m) {
     if (!active() || memory > Journal::get().memory()) {
       Journal::get().set_memory(memory);
       Origins::get().set_memory(memory);
+      set_stack_memory(memory);
     }
     start({saves, births, cuts});
     return Journal::get().order();
@@ -382,7 +388,7 @@ void bind(py::module_& m) {
   m.def("recorder_judged", &judged);
   bind_snapshot(m);
   m.def("recorder_frames", &frames);
-  m.def("recorder_stack", &capture_stack);
+  m.def("recorder_stack", [] { return pinned(capture_stack()); });
   m.def("recorder_memory", &memory);
   m.def("recorder_keys", [] { return py::make_tuple(kKey, kNodeKey); });
   m.def("recorder_faults", [] {

@@ -1,6 +1,7 @@
 // Which op gets which kernel, and the locks around a fork: what is done once per process.
 #include "kernels.h"
 #include "origins.h"
+#include "snapshot.h"
 
 #include <pthread.h>
 
@@ -153,11 +154,13 @@ void lock_all() {
     log->mutex.lock();
     held_logs().push_back(&log->mutex);
   }
+  snapshots_mutex().lock();
   stacks_lock();
 }
 
 void unlock_all() {
   stacks_unlock();
+  snapshots_mutex().unlock();
   for (std::mutex* mutex : held_logs()) {
     mutex->unlock();
   }

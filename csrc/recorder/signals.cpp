@@ -22,7 +22,8 @@ struct Deferral {
   int calls = 0;             // each within the one before
   unsigned long thread = 0;  // that makes them
   int whole = 0;             // blocks that are not to be cut short
-  py::object ours, cut_short, get, set, main_thread;
+  py::object ours, cut_short, get, set;
+  std::vector<py::object> forked;  // called in a child of fork()
 };
 
 Deferral& deferral() {
@@ -91,14 +92,12 @@ bool begin(py::object& raised) {
     state.set = module.attr("signal");
     state.ours = py::cpp_function(&arrived);
     state.cut_short = py::module_::import("gradext.interrupts").attr("CutShort");
-    state.main_thread = py::module_::import("threading").attr("main_thread");
   }
-  const unsigned long thread = PyThread_get_thread_ident();
-  if (state.main_thread().attr("ident").cast<unsigned long>() != thread) {
+  if (!is_main_thread()) {
     return false;
   }
   state.calls = 1;
-  state.thread = thread;
+  state.thread = PyThread_get_thread_ident();
   ++state.whole;
   for (int number = 1; number < NSIG; ++number) {
     PyObject* handler = PyObject_CallFunction(state.get.ptr(), "i", number);
@@ -182,13 +181,40 @@ py::object call(PyObject* function, PyObject* arguments, PyObject* keywords, py:
   return py::reinterpret_steal<py::object>(result);
 }
 
+// CPython prints what leaves a function that fork() calls, and goes on. So this one is none of
+// Python's, in which handlers would run, and what a handler raises meanwhile is raised after it.
 void in_child() {
-  Deferral& state = deferral();
-  if (state.calls > 0) {  // another thread has forked, and is the main thread now
-    state.calls = 0;
-    put_back(state.signals);
-    state.signals.clear();
-    state.whole = 0;
+  py::object first;  // not raised before all is done: it would be raised in the next function
+  const auto raise = [&](py::object raised) {
+    if (!first) {
+      first = std::move(raised);
+    }
+  };
+  const bool is_stopped = aside([&] {
+    Deferral& state = deferral();
+    if (state.calls > 0) {  // another thread has forked, and is the main thread now
+      state.calls = 0;
+      py::object raised = put_back(state.signals);
+      state.signals.clear();
+      state.whole = 0;
+      raise(std::move(raised));
+    }
+    ++state.whole;
+    for (const py::object& function : state.forked) {
+      py::object done;
+      for (int k = 0; k < 8 && !done; ++k) {  // not called where a handler has raised before it
+        py::object raised;
+        done = call(function.ptr(), py::tuple().ptr(), nullptr, raised);
+        raise(std::move(raised));
+      }
+    }
+    --state.whole;
+  });
+  if (is_stopped) {
+    raise(detail::take_error());
+  }
+  if (first) {
+    raise_later(std::move(first));
   }
 }
 
@@ -229,7 +255,15 @@ void bind_signals(py::module_& m) {
       }
     }
   });
-  m.def("call_back_in_child", &in_child);
+  // Calls `function` in each child of os.fork() from now on.
+  m.def("call_in_child", [](py::object function) {
+    deferral().forked.push_back(std::move(function));
+  });
+  m.def("_in_child", &in_child);
+  const py::module_ os = py::module_::import("os");
+  if (py::hasattr(os, "register_at_fork")) {
+    os.attr("register_at_fork")(py::arg("after_in_child") = m.attr("_in_child"));
+  }
 }
 
 }  // namespace gradext::recorder

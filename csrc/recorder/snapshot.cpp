@@ -8,25 +8,99 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <unordered_map>
 #include <unordered_set>
 
 namespace py = pybind11;
 
 namespace gradext::recorder {
+
+std::mutex& snapshots_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
 namespace {
+
+// Keeps the addresses in a snapshot from being used again, and so their meaning; and its stacks
+// from being forgotten.
+class Held {
+ public:
+  Held() {
+    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    all().insert(this);
+  }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() {
+    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    all().erase(this);
+  }
+  void add_stacks(std::vector<StackId>&& more) {
+    std::sort(more.begin(), more.end());
+    more.erase(std::unique(more.begin(), more.end()), more.end());
+    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    stacks_.insert(stacks_.end(), more.begin(), more.end());
+  }
+  static void name_all(std::vector<StackId>& stacks) {
+    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    for (const Held* held : all()) {
+      stacks.insert(stacks.end(), held->stacks_.begin(), held->stacks_.end());
+    }
+  }
+
+  std::vector<Hold, FromSystem<Hold>> holds;
+
+ private:
+  static std::unordered_set<const Held*>& all() {
+    static auto* held = new std::unordered_set<const Held*>;
+    return *held;
+  }
+  std::vector<StackId> stacks_;
+};
+
+// Equal ones mostly follow each other.
+void name(std::vector<StackId>& stacks, StackId stack) {
+  if (stack != 0 && (stacks.empty() || stacks.back() != stack)) {
+    stacks.push_back(stack);
+  }
+}
+
+// What events name, those of the journal and those of snapshots that are still there.
+void name_stacks(std::vector<StackId>& stacks) {
+  Journal& journal = Journal::get();
+  {
+    std::lock_guard<std::mutex> lock(journal.mutex);
+    journal.writes.each([&](const Write& e) { name(stacks, e.stack); });
+    journal.views.each([&](const View& e) { name(stacks, e.stack); });
+    for (const auto& log : journal.save_logs) {
+      std::lock_guard<std::mutex> log_lock(log->mutex);
+      log->saves.each([&](const Save& e) { name(stacks, e.stack); });
+    }
+    for (const Backward& e : journal.backwards) {
+      name(stacks, e.stack);
+    }
+    for (const Refused& e : journal.refused) {
+      name(stacks, e.stack);
+    }
+  }
+  Origins& origins = Origins::get();
+  {
+    std::lock_guard<std::mutex> lock(origins.mutex);
+    origins.each_stack([&](StackId stack) { name(stacks, stack); });
+  }
+  name(stacks, backward_stack());
+  Held::name_all(stacks);
+}
 
 // The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
 
 using Values = std::vector<int64_t, FromSystem<int64_t>>;
-
-// Keeps the addresses in a snapshot from being used again, and so their meaning.
-struct Held {
-  std::vector<Hold, FromSystem<Hold>> holds;
-};
 
 struct Columns {
   Values values;
@@ -98,6 +172,9 @@ void copy_flow(Columns& into, const Flow& e, bool lives) {
 void copy_origins(Copied& out) {
   Origins& origins = Origins::get();
   std::lock_guard<std::mutex> lock(origins.mutex);
+  std::vector<StackId> stacks;
+  origins.each_stack([&](StackId stack) { name(stacks, stack); });
+  out.held->add_stacks(std::move(stacks));
   origins.births.each([&](const void* target, const Birth& e) {
     out.held->holds.emplace_back(target);
     out.births.row(
@@ -133,25 +210,31 @@ Copied copy_journal(uint64_t since) {
   std::lock_guard<std::mutex> lock(journal.mutex);
   // The living go by their addresses, which is what everybody else knows of them; the dead by
   // numbers that nothing else has.
+  std::unordered_map<uint64_t, const void*> living;
+  living.reserve(journal.identities.size());
+  journal.identities.each(
+      [&](const void* target, uint64_t identity) { living.emplace(identity, target); });
   std::unordered_map<uint64_t, int64_t> shown;
   const auto show = [&](uint64_t identity) -> int64_t {
     if (identity == 0) {
       return 0;
     }
     auto [place, is_new] = shown.emplace(identity, -number(identity));
-    const void* address = is_new ? journal.identities.address_of(identity) : nullptr;
-    if (address != nullptr) {
-      out.held->holds.emplace_back(address);
-      place->second = static_cast<int64_t>(reinterpret_cast<intptr_t>(address));
+    const auto found = is_new ? living.find(identity) : living.end();
+    if (found != living.end()) {
+      out.held->holds.emplace_back(found->second);
+      place->second = address(found->second);
     }
     return place->second;
   };
+  std::vector<StackId> stacks;
   if (since == 0) {
     out.writes.reserve(journal.writes.size(), kWriteColumns);
     out.views.reserve(journal.views.size(), kViewColumns);
   }
   journal.writes.each([&](const Write& e) {
     if (e.order > since) {
+      name(stacks, e.stack);
       out.writes.row(
           {number(e.order),
            show(e.storage),
@@ -172,6 +255,7 @@ Copied copy_journal(uint64_t since) {
   });
   journal.views.each([&](const View& e) {
     if (e.order > since) {
+      name(stacks, e.stack);
       out.views.row(
           {number(e.order),
            show(e.storage),
@@ -197,6 +281,7 @@ Copied copy_journal(uint64_t since) {
       const bool known = e.origin > log->origins_dropped;
       const NodeId origin =
           known ? log->origins[e.origin - 1 - log->origins_dropped] : NodeId{0, 0};
+      name(stacks, e.stack);
       out.saves.row(
           {number(log->thread),
            number(e.sequence),
@@ -208,14 +293,17 @@ Copied copy_journal(uint64_t since) {
   }
   for (const Backward& e : journal.backwards) {
     if (e.order > since) {
+      name(stacks, e.stack);
       out.backwards.push_back(e);
     }
   }
   for (const Refused& e : journal.refused) {
     if (e.order > since) {
+      name(stacks, e.stack);
       out.refused.emplace_back(show(e.storage), e);
     }
   }
+  out.held->add_stacks(std::move(stacks));
   out.geometries = journal.geometries;
   out.dropped_writes = journal.writes.dropped();
   out.dropped_views = journal.views.dropped();
@@ -317,6 +405,7 @@ py::dict snapshot(uint64_t since) {
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
+  set_stack_roots(&name_stacks);
   m.def("recorder_snapshot", &snapshot);
   py::class_<Held>(m, "Held");
 }

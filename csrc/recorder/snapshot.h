@@ -3,7 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <mutex>
+
 namespace gradext::recorder {
+
+// Guards what snapshots keep; for fork.
+std::mutex& snapshots_mutex();
 
 void bind_snapshot(pybind11::module_& m);
 

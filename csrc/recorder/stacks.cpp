@@ -1,11 +1,11 @@
 #include "stacks.h"
 
-#include "system_memory.h"
+#include "stack_table.h"
 
 #include <array>
+#include <atomic>
 #include <memory>
-#include <mutex>
-#include <unordered_map>
+#include <utility>
 
 // The frames of a running interpreter are in no public header. What is read of them differs by
 // version and is all in this block; torch's own Dynamo reads the same fields.
@@ -31,8 +31,6 @@ namespace gradext::recorder {
 namespace {
 
 constexpr int kMaxDepth = 256;
-constexpr StackId kCut = 1;  // the caller of the outermost frame kept, where the stack went on
-constexpr size_t kMaxNodes = size_t{1} << 20;
 constexpr size_t kLocalCache = 2048;
 
 // One raw frame: where the code is and which instruction, both as addresses.
@@ -115,54 +113,11 @@ inline int32_t instruction_offset(const Raw& raw) {
 
 #endif
 
-struct Node {
-  StackId parent;  // the calling frame
-  uint32_t code;   // index into `codes`
-  int32_t instruction;
-};
-
-struct Key {
-  StackId parent;
-  uint32_t code;
-  int32_t instruction;
-  bool operator==(const Key& other) const {
-    return parent == other.parent && code == other.code && instruction == other.instruction;
-  }
-};
-
 inline uint64_t mix(uint64_t a, uint64_t b) {
   uint64_t h = a * 0x9e3779b97f4a7c15ull ^ b;
   h ^= h >> 32;
   h *= 0xd6e8feb86659fd93ull;
   return h ^ (h >> 29);
-}
-
-struct KeyHash {
-  size_t operator()(const Key& key) const {
-    const uint64_t low = (static_cast<uint64_t>(key.parent) << 32) | key.code;
-    return mix(low, static_cast<uint32_t>(key.instruction));
-  }
-};
-
-// All stacks of the process form one tree: a node is a frame under its caller. It only grows, up to
-// kMaxNodes, so a number means the same for as long as the process lives.
-struct Tree {
-  std::mutex mutex;
-  std::vector<Node, FromSystem<Node>> nodes{
-      2, Node{0, 0, 0}};  // numbers 0, "no frame", and kCut have no code
-  std::vector<PyCodeObject*> codes;
-  template <class K, class Value, class Hash = std::hash<K>>
-  using Map =
-      std::unordered_map<K, Value, Hash, std::equal_to<K>, ForGood<std::pair<const K, Value>>>;
-  Map<PyCodeObject*, uint32_t> code_index;
-  Map<Key, StackId, KeyHash> index;
-  size_t dropped = 0;
-};
-
-// Never destroyed: threads may still capture while the process ends.
-Tree& tree() {
-  static Tree* instance = new Tree;
-  return *instance;
 }
 
 struct Cached {
@@ -173,9 +128,11 @@ struct Cached {
 };
 
 // The last stack of this thread with the number of each of its frames, innermost first, and a
-// direct-mapped cache of recent (caller, frame) pairs. Entries name interned code only, which is
-// never freed, so an address in here cannot have come to mean something else.
+// direct-mapped cache of recent (caller, frame) pairs. Both are of one age of the table, in which
+// no frame is forgotten and no code freed, so an address in here cannot have come to mean something
+// else.
 struct ThreadPath {
+  uint32_t age = 0;
   int depth = 0;
   bool cut = false;
   std::array<Raw, kMaxDepth> raw;
@@ -191,53 +148,19 @@ ThreadPath& thread_path() {
   return *path;
 }
 
-#ifdef GRADEXT_RAW_FRAMES
+// The stacks that events name, where there are events.
+std::atomic<StackRoots> named_stacks{nullptr};
 
-StackId intern(const Raw& raw, StackId parent) {
-  Tree& all = tree();
-  const int32_t instruction = instruction_offset(raw);
-  std::unique_lock<std::mutex> lock(all.mutex);
-  auto code = all.code_index.find(raw.code);
-  if (code == all.code_index.end()) {
-    // Keeping the code object needs the GIL, and the GIL must not be waited for under the mutex.
-    lock.unlock();
-    PyGILState_STATE gil = PyGILState_Ensure();
-    Py_INCREF(raw.code);
-    lock.lock();
-    auto [place, is_new] =
-        all.code_index.emplace(raw.code, static_cast<uint32_t>(all.codes.size()));
-    if (is_new) {
-      all.codes.push_back(raw.code);
+void collect_if_due() {
+  StackTable& table = StackTable::get();
+  if (table.is_collection_due()) {
+    std::vector<StackId> roots;
+    if (const StackRoots gather = named_stacks) {
+      gather(roots);
     }
-    code = place;
-    const uint32_t index = code->second;
-    lock.unlock();
-    if (!is_new) {
-      Py_DECREF(raw.code);
-    }
-    PyGILState_Release(gil);
-    lock.lock();
-    code = all.code_index.find(raw.code);
-    if (code == all.code_index.end() || code->second != index) {
-      return 0;
-    }
+    table.collect(std::move(roots));
   }
-  const Key key{parent, code->second, instruction};
-  auto found = all.index.find(key);
-  if (found != all.index.end()) {
-    return found->second;
-  }
-  if (all.nodes.size() >= kMaxNodes) {
-    ++all.dropped;
-    return 0;
-  }
-  const auto id = static_cast<StackId>(all.nodes.size());
-  all.nodes.push_back(Node{parent, key.code, instruction});
-  all.index.emplace(key, id);
-  return id;
 }
-
-#endif
 
 }  // namespace
 
@@ -248,7 +171,14 @@ StackId capture_stack() {
   if (thread == nullptr || !Py_IsInitialized()) {
     return 0;
   }
+  StackTable& table = StackTable::get();
   ThreadPath& path = thread_path();
+  const uint32_t age = table.age();
+  if (path.age != age) {
+    path.age = age;
+    path.depth = 0;
+    path.cache.fill(Cached{});
+  }
   std::array<Raw, kMaxDepth> raw;
   int depth = 0;
   RawFrame* frame = top_frame(thread);
@@ -277,9 +207,10 @@ StackId capture_stack() {
         mix(reinterpret_cast<uintptr_t>(own.at) ^ parent, reinterpret_cast<uintptr_t>(own.code));
     Cached& entry = path.cache[hash % kLocalCache];
     if (entry.id == 0 || entry.code != own.code || entry.at != own.at || entry.parent != parent) {
-      const StackId id = intern(own, parent);
+      const StackId id = table.intern(own.code, instruction_offset(own), parent);
       if (id == 0) {
-        path.depth = 0;
+        path.age = 0;
+        collect_if_due();
         return parent;  // the table is full: what is known is the caller
       }
       entry = Cached{own.code, own.at, parent, id};
@@ -298,6 +229,10 @@ StackId capture_stack() {
       path.ids[k] = ids[k];
     }
   }
+  if (path.age != age) {
+    path.age = 0;  // code that was freed has called Python, and that this function
+  }
+  collect_if_due();
   return depth ? ids[0] : 0;
 }
 
@@ -319,96 +254,73 @@ StackId capture_stack() {
     Py_DECREF(frame);
     frame = back;
   }
-  Tree& all = tree();
+  StackTable& table = StackTable::get();
   StackId parent = frame != nullptr ? kCut : 0;
   Py_XDECREF(frame);
-  // Under the mutex no Python object is made or given up.
-  std::array<PyCodeObject*, kMaxDepth> spare;
-  int spares = 0;
-  {
-    std::lock_guard<std::mutex> lock(all.mutex);
-    bool is_full = false;
-    for (int k = depth - 1; k >= 0; --k) {
-      if (is_full) {
-        spare[spares++] = frames[k].code;
-        continue;
-      }
-      auto [code, is_new] =
-          all.code_index.emplace(frames[k].code, static_cast<uint32_t>(all.codes.size()));
-      if (is_new) {
-        all.codes.push_back(frames[k].code);
-      } else {
-        spare[spares++] = frames[k].code;
-      }
-      const Key key{parent, code->second, frames[k].instruction};
-      auto found = all.index.find(key);
-      if (found != all.index.end()) {
-        parent = found->second;
-      } else if (all.nodes.size() < kMaxNodes) {
-        const auto id = static_cast<StackId>(all.nodes.size());
-        all.nodes.push_back(Node{parent, key.code, key.instruction});
-        all.index.emplace(key, id);
-        parent = id;
-      } else {
-        ++all.dropped;
-        is_full = true;  // what is known is the caller
-      }
+  for (int k = depth - 1; k >= 0; --k) {
+    const StackId id = table.intern(frames[k].code, frames[k].instruction, parent);
+    if (id == 0) {
+      break;  // the table is full: what is known is the caller
     }
+    parent = id;
   }
-  for (int k = 0; k < spares; ++k) {
-    Py_DECREF(spare[k]);
+  for (int k = 0; k < depth; ++k) {
+    Py_DECREF(frames[k].code);
   }
   PyGILState_Release(gil);
+  collect_if_due();
   return parent;
 }
 
 #endif
 
+StackId pinned(StackId stack) {
+  // A block is entered again and again.
+  static thread_local std::array<StackId, 64> known{};
+  static thread_local uint32_t age = 0;
+  StackTable& table = StackTable::get();
+  if (age != table.age()) {
+    age = table.age();
+    known.fill(0);
+  }
+  StackId& place = known[stack % known.size()];
+  if (stack != 0 && place != stack) {
+    place = stack;
+    table.pin(stack);
+  }
+  return stack;
+}
+
+void set_stack_memory(size_t bytes) {
+  StackTable::get().set_memory(bytes);
+}
+
+void set_stack_roots(StackRoots gather) {
+  named_stacks = gather;
+}
+
 StackId stack_parent(StackId stack) {
-  Tree& all = tree();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  const StackId parent = stack < all.nodes.size() ? all.nodes[stack].parent : 0;
-  return parent > kCut ? parent : 0;
+  return StackTable::get().parent(stack);
 }
 
 PyCodeObject* stack_code(StackId stack) {
-  Tree& all = tree();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  return stack > kCut && stack < all.nodes.size() ? all.codes[all.nodes[stack].code] : nullptr;
+  return StackTable::get().code(stack);
 }
 
 std::vector<Frame> stack_frames(StackId stack) {
-  Tree& all = tree();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  std::vector<Frame> frames;
-  while (stack > kCut && stack < all.nodes.size()) {
-    const Node& node = all.nodes[stack];
-    frames.push_back(Frame{all.codes[node.code], node.instruction});
-    stack = node.parent;
-  }
-  if (stack == kCut && !frames.empty()) {
-    frames.push_back(Frame{nullptr, 0});
-  }
-  return frames;
+  return StackTable::get().frames(stack);
 }
 
 void stacks_lock() {
-  tree().mutex.lock();
+  StackTable::get().mutex().lock();
 }
 
 void stacks_unlock() {
-  tree().mutex.unlock();
+  StackTable::get().mutex().unlock();
 }
 
 StackStats stack_stats() {
-  Tree& all = tree();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  const size_t per_node = sizeof(Node) + sizeof(Key) + sizeof(StackId) + 2 * sizeof(void*);
-  return {
-      all.nodes.size() - 1 - kCut,
-      all.codes.size(),
-      all.nodes.size() * per_node + all.codes.size() * 6 * sizeof(void*),
-      all.dropped};
+  return StackTable::get().stats();
 }
 
 }  // namespace gradext::recorder

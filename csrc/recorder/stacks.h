@@ -15,26 +15,37 @@ namespace gradext::recorder {
 using StackId = uint32_t;
 
 struct Frame {
-  PyCodeObject* code;   // kept alive by the interning; null: the callers from here on are not known
+  PyCodeObject* code;   // borrowed; null: the callers from here on are not known
   int32_t instruction;  // offset in bytes, as PyCode_Addr2Line takes it
 };
 
 // The calling thread's stack. Needs no GIL; takes it only to keep a code object that it has not
-// seen before.
+// seen before. Under no mutex: stacks that no event names may be forgotten meanwhile, and what is
+// read for that (StackRoots) takes those of the journal.
 StackId capture_stack();
+
+// `stack`, which is not forgotten although no event names it: where a block was entered.
+StackId pinned(StackId stack);
 
 // The stack without its innermost frame, and that frame's code.
 StackId stack_parent(StackId stack);
 PyCodeObject* stack_code(StackId stack);
 
 // Innermost frame first. A stack that was deeper than a capture goes ends in a frame without code.
+// Under the GIL, and the code lives until Python code runs next: take references at once.
 std::vector<Frame> stack_frames(StackId stack);
+
+// How much memory the table of stacks may take.
+void set_stack_memory(size_t bytes);
+// Appends the stacks that are still named somewhere.
+using StackRoots = void (*)(std::vector<StackId>&);
+void set_stack_roots(StackRoots gather);
 
 struct StackStats {
   size_t nodes;
   size_t codes;
   size_t bytes;
-  size_t dropped;  // captures that met a full table
+  size_t dropped;  // stacks that events name and that were given up, at least in part
 };
 StackStats stack_stats();
 

@@ -53,42 +53,6 @@ struct FromSystem {
   }
 };
 
-// An allocator for the nodes of a container that only grows and is never destroyed: they lie
-// together in slabs of their own, not one by one among the program's tensors. Calls must not
-// overlap.
-template <typename T>
-struct ForGood {
-  using value_type = T;
-  static constexpr size_t kSlab = 256 * 1024;  // bytes
-
-  ForGood() = default;
-  template <typename U>
-  ForGood(const ForGood<U>&) {}
-
-  T* allocate(size_t count) {
-    if (count != 1) {  // buckets
-      return FromSystem<T>().allocate(count);
-    }
-    static T *next = nullptr, *end = nullptr;
-    if (next == end) {
-      next = static_cast<T*>(map_memory(kSlab));
-      end = next + kSlab / sizeof(T);
-    }
-    return next++;
-  }
-  void deallocate(T* at, size_t count) {
-    if (count != 1) {
-      FromSystem<T>().deallocate(at, count);
-    }
-  }
-  bool operator==(const ForGood&) const {
-    return true;
-  }
-  bool operator!=(const ForGood&) const {
-    return false;
-  }
-};
-
 template <typename T>
 struct Unmap {
   void operator()(T* at) const {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gradext import events, objects
 from gradext.diagnosis import chains, sites
 from gradext.diagnosis.cut import Cut, best, describe, fix, short
+from gradext.diagnosis.lost import lost
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.diagnosis.owners import Owners, listed, names_lost
 from gradext.events import Birth, Flow
@@ -293,8 +294,8 @@ def _chain_lines(data: Data, chain: Chain) -> list[Site | None]:
 
 
 def _no_steps(data: Data) -> str:
-    if data.dropped.get("flows"):
-        return "the journal does not reach back to how it was computed; raise the memory limit"
+    if missing := lost(data, "flows"):
+        return f"how it was computed is not known: {missing}"
     return "how it was computed was not recorded (before the recording began, or cuts are off)"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradext import objects
 from gradext.diagnosis import fixes, sites, stale
 from gradext.diagnosis.evidence import Graph, Node
+from gradext.diagnosis.lost import lost
 from gradext.diagnosis.model import Diagnosis, Site
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def freed(
         notes.append(f"the graph was freed by the backward at {sites.where(first.frame)}")
     elif not len(data.saves):
         notes.append("the light mode records no nodes, so the lines of the graph are not known")
+    elif missing := lost(data, "backwards", "saves"):
+        notes.append(f"which backward freed it is not known: {missing}")
     elif not culprits:
         notes.append("the graph was made before the recording began")
     if not culprits and again is not None:

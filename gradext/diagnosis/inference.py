@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext import objects
 from gradext.diagnosis import fixes, modes, sites
+from gradext.diagnosis.lost import lost
 from gradext.diagnosis.model import Diagnosis, Site
 
 if TYPE_CHECKING:
@@ -401,11 +402,11 @@ def _notes(
     if data is None:
         notes.append("no recording was on, so the line that made the tensor is not known")
     elif birth is None:
-        dropped = data.dropped.get("births")
+        missing = lost(data, "births")
         notes.append(
-            "the tensor was made before the recording began, or by code that runs no op"
-            if not dropped
-            else "the journal had no room for the line that made it; raise the memory limit"
+            f"the line that made the tensor is not known: {missing}"
+            if missing
+            else "the tensor was made before the recording began, or by code that runs no op"
         )
     if found is not None and found.more:
         more = found.more

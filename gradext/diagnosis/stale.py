@@ -14,6 +14,7 @@ from gradext import objects
 from gradext.diagnosis import fixes, sites
 from gradext.diagnosis import saved as told
 from gradext.diagnosis.evidence import Graph, Node, Saved
+from gradext.diagnosis.lost import forgotten, lost
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
@@ -166,8 +167,10 @@ def _stale_one(
         )
     if saved.is_output:
         notes.append(f"{node.name} keeps its own result for its derivative")
+    if blame.writes and not culprits:
+        notes.append(forgotten("the lines of the writes"))
     if not victims:
-        notes.append(_no_victims(data))
+        notes.append(_no_victims(data, node))
     return Diagnosis(
         code="GX101",
         severity="error",
@@ -180,9 +183,13 @@ def _stale_one(
     )
 
 
-def _no_victims(data: Data) -> str:
-    if data.dropped.get("saves"):
-        return "the line that saved it is older than the journal reaches; raise the memory limit"
+def _no_victims(data: Data, node: Node) -> str:
+    if node.sequence is not None:
+        stack, _ = data.node_stack(node.thread, node.sequence)
+        if stack and not data.frames(stack):
+            return forgotten("the line that saved it")
+    if missing := lost(data, "saves"):
+        return f"the line that saved it is not known: {missing}"
     if not len(data.saves):
         return "the light mode records no saves, so the line that saved it is not known"
     return "the line that saved it was not recorded (its op ran before the recording began)"
@@ -194,8 +201,8 @@ def _gap(
     assert blame.gap is not None
     first, last = blame.gap
     text = f"no recorded op explains the step from version {first} to {last}"
-    if data.dropped.get("writes"):
-        return text + "; the journal dropped older writes, raise the memory limit", None
+    if missing := lost(data, "writes"):
+        return f"{text}: {missing}", None
     text += " (compiled code, a C++ extension or a thread that was not recorded)"
     start = sites.user_frame(data.frames(blame.before.stack)) if blame.before else None
     if start is None and victims:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext import objects
 from gradext.diagnosis import fixes, sites
+from gradext.diagnosis.lost import lost
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 if TYPE_CHECKING:
@@ -176,9 +177,12 @@ def _used_afterwards(
     notes = ["the write itself went through; torch raises when a view is used after it"]
     if not culprits:
         culprits = (use,)
+        missing = None if data is None else lost(data, "writes")
         notes.append(
             "no recording was on, so the line that wrote is not known; it comes before this one"
             if data is None
+            else f"the line that wrote is not known, it comes before this one: {missing}"
+            if missing
             else "the line that wrote was not recorded; it comes before this one"
         )
     else:
@@ -560,4 +564,6 @@ def _notes(
         return ("the light mode records no nodes, so the line that made the view is not known",)
     if seen is None:
         return ("the refused write was not recorded, so the line that made the view is not known",)
+    if missing := lost(data, "views", "saves"):
+        return (f"the line that made the view is not known: {missing}",)
     return ("the view was made before the recording began",)

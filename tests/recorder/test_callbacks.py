@@ -160,6 +160,14 @@ UNPROTECTED = [
     ),
     ("guard/saves.cpp", "guarded([&] { gradients_after", "now([&] { gradients_after", "AfterUse"),
     (
+        "recorder/boxed_kernels.cpp",
+        "safely([&] {\n    add_targets(",
+        "now([&] {\n    add_targets(",
+        "on_write",
+    ),
+    ("recorder/boxed_kernels.cpp", "safely([&] { facts", "now([&] { facts", "on_late_op"),
+    ("recorder/boxed_kernels.cpp", "safely([&] { argum", "now([&] { argum", "on_result"),
+    (
         "probe/census.cpp",
         "recorder::safely([&] {\n    count_bumps",
         "now([&] {\n    count_b",

@@ -117,7 +117,10 @@ void on_view(
   std::optional<Arguments> arguments;
   safely([&] { arguments.emplace(facts, *stack); });
   const size_t results = op.schema().returns().size();
-  forward<kKey>(op, keys, stack);
+  {
+    Closed closed(facts, keys);
+    forward<kKey>(op, keys, stack);
+  }
   safely([&] {
     StackId where = 0;
     for (size_t k = stack->size() - results; k < stack->size(); ++k) {
@@ -149,6 +152,7 @@ void on_result(
   const size_t results = op.schema().returns().size();
   try {
     WatchedOp running(facts);
+    Closed closed(facts, keys);
     forward<key>(op, keys, stack);
   } catch (const c10::Error& error) {
     if (arguments) {

@@ -294,7 +294,10 @@ struct Fast<Op, Result(Arguments...)> {
     }
     WatchedOp running(*facts);
     try {
-      Result made = Op::redispatch(below<kNodeKey>(keys), arguments...);
+      Result made = [&] {
+        Closed closed(*facts, keys);
+        return Op::redispatch(below<kNodeKey>(keys), arguments...);
+      }();
       if (is_noteworthy(watch, *facts, made)) {
         note_each(watch, *facts, inputs_of(arguments...), made);
       }
@@ -328,7 +331,10 @@ struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
     if (!wanted && !follows) {
       return Op::redispatch(below<kKey>(keys), self, arguments...);
     }
-    Result result = Op::redispatch(below<kKey>(keys), self, arguments...);
+    Result result = [&] {
+      Closed closed(*facts, keys);
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    }();
     safely([&] {
       if (wanted) {
         record_views(facts->name, result);

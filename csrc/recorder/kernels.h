@@ -5,6 +5,7 @@
 #include "aside.h"
 #include "observer.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
@@ -19,6 +20,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -205,6 +207,42 @@ class WatchedOp {
  private:
   int& count_;
   int step_;
+};
+
+// Whether nothing that runs within this op of torch's own is the program's: no tensor or mode hands
+// its ops to Python or to a transform, and no hook is called for what it saves. Then the ops that it
+// is made of make no event: their nodes are made at the line of this op, their results and writes
+// belong to it.
+inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kOpen(
+      {Key::Python,
+       Key::PythonTLSSnapshot,
+       Key::PythonDispatcher,
+       Key::PreDispatch,
+       Key::Functionalize,
+       Key::FuncTorchBatched,
+       Key::FuncTorchVmapMode,
+       Key::FuncTorchGradWrapper,
+       Key::FuncTorchDynamicLayerFrontMode,
+       Key::FuncTorchDynamicLayerBackMode});
+  return op.is_aten && !keys.has_any(kOpen) &&
+         (!c10::GradMode::is_enabled() ||
+          at::SavedTensorDefaultHooks::get_tls_state().stack.empty());
+}
+
+// While it lives, ops of this thread do not come to the recorder: on the way through the kernels of
+// an op that is_closed(), that would cost as much as the op itself.
+class Closed {
+ public:
+  Closed(const OpFacts& op, c10::DispatchKeySet keys) {
+    if (is_closed(op, keys)) {
+      without_.emplace(c10::DispatchKeySet({kKey, kNodeKey}));
+    }
+  }
+
+ private:
+  std::optional<c10::impl::ExcludeDispatchKeyGuard> without_;
 };
 
 // Tensors that stand for others while a program is traced are no memory of the program's. A fake

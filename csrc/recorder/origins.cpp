@@ -150,7 +150,7 @@ uint32_t mode_flags(Watch watch, const ThreadState& thread, StackId& mode) {
 
 void keep_past(Origins& origins, Flow& flow) {
   number(origins, flow);
-  origins.past.push() = flow;
+  origins.past.push(flow);
 }
 
 // Keeps the flow of a living tensor in the place of the one that it had.
@@ -158,12 +158,12 @@ void keep(Origins& origins, const c10::TensorImpl& impl, Flow& flow) {
   number(origins, flow);
   bool is_new = false;
   Flow* place = origins.flows.put(
-      as_target(impl), is_new, [&](const Flow& gone) { origins.past.push() = gone; });
+      as_target(impl), is_new, [&](const Flow& gone) { origins.past.push(gone); });
   if (place == nullptr) {
     return;
   }
   if (!is_new) {
-    origins.past.push() = *place;  // what was computed from it before names it
+    origins.past.push(*place);  // what was computed from it before names it
   }
   flow.tensor = state::opaque_id(&impl);
   *place = flow;

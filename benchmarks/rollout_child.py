@@ -4,8 +4,9 @@
 
 `rollout`: a policy plays SIZE steps of four cart-poles in numpy and learns from them by clipped
 policy gradients (PPO). Each step crosses from numpy to torch and back, and runs some thirty ops on
-a few numbers without grad mode. `thread`: a training thread writes tensors in place while a second
-Python thread counts, which never touches torch; what counts is how far it gets.
+a few numbers without grad mode. `numbers`: the same with one pole, whose values numpy keeps.
+`thread`: the main thread writes a tensor in place for SIZE seconds while a second Python thread
+counts, which never touches torch; what counts is how far it gets.
 
 It must not import gradext: it is what a program looks like that knows nothing of it.
 """
@@ -33,7 +34,7 @@ Array = npt.NDArray[np.float64]
 
 
 class CartPoles:
-    """Poles on carts that are pushed left or right, several at once (Barto, Sutton and Anderson)."""
+    """Poles on carts that are pushed left or right, several at once (Barto, Sutton, Anderson)."""
 
     GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
     FARTHEST, STEEPEST, LONGEST = 2.4, 0.21, 500
@@ -45,7 +46,7 @@ class CartPoles:
 
     def step(self, actions: npt.NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """Observations, rewards, and which poles fell (those start anew)."""
-        place, speed, angle, spin = self.state.T
+        _, speed, angle, spin = self.state.T
         sine, cosine = np.sin(angle), np.cos(angle)
         mass = self.CART + self.POLE
         force = np.where(actions == 1, self.FORCE, -self.FORCE)
@@ -190,7 +191,7 @@ def rollout(size: int) -> dict[str, Any]:
 
 
 def numbers(size: int) -> dict[str, Any]:
-    """The other way to write it: one pole, a step's values kept by numpy, returns computed there."""
+    """The other way to write it: one pole, a step's values and the returns kept by numpy."""
     torch.manual_seed(0)
     agent, poles = Agent(), CartPoles(1, 0)
     optimizer = torch.optim.Adam(agent.parameters(), lr=2.5e-4)
@@ -243,7 +244,40 @@ def numbers(size: int) -> dict[str, Any]:
     }
 
 
-SUBJECTS = {"rollout": rollout, "numbers": numbers}
+def beside(seconds: int) -> dict[str, Any]:
+    """A thread counts in Python alone while another one writes tensors in place, for so long."""
+    ends = time.perf_counter() + seconds
+    counted, taken = 0, 0.0
+
+    def count() -> None:
+        nonlocal counted, taken
+        began = time.thread_time()
+        at = 0
+        while time.perf_counter() < ends:
+            for _ in range(1000):
+                at += 1
+        counted, taken = at, time.thread_time() - began
+
+    counting = threading.Thread(target=count)
+    values, step = torch.zeros(64), torch.ones(64)
+    counting.start()
+    began = time.thread_time()
+    writes = 0
+    while time.perf_counter() < ends:
+        values.add_(step)
+        writes += 1
+    wrote = time.thread_time() - began
+    counting.join()
+    return {
+        "counted": counted,
+        "writes": writes,
+        "count_seconds": taken / max(1, counted),
+        "write_seconds": wrote / max(1, writes),
+        "share": taken / (taken + wrote),
+    }
+
+
+SUBJECTS = {"rollout": rollout, "numbers": numbers, "thread": beside}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -7,23 +7,30 @@ tensors without grad mode, and values that go to numpy and come back. Measured i
 under `gradext run` over that under `python`, in processes in turns: of the whole process with the
 imports, and of the program's own steps. `thread` is a Python thread that counts while another one
 writes tensors in place: what a count takes of its processor time, and how much of both threads'
-time it gets, each under `run` over plain.
+time it gets, each under `run` over plain. `older thread` is the same beside `gradext.record()`,
+with a thread that was there before the recording: it is slower until it calls something (docs/recorder.md
+says why).
 
 `--check` exits with 1 where the whole process takes more than 1.25 times under `run`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import common
+import torch
 
+import gradext
 from gradext import timing
 
 CHILD = Path(__file__).with_name("rollout_child.py")
@@ -103,6 +110,45 @@ def thread(processes: int) -> list[dict[str, Any]]:
     return rows
 
 
+def count_beside(seconds: float, recorded: bool) -> float:
+    """Processor seconds of one count, by a thread that is older than the recording."""
+    is_over = False
+    found = 0.0
+
+    def count() -> None:
+        nonlocal found
+        began, at = time.thread_time(), 0
+        while not is_over:
+            for _ in range(1000):
+                at += 1
+        found = (time.thread_time() - began) / at
+
+    counting = threading.Thread(target=count)
+    values, step = torch.zeros(64), torch.ones(64)
+    counting.start()
+    try:
+        with gradext.record() if recorded else contextlib.nullcontext():
+            ends = time.perf_counter() + seconds
+            while time.perf_counter() < ends:
+                values.add_(step)
+            is_over = True
+            counting.join()
+    finally:
+        is_over = True
+    return found
+
+
+def older_thread(samples: int) -> list[dict[str, Any]]:
+    pairs = [(count_beside(0.5, False), count_beside(0.5, True)) for _ in range(samples)]
+    ratios, plain = [b / a for a, b in pairs], [a for a, _ in pairs]
+    return [
+        {
+            **row("older thread", 0, "processor time of one count", ratios, plain),
+            "processes": 1,
+        }
+    ]
+
+
 def over(rows: list[dict[str, Any]]) -> list[str]:
     """A line for each row that is over its bar."""
     return [
@@ -123,6 +169,7 @@ def main() -> int:
         for size in sizes[:1] if args.quick else sizes:
             rows += program(subject, size, processes)
     rows += thread(processes)
+    rows += older_thread(processes)
     common.record("rollout", rows, args.out)
     missed = over(rows)
     for line in missed:

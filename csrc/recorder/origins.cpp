@@ -310,11 +310,7 @@ void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& r
 }
 
 void note_flow_into(
-    Watch watch,
-    const OpFacts& op,
-    const at::Tensor& self,
-    const Inputs& inputs,
-    StackId stack) {
+    Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs, StackId stack) {
   const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
   if (state::requires_grad(impl)) {
     if (op.is_additive && is_wanted(impl) && !in_backward()) {
@@ -368,11 +364,7 @@ void note_detached(const OpFacts& op, const at::Tensor& tensor) {
 }
 
 void note_view(
-    Watch watch,
-    const OpFacts& op,
-    const at::Tensor& base,
-    const at::Tensor& view,
-    StackId stack) {
+    Watch watch, const OpFacts& op, const at::Tensor& base, const at::Tensor& view, StackId stack) {
   if (!view.defined() || !base.defined() || !is_wanted(*view.unsafeGetTensorImpl())) {
     return;
   }

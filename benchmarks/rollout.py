@@ -8,8 +8,8 @@ under `gradext run` over that under `python`, in processes in turns: of the whol
 imports, and of the program's own steps. `thread` is a Python thread that counts while another one
 writes tensors in place: what a count takes of its processor time, and how much of both threads'
 time it gets, each under `run` over plain. `older thread` is the same beside `gradext.record()`,
-with a thread that was there before the recording: it is slower until it calls something (docs/recorder.md
-says why).
+with a thread that was there before the recording: it is slower until it calls something
+(docs/recorder.md says why).
 
 `--check` exits with 1 where the whole process takes more than 1.25 times under `run`.
 """

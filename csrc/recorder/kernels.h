@@ -219,9 +219,9 @@ class WatchedOp {
 };
 
 // Whether nothing that runs within this op of torch's own is the program's: no tensor or mode hands
-// its ops to Python or to a transform, and no hook is called for what it saves. Then the ops that it
-// is made of make no event: their nodes are made at the line of this op, their results and writes
-// belong to it.
+// its ops to Python or to a transform, and no hook is called for what it saves. Then the ops that
+// it is made of make no event: their nodes are made at the line of this op, their results and
+// writes belong to it.
 inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
   using Key = c10::DispatchKey;
   constexpr c10::DispatchKeySet kOpen(

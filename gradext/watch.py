@@ -78,11 +78,11 @@ _TURN = 0.5  # seconds
 _turn = threading.RLock()
 
 
-
 def _in_child() -> None:
-    """The thread that holds the lock may be none of a forked process's."""
-    global _lock
+    """The thread that holds a lock may be none of a forked process's."""
+    global _lock, _turn
     _lock = threading.RLock()
+    _turn = threading.RLock()
 
 
 _C.call_in_child(_in_child)
@@ -242,15 +242,6 @@ def _in_turn() -> Iterator[None]:
     finally:
         with contextlib.suppress(RuntimeError):  # it was never this thread's turn
             turn.release()
-
-
-def _in_child() -> None:
-    global _turn
-    _turn = threading.RLock()  # whoever held it does not exist here
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
 
 
 def _tell(incident: Incident) -> None:

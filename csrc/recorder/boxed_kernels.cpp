@@ -51,11 +51,16 @@ bool follows_values(Watch watch) {
   return watch == Watch::kGrad || watch == Watch::kNoGrad;
 }
 
-void note_written(Watch watch, const OpFacts& facts, const Targets& targets, const Arguments& all) {
+void note_written(
+    Watch watch,
+    const OpFacts& facts,
+    const Targets& targets,
+    const Arguments& all,
+    StackId stack) {
   for (const Target& target : targets) {
     const c10::TensorImpl* impl = target.tensor.unsafeGetTensorImpl();
     if (facts.is_additive || !state::requires_grad(*impl)) {
-      note_flow_into(watch, facts, target.tensor, all.inputs(impl));
+      note_flow_into(watch, facts, target.tensor, all.inputs(impl), stack);
     }
   }
 }
@@ -64,13 +69,15 @@ void on_write(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   before_nodes(keys);
   const c10::IValue& first = (*stack)[stack->size() - facts.arguments + facts.written[0]];
-  if (!write_is_wanted(facts, first.isTensor() ? &first.toTensor() : nullptr)) {
+  ThreadState& thread = thread_state();
+  const at::Tensor* written = first.isTensor() ? &first.toTensor() : nullptr;
+  if (!write_is_wanted(thread, facts, keys, written)) {
     forward<kKey>(op, keys, stack);
     return;
   }
-  WriteScope scope(facts);
+  WriteScope scope(thread, facts);
   std::optional<Arguments> arguments;
-  const Watch watch = how_to_watch();
+  const Watch watch = how_to_watch(thread, keys);
   safely([&] {
     add_targets(scope.targets, facts, *stack);
     // Which of many goes into which is not followed.
@@ -80,7 +87,7 @@ void on_write(
   });
   scope.begin();
   try {
-    WatchedOp running(facts);
+    WatchedOp running(thread, facts);
     forward<kKey>(op, keys, stack);
   } catch (const c10::Error& error) {
     scope.refused(error);
@@ -99,7 +106,7 @@ void on_write(
           }
         }
       } else {
-        note_written(watch, facts, scope.targets, *arguments);
+        note_written(watch, facts, scope.targets, *arguments, scope.stack());
       }
     });
   }
@@ -108,8 +115,9 @@ void on_write(
 void on_view(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   before_nodes(keys);
-  const bool wanted = view_is_wanted(facts.makes_many_views);
-  const Watch watch = how_to_watch();
+  const ThreadState& thread = thread_state();
+  const bool wanted = view_is_wanted(thread, keys, facts.makes_many_views);
+  const Watch watch = how_to_watch(thread, keys);
   if (!wanted && !follows_values(watch)) {
     forward<kKey>(op, keys, stack);
     return;
@@ -117,7 +125,10 @@ void on_view(
   std::optional<Arguments> arguments;
   safely([&] { arguments.emplace(facts, *stack); });
   const size_t results = op.schema().returns().size();
-  forward<kKey>(op, keys, stack);
+  {
+    Closed closed(facts, keys);
+    forward<kKey>(op, keys, stack);
+  }
   safely([&] {
     StackId where = 0;
     for (size_t k = stack->size() - results; k < stack->size(); ++k) {
@@ -128,7 +139,7 @@ void on_view(
           record_view(facts.name, tensor, where);
         }
         if (follows_values(watch) && arguments && arguments->first() != nullptr) {
-          note_view(watch, facts, *arguments->first(), tensor);
+          note_view(watch, facts, *arguments->first(), tensor, where);
         }
       });
     }
@@ -139,7 +150,8 @@ template <c10::DispatchKey key>
 void on_result(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   before_nodes(keys);
-  const Watch watch = how_to_watch(facts.is_factory);
+  ThreadState& thread = thread_state();
+  const Watch watch = how_to_watch(thread, keys, facts.is_factory);
   if (watch == Watch::kNone) {
     forward<key>(op, keys, stack);
     return;
@@ -148,7 +160,8 @@ void on_result(
   safely([&] { arguments.emplace(facts, *stack); });
   const size_t results = op.schema().returns().size();
   try {
-    WatchedOp running(facts);
+    WatchedOp running(thread, facts);
+    Closed closed(facts, keys);
     forward<key>(op, keys, stack);
   } catch (const c10::Error& error) {
     if (arguments) {

@@ -73,11 +73,13 @@
 #include <ATen/ops/le_ops.h>
 #include <ATen/ops/leaky_relu_ops.h>
 #include <ATen/ops/lerp_ops.h>
+#include <ATen/ops/lift_fresh_ops.h>
 #include <ATen/ops/linalg_vector_norm_ops.h>
 #include <ATen/ops/linear_ops.h>
 #include <ATen/ops/log_ops.h>
 #include <ATen/ops/logical_and_ops.h>
 #include <ATen/ops/logical_not_ops.h>
+#include <ATen/ops/logsumexp_ops.h>
 #include <ATen/ops/lt_ops.h>
 #include <ATen/ops/masked_fill_ops.h>
 #include <ATen/ops/max_ops.h>
@@ -89,6 +91,7 @@
 #include <ATen/ops/mse_loss_backward_ops.h>
 #include <ATen/ops/mse_loss_ops.h>
 #include <ATen/ops/mul_ops.h>
+#include <ATen/ops/multinomial_ops.h>
 #include <ATen/ops/mv_ops.h>
 #include <ATen/ops/native_batch_norm_backward_ops.h>
 #include <ATen/ops/native_batch_norm_ops.h>
@@ -153,20 +156,25 @@ inline bool is_tracked(const at::Tensor& tensor) {
   return tensor.defined() && state::backward_view_meta(*tensor.unsafeGetTensorImpl()) != nullptr;
 }
 
-inline void record_views(uint32_t op, const at::Tensor& tensor) {
-  if (is_tracked(tensor)) {
-    record_view(op, tensor, current_stack());
+// These return where the views were made, 0 if nothing was recorded.
+inline StackId record_views(uint32_t op, const at::Tensor& tensor) {
+  if (!is_tracked(tensor)) {
+    return 0;
   }
+  const StackId where = current_stack();
+  record_view(op, tensor, where);
+  return where;
 }
 
-inline void record_views(uint32_t op, const std::vector<at::Tensor>& tensors) {
+inline StackId record_views(uint32_t op, const std::vector<at::Tensor>& tensors) {
   if (tensors.empty() || !is_tracked(tensors[0])) {
-    return;
+    return 0;
   }
   const StackId where = current_stack();
   for (const at::Tensor& tensor : tensors) {
     record_view(op, tensor, where);
   }
+  return where;
 }
 
 // The tensors among an op's arguments. They belong to the caller, and outlive the call.
@@ -260,18 +268,23 @@ inline void note_each(
 }
 
 inline void note_views(
-    Watch watch, const OpFacts& facts, const at::Tensor& base, const at::Tensor& view) {
+    Watch watch,
+    const OpFacts& facts,
+    const at::Tensor& base,
+    const at::Tensor& view,
+    StackId stack) {
   if (!has_gradient(view)) {
-    note_view(watch, facts, base, view);
+    note_view(watch, facts, base, view, stack);
   }
 }
 inline void note_views(
     Watch watch,
     const OpFacts& facts,
     const at::Tensor& base,
-    const std::vector<at::Tensor>& views) {
+    const std::vector<at::Tensor>& views,
+    StackId stack) {
   for (const at::Tensor& view : views) {
-    note_views(watch, facts, base, view);
+    note_views(watch, facts, base, view, stack);
   }
 }
 
@@ -288,13 +301,17 @@ struct Fast<Op, Result(Arguments...)> {
       return Op::call(arguments...);
     }
     before_nodes(keys);
-    const Watch watch = how_to_watch(facts->is_factory);
+    ThreadState& thread = thread_state();
+    const Watch watch = how_to_watch(thread, keys, facts->is_factory);
     if (watch == Watch::kNone) {
       return Op::redispatch(below<kNodeKey>(keys), arguments...);
     }
-    WatchedOp running(*facts);
+    WatchedOp running(thread, *facts);
     try {
-      Result made = Op::redispatch(below<kNodeKey>(keys), arguments...);
+      Result made = [&] {
+        Closed closed(*facts, keys);
+        return Op::redispatch(below<kNodeKey>(keys), arguments...);
+      }();
       if (is_noteworthy(watch, *facts, made)) {
         note_each(watch, *facts, inputs_of(arguments...), made);
       }
@@ -320,21 +337,26 @@ struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
       return Op::call(self, arguments...);
     }
     before_nodes(keys);
-    const bool wanted = view_is_wanted(kMany);
-    const Watch watch = how_to_watch();
+    const ThreadState& thread = thread_state();
+    const bool wanted = view_is_wanted(thread, keys, kMany);
+    const Watch watch = how_to_watch(thread, keys);
     // A parameter that is made under inference_mode is a detached alias of its data.
     const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad ||
                          (watch == Watch::kBirths && std::is_same_v<Op, ops::detach>);
     if (!wanted && !follows) {
       return Op::redispatch(below<kKey>(keys), self, arguments...);
     }
-    Result result = Op::redispatch(below<kKey>(keys), self, arguments...);
+    Result result = [&] {
+      Closed closed(*facts, keys);
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    }();
     safely([&] {
+      StackId stack = 0;
       if (wanted) {
-        record_views(facts->name, result);
+        stack = record_views(facts->name, result);
       }
       if (follows) {
-        note_views(watch, *facts, self, result);
+        note_views(watch, *facts, self, result, stack);
       }
     });
     return result;
@@ -375,18 +397,19 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
       return Op::call(self, arguments...);
     }
     before_nodes(keys);
-    if (!write_is_wanted(*facts, &self)) {
+    ThreadState& thread = thread_state();
+    if (!write_is_wanted(thread, *facts, keys, &self)) {
       return Op::redispatch(below<kKey>(keys), self, arguments...);
     }
-    WriteScope scope(*facts);
+    WriteScope scope(thread, *facts);
     safely([&] { add_target(scope.targets, self, 0); });
     scope.begin();
     Watch watch = Watch::kNone;
     if constexpr (kTakesTensors<Arguments...>) {
-      watch = how_to_watch();
+      watch = how_to_watch(thread, keys);
     }
     try {
-      WatchedOp running(*facts);
+      WatchedOp running(thread, *facts);
       Op::redispatch(below<kKey>(keys), self, arguments...);
     } catch (const c10::Error& error) {
       scope.refused(error);
@@ -398,7 +421,7 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
     scope.end();
     const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
     if (follows && (facts->is_additive || !has_gradient(self))) {
-      safely([&] { note_flow_into(watch, *facts, self, inputs_of(arguments...)); });
+      safely([&] { note_flow_into(watch, *facts, self, inputs_of(arguments...), scope.stack()); });
     }
     return self;
   }
@@ -481,6 +504,7 @@ FastKernels fast_kernels() {
       ops::squeeze_dim,
       ops::as_strided,
       ops::detach,
+      ops::lift_fresh,
       ops::alias,
       ops::diagonal,
       ops::unbind_int,
@@ -578,6 +602,9 @@ FastKernels fast_kernels() {
       ops::logical_and,
       ops::any,
       ops::all,
+      ops::all_dim,
+      ops::logsumexp,
+      ops::multinomial,
       ops::ne_Scalar,
       ops::bitwise_or_Tensor,
       ops::bitwise_not,

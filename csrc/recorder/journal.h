@@ -19,7 +19,9 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
 #include <vector>
 
@@ -183,13 +185,11 @@ class Ring {
   void set_budget(Budget* budget) {
     budget_ = budget;
   }
-  Event& push() {
+  Event& push(const Event& event = Event{}) {
     if (blocks_.empty() || used_ == kBlock) {
       next_block();
     }
-    Event& event = (*blocks_.back())[used_++];
-    event = Event{};
-    return event;
+    return *new (blocks_.back()->at(used_++)) Event(event);
   }
   void clear() {
     if (budget_ != nullptr) {
@@ -220,17 +220,28 @@ class Ring {
     for (size_t b = 0; b < blocks_.size(); ++b) {
       const size_t count = b + 1 == blocks_.size() ? used_ : kBlock;
       for (size_t k = 0; k < count; ++k) {
-        visit((*blocks_[b])[k]);
+        visit(*blocks_[b]->at(k));
       }
     }
   }
 
   // By age, the oldest first.
   const Event& at(size_t index) const {
-    return (*blocks_[index / kBlock])[index % kBlock];
+    return *blocks_[index / kBlock]->at(index % kBlock);
   }
 
-  using Block = std::array<Event, kBlock>;
+  // Room for events, of which only those that were pushed have a value: a new block is not written
+  // before it is needed, which would drive the program's own data out of the cache.
+  class Block {
+   public:
+    Event* at(size_t index) {
+      return std::launder(reinterpret_cast<Event*>(room_) + index);
+    }
+
+   private:
+    static_assert(std::is_trivially_copyable_v<Event> && std::is_trivially_destructible_v<Event>);
+    alignas(Event) unsigned char room_[kBlock * sizeof(Event)];
+  };
 
  private:
   void next_block() {

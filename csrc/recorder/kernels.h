@@ -5,6 +5,7 @@
 #include "aside.h"
 #include "observer.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
@@ -19,6 +20,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -148,16 +150,23 @@ inline void before_nodes(c10::DispatchKeySet keys) {
   }
 }
 
+// Whether the op is called from the kernel of another, below autograd. The thread is asked only
+// where the op's keys do not say it.
+inline bool is_below_autograd(c10::DispatchKeySet keys) {
+  return !keys.has(c10::DispatchKey::ADInplaceOrView) &&
+         c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
+}
+
 // Whether a view that is about to be made will not be remembered by a node of its own. In backward
 // nothing that is made lives long enough to be asked about.
-inline bool view_is_wanted(bool is_one_of_many) {
-  if (C10_LIKELY(
-          c10::GradMode::is_enabled() && !is_one_of_many && !c10::InferenceMode::is_enabled())) {
+inline bool view_is_wanted(
+    const ThreadState& thread, c10::DispatchKeySet keys, bool is_one_of_many) {
+  const c10::AutogradState& mode = c10::AutogradState::get_tls_state();
+  if (C10_LIKELY(mode.get_grad_mode() && !is_one_of_many && !mode.get_inference_mode())) {
     return false;
   }
-  return recordings.load(std::memory_order_relaxed) > 0 && thread_state().enclosing == nullptr &&
-         thread_state().watched_ops == 0 &&
-         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
+  return recordings.load(std::memory_order_relaxed) > 0 && thread.enclosing == nullptr &&
+         thread.watched_ops == 0 && !is_below_autograd(keys) &&
          !torch::autograd::get_current_node();
 }
 
@@ -169,21 +178,22 @@ enum class Watch : uint8_t {
   kNoGrad,  // it is off, and this is no backward
 };
 
-inline Watch how_to_watch(bool is_factory = false) {
+inline Watch how_to_watch(
+    const ThreadState& thread, c10::DispatchKeySet keys, bool is_factory = false) {
   const uint32_t wanted = origins_wanted.load(std::memory_order_relaxed);
   // Within another op's kernel nothing that is made is seen by the program.
-  if (wanted == 0 || thread_state().watched_ops > 0) {
+  if (wanted == 0 || thread.watched_ops > 0) {
     return Watch::kNone;
   }
-  if (c10::InferenceMode::is_enabled()) {
+  const c10::AutogradState& mode = c10::AutogradState::get_tls_state();
+  if (mode.get_inference_mode()) {
     return (wanted & kBirthsWanted) != 0 ? Watch::kBirths : Watch::kNone;
   }
   // Python's factories call theirs below autograd.
-  if ((wanted & kCutsWanted) == 0 ||
-      (!is_factory && c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView))) {
+  if ((wanted & kCutsWanted) == 0 || (!is_factory && is_below_autograd(keys))) {
     return Watch::kNone;
   }
-  if (C10_LIKELY(c10::GradMode::is_enabled())) {
+  if (C10_LIKELY(mode.get_grad_mode())) {
     return Watch::kGrad;
   }
   return torch::autograd::get_current_node() ? Watch::kNone : Watch::kNoGrad;
@@ -193,7 +203,8 @@ inline Watch how_to_watch(bool is_factory = false) {
 // program's own are made of what the program wants to know about, and are no such bracket.
 class WatchedOp {
  public:
-  explicit WatchedOp(const OpFacts& op) : count_(thread_state().watched_ops), step_(op.is_aten) {
+  WatchedOp(ThreadState& thread, const OpFacts& op)
+      : count_(thread.watched_ops), step_(op.is_aten) {
     count_ += step_;
   }
   WatchedOp(const WatchedOp&) = delete;
@@ -205,6 +216,42 @@ class WatchedOp {
  private:
   int& count_;
   int step_;
+};
+
+// Whether nothing that runs within this op of torch's own is the program's: no tensor or mode hands
+// its ops to Python or to a transform, and no hook is called for what it saves. Then the ops that
+// it is made of make no event: their nodes are made at the line of this op, their results and
+// writes belong to it.
+inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
+  using Key = c10::DispatchKey;
+  constexpr c10::DispatchKeySet kOpen(
+      {Key::Python,
+       Key::PythonTLSSnapshot,
+       Key::PythonDispatcher,
+       Key::PreDispatch,
+       Key::Functionalize,
+       Key::FuncTorchBatched,
+       Key::FuncTorchVmapMode,
+       Key::FuncTorchGradWrapper,
+       Key::FuncTorchDynamicLayerFrontMode,
+       Key::FuncTorchDynamicLayerBackMode});
+  return op.is_aten && !keys.has_any(kOpen) &&
+         (!c10::GradMode::is_enabled() ||
+          at::SavedTensorDefaultHooks::get_tls_state().stack.empty());
+}
+
+// While it lives, ops of this thread do not come to the recorder: on the way through the kernels of
+// an op that is_closed(), that would cost as much as the op itself.
+class Closed {
+ public:
+  Closed(const OpFacts& op, c10::DispatchKeySet keys) {
+    if (is_closed(op, keys)) {
+      without_.emplace(c10::DispatchKeySet({kKey, kNodeKey}));
+    }
+  }
+
+ private:
+  std::optional<c10::impl::ExcludeDispatchKeyGuard> without_;
 };
 
 // Tensors that stand for others while a program is traced are no memory of the program's. A fake
@@ -234,12 +281,15 @@ void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* writt
 
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
 // or does what the op around it is recorded for.
-inline bool write_is_wanted(const OpFacts& op, const at::Tensor* written) {
-  const ThreadState& thread = thread_state();
+inline bool write_is_wanted(
+    const ThreadState& thread,
+    const OpFacts& op,
+    c10::DispatchKeySet keys,
+    const at::Tensor* written) {
   Enclosing* around = thread.enclosing;
   if ((thread.watched_ops > 0 && around == nullptr) ||
       (around != nullptr && around->op->is_aten && !around->is_wrapper) ||
-      c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) {
+      is_below_autograd(keys)) {
     if (around != nullptr) {
       name_inner_op(*around, op, written);
     }
@@ -251,14 +301,18 @@ inline bool write_is_wanted(const OpFacts& op, const at::Tensor* written) {
 // Around one writing op: begin(), run the op, end() or refused().
 class WriteScope {
  public:
-  explicit WriteScope(const OpFacts& op)
-      : thread_(thread_state()), enclosing_{&op, 0, nullptr, 0, thread_.enclosing, false} {}
+  WriteScope(ThreadState& thread, const OpFacts& op)
+      : thread_(thread), enclosing_{&op, 0, nullptr, 0, thread_.enclosing, false} {}
   WriteScope(const WriteScope&) = delete;
   WriteScope& operator=(const WriteScope&) = delete;
   ~WriteScope();
   void begin();
   void end();
   void refused(const c10::Error& error);
+  // Where the op was called; 0 where it writes nothing.
+  StackId stack() const {
+    return stack_;
+  }
 
   Targets targets;
 

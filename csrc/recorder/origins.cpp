@@ -34,8 +34,8 @@ bool in_backward() {
 
 // What is the same for every flow. The stack is taken outside the mutex: a code object that is new
 // to it needs the GIL.
-void complete(Flow& flow, uint32_t op) {
-  flow.stack = current_stack();
+void complete(Flow& flow, uint32_t op, StackId stack) {
+  flow.stack = stack != 0 ? stack : current_stack();
   flow.op = op;
   flow.thread = static_cast<uint32_t>(thread_state().id);
 }
@@ -150,7 +150,7 @@ uint32_t mode_flags(Watch watch, const ThreadState& thread, StackId& mode) {
 
 void keep_past(Origins& origins, Flow& flow) {
   number(origins, flow);
-  origins.past.push() = flow;
+  origins.past.push(flow);
 }
 
 // Keeps the flow of a living tensor in the place of the one that it had.
@@ -158,12 +158,12 @@ void keep(Origins& origins, const c10::TensorImpl& impl, Flow& flow) {
   number(origins, flow);
   bool is_new = false;
   Flow* place = origins.flows.put(
-      as_target(impl), is_new, [&](const Flow& gone) { origins.past.push() = gone; });
+      as_target(impl), is_new, [&](const Flow& gone) { origins.past.push(gone); });
   if (place == nullptr) {
     return;
   }
   if (!is_new) {
-    origins.past.push() = *place;  // what was computed from it before names it
+    origins.past.push(*place);  // what was computed from it before names it
   }
   flow.tensor = state::opaque_id(&impl);
   *place = flow;
@@ -309,7 +309,8 @@ void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& r
   keep(origins, impl, flow);
 }
 
-void note_flow_into(Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs) {
+void note_flow_into(
+    Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs, StackId stack) {
   const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
   if (state::requires_grad(impl)) {
     if (op.is_additive && is_wanted(impl) && !in_backward()) {
@@ -341,7 +342,7 @@ void note_flow_into(Watch watch, const OpFacts& op, const at::Tensor& self, cons
       }
     }
   }
-  complete(flow, op.name);
+  complete(flow, op.name, stack);
   std::lock_guard<std::mutex> lock(origins.mutex);
   keep(origins, impl, flow);
   // A write through a view is a write to its base.
@@ -362,7 +363,8 @@ void note_detached(const OpFacts& op, const at::Tensor& tensor) {
   keep(origins, *tensor.unsafeGetTensorImpl(), flow);
 }
 
-void note_view(Watch watch, const OpFacts& op, const at::Tensor& base, const at::Tensor& view) {
+void note_view(
+    Watch watch, const OpFacts& op, const at::Tensor& base, const at::Tensor& view, StackId stack) {
   if (!view.defined() || !base.defined() || !is_wanted(*view.unsafeGetTensorImpl())) {
     return;
   }
@@ -386,7 +388,7 @@ void note_view(Watch watch, const OpFacts& op, const at::Tensor& base, const at:
   if (!is_known(flow)) {
     return;
   }
-  complete(flow, op.name);
+  complete(flow, op.name, stack);
   std::lock_guard<std::mutex> lock(origins.mutex);
   keep(origins, impl, flow);
 }

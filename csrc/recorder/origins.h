@@ -125,10 +125,21 @@ void note_results(
     Watch watch, const OpFacts& op, const Inputs& inputs, c10::ArrayRef<at::Tensor> results);
 // What apply() of an autograd.Function returned, where it does not require grad.
 void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& result);
-// `self` has been written from `inputs`.
-void note_flow_into(Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs);
+// `self` has been written from `inputs`. Here and below, `stack` is where the op was called, if
+// that is known already.
+void note_flow_into(
+    Watch watch,
+    const OpFacts& op,
+    const at::Tensor& self,
+    const Inputs& inputs,
+    StackId stack = 0);
 // A view that inherits what is known of its base; or a detach.
-void note_view(Watch watch, const OpFacts& op, const at::Tensor& base, const at::Tensor& view);
+void note_view(
+    Watch watch,
+    const OpFacts& op,
+    const at::Tensor& base,
+    const at::Tensor& view,
+    StackId stack = 0);
 // `tensor` had a history, which detach_() has taken from it.
 void note_detached(const OpFacts& op, const at::Tensor& tensor);
 // `.data`: an alias without history.

@@ -14,7 +14,7 @@ bool in_backward();
 
 // What is the same for every flow. Not under the mutex: a code object that is new to the table of
 // stacks needs the GIL.
-void complete(Flow& flow, uint32_t op);
+void complete(Flow& flow, uint32_t op, StackId stack = 0);
 
 // Under the mutex of the origins:
 

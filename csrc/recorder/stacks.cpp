@@ -127,12 +127,13 @@ struct Cached {
   StackId id = 0;
 };
 
-// The last stack of this thread with the number of each of its frames, innermost first, and a
+// The last stack of this thread with the number of each of its frames, outermost first, and a
 // direct-mapped cache of recent (caller, frame) pairs. Both are of one age of the table, in which
 // no frame is forgotten and no code freed, so an address in here cannot have come to mean something
 // else.
 struct ThreadPath {
   uint32_t age = 0;
+  uint64_t captures = 0;
   int depth = 0;
   bool cut = false;
   std::array<Raw, kMaxDepth> raw;
@@ -179,6 +180,7 @@ StackId capture_stack() {
     path.depth = 0;
     path.cache.fill(Cached{});
   }
+  const uint64_t capture = ++path.captures;
   std::array<Raw, kMaxDepth> raw;
   int depth = 0;
   RawFrame* frame = top_frame(thread);
@@ -189,20 +191,15 @@ StackId capture_stack() {
   // The outer frames that are as they were at the last capture keep their numbers.
   int same = 0;
   const int most = cut != path.cut ? 0 : depth < path.depth ? depth : path.depth;
-  while (same < most && raw[depth - 1 - same].code == path.raw[path.depth - 1 - same].code &&
-         raw[depth - 1 - same].at == path.raw[path.depth - 1 - same].at) {
+  while (same < most && raw[depth - 1 - same].code == path.raw[same].code &&
+         raw[depth - 1 - same].at == path.raw[same].at) {
     ++same;
   }
-  if (same == depth && depth == path.depth) {
-    return depth ? path.ids[0] : 0;
-  }
-  std::array<StackId, kMaxDepth> ids;
-  for (int k = 0; k < same; ++k) {
-    ids[depth - 1 - k] = path.ids[path.depth - 1 - k];
-  }
-  StackId parent = same ? ids[depth - same] : cut ? kCut : 0;
-  for (int k = depth - 1 - same; k >= 0; --k) {
-    const Raw& own = raw[k];
+  StackId parent = same ? path.ids[same - 1] : cut ? kCut : 0;
+  path.depth = same;  // what follows is not known until it is written
+  path.cut = cut;
+  for (int k = same; k < depth; ++k) {
+    const Raw& own = raw[depth - 1 - k];
     const uint64_t hash =
         mix(reinterpret_cast<uintptr_t>(own.at) ^ parent, reinterpret_cast<uintptr_t>(own.code));
     Cached& entry = path.cache[hash % kLocalCache];
@@ -215,25 +212,15 @@ StackId capture_stack() {
       }
       entry = Cached{own.code, own.at, parent, id};
     }
-    ids[k] = parent = entry.id;
+    path.raw[k] = own;
+    path.ids[k] = parent = entry.id;
+    path.depth = k + 1;
   }
-  path.depth = depth;
-  path.cut = cut;
-  for (int k = 0; k < depth - same; ++k) {
-    path.raw[k] = raw[k];
-    path.ids[k] = ids[k];
-  }
-  if (same) {
-    for (int k = depth - same; k < depth; ++k) {
-      path.raw[k] = raw[k];
-      path.ids[k] = ids[k];
-    }
-  }
-  if (path.age != age) {
+  if (path.captures != capture) {
     path.age = 0;  // code that was freed has called Python, and that this function
   }
   collect_if_due();
-  return depth ? ids[0] : 0;
+  return parent > kCut ? parent : 0;
 }
 
 #else  // a Python whose frames this file does not know: the public API, under the GIL

@@ -69,7 +69,7 @@ template <typename T>
 Mapped<T> make_mapped() {
   void* at = map_memory(sizeof(T));
   try {
-    return Mapped<T>(new (at) T());
+    return Mapped<T>(new (at) T);  // not T(): that would touch each of its pages
   } catch (...) {
     munmap(at, sizeof(T));
     throw;

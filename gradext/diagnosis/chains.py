@@ -113,11 +113,14 @@ def linked_exit(data: Data, entry: Flow) -> Flow | None:
     last = max(before, default=0)
     exits = [
         flow
-        for flow in data.flows_with(events.TO_PYTHON, _MOST_EXITS)
+        for flow in data.exits(_MOST_EXITS)
         if last < flow.order < entry.order and flow.thread == entry.thread
     ][::-1]
     if not exits:
         return None
+    # Of the values that left at the same place the latest counts, so each place is compared once.
+    exits = list({flow.stack: flow for flow in exits[::-1]}.values())
+    exits.sort(key=lambda flow: -flow.order)
     stack = data.frames(entry.stack)
     for index in [index for index, frame in enumerate(stack) if frame.is_user]:
         wanted = _call(stack[index:])

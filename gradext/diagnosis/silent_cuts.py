@@ -18,6 +18,7 @@ from gradext.diagnosis.owners import Owners, listed, names_lost
 from gradext.events import Flow
 
 if TYPE_CHECKING:
+    from gradext.diagnosis.chains import Step
     from gradext.events import Data
 
 # Why a backward was looked at (csrc/recorder/python.h).
@@ -61,7 +62,8 @@ def _rebuilt(
 ) -> Diagnosis | None:
     """A leaf that was computed from something with a gradient, which it has lost on the way."""
     chain = chains.back_from(data, [data.flow_of(identity)])
-    cuts = [cut for step in chain.cuts() if (cut := describe(data, step)) is not None]
+    known: dict[tuple[object, ...], Cut | None] = {}
+    cuts = [cut for step in chain.cuts() if (cut := _described(data, step, known)) is not None]
     if not is_root:
         cuts = [cut for cut in cuts if cut.step.is_sure]
     cut = best(data, cuts, names)
@@ -132,6 +134,10 @@ class _Graph:
             frozenset(facts.id for facts in leaves if facts is not None),
         )
 
+    def misses(self, names: Owners) -> list[str]:
+        """Names of what is trained and gets no gradient from this backward."""
+        return [name for i, name in names.trainable_ids.items() if i not in self.leaves]
+
 
 def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis]:
     """Values that were made of gradients, or rebuilt from numbers, within this graph."""
@@ -141,11 +147,18 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
     merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
     harmful: set[int] = set()
     for merge in {merge.stack: merge for merge in merges}.values():
+        if not merge.has(events.TAINT_GRAD) and not merge.has(events.IS_NUMBER):
+            names = names or Owners(live)
+            if not graph.misses(names):
+                # A target, a weight: all that is trained is reached in another way. Nearly every
+                # loss of reinforcement learning has one, with thousands of values behind it.
+                continue
         chain = chains.back_from(data, [data.origin(n) for n in merge.parents])
+        known: dict[tuple[object, ...], Cut | None] = {}
         cuts = [
             told
             for step in chain.cuts()
-            if step.is_sure and (told := describe(data, step)) and told.sites
+            if step.is_sure and (told := _described(data, step, known)) and told.sites
         ]
         of_gradients = [told for told in cuts if told.kind == "grad"]
         taken_by = {
@@ -162,9 +175,9 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
             if diagnosis is not None and fixes.is_step_along(diagnosis.victims[0], cut.sites[0]):
                 continue
         elif merge.has(events.TAINT_PYTHON) and cuts:
-            missed = [n for i, n in names.trainable_ids.items() if i not in graph.leaves]
+            missed = graph.misses(names)
             if not missed and not merge.has(events.IS_NUMBER):
-                continue  # a target, a weight: all that is trained is reached in another way
+                continue  # as above
             cut = min(cuts, key=lambda told: (told.kind == "detach", told.step.depth))
             diagnosis = _rebuilt_value(data, merge, cut, live, missed)
         else:
@@ -175,6 +188,19 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
     # Those are counted each time (gradext.findings); the others are not looked at again.
     _C.recorder_judged([merge.stack for merge in merges if merge.stack not in harmful])
     return list(found.values())
+
+
+def _described(data: Data, step: Step, known: dict[tuple[object, ...], Cut | None]) -> Cut | None:
+    """describe(), once for all rounds of a loop: what it reads is the same for each of them."""
+    origin = step.origin
+    after = step.after.origin.op if step.after is not None else None
+    key: tuple[object, ...] = (type(origin), origin.stack, origin.mode, origin.op, after)
+    if isinstance(origin, Flow):
+        key += (origin.flags, origin.parents if origin.has(events.FROM_INFERENCE) else ())
+    if key not in known:
+        known[key] = describe(data, step)
+    told = known[key]
+    return told if told is None else dataclasses.replace(told, step=step)
 
 
 def _constant_term(

@@ -379,7 +379,38 @@ case(
     fix=("torch.stack",),
 )  # fmt: skip
 
+case(
+    "GX304", "critic_read_number_by_number_in_a_long_loop", """
+    actor, critic = nn.Linear(2, 1), nn.Linear(2, 1)
+    opt = torch.optim.SGD([*actor.parameters(), *critic.parameters()], 0.1)
+    def play(rounds):
+        values = []
+        for x in torch.rand(rounds, 2):
+            values.append(critic(x).sigmoid().item())  #C
+        return torch.tensor(values)
+    target = play(40)
+    off = actor(torch.rand(40, 2)).squeeze(1) - target  #V
+    opt.zero_grad()
+    (off ** 2).mean().backward()
+    opt.step()
+    """,
+    (".sigmoid().item()", ".sigmoid()"), ("torch.tensor(values)", "torch.cat(values)"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
+
 SILENT = {
+    "critic_read_in_a_long_loop_and_trained_by_another_term": """
+    actor, critic = nn.Linear(2, 1), nn.Linear(2, 1)
+    opt = torch.optim.SGD([*actor.parameters(), *critic.parameters()], 0.1)
+    values = []
+    for x in torch.rand(40, 2):
+        values.append(critic(x).sigmoid().item())
+    off = actor(torch.rand(40, 2)).squeeze(1) - torch.tensor(values)
+    loss = (off ** 2).mean() + (critic(torch.rand(40, 2)) ** 2).mean()
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+    """,
     "hungarian_matching": """
     net = nn.Linear(3, 4)
     opt = torch.optim.SGD(net.parameters(), 0.1)

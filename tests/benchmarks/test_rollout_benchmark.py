@@ -1,0 +1,63 @@
+"""benchmarks/rollout.py: its programs run, a missed bar is said, and nothing is found in them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "rollout.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import rollout
+
+        return rollout
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("subject", ["rollout", "numbers"])
+def test_a_program_learns_the_same_under_run(benchmark: Any, subject: str) -> None:
+    (plain, recorded), *_ = benchmark.in_turns(subject, 512, 1)
+    assert plain["loss"] == recorded["loss"] != 0
+    assert plain["playing"] > 0 < recorded["learning"] < recorded["whole"]
+
+
+def test_a_thread_counts_and_another_writes(benchmark: Any) -> None:
+    found = benchmark.once("thread", 1, True)
+    assert found["counted"] > 0 < found["writes"]
+    assert 0 < found["share"] < 1
+
+
+def test_a_row_over_its_bar_is_named(benchmark: Any) -> None:
+    rows = [
+        {"what": "kept", "size": 1, "ratio": 1.2, "bar": 1.25},
+        {"what": "missed", "size": 2, "ratio": 1.3, "bar": 1.25},
+        {"what": "only shown", "size": 3, "ratio": 9.0, "bar": None},
+    ]
+    said = ["missed 2: 1.30 times the processor time of plain, not 1.25"]
+    assert benchmark.over(rows) == said
+
+
+def test_help_and_a_wrong_option() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--check" in done.stdout
+    done = subprocess.run([sys.executable, SCRIPT, "--nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+
+
+def test_the_result_that_is_kept_keeps_the_bars(benchmark: Any) -> None:
+    kept = json.loads((BENCHMARKS / "results" / "rollout.json").read_text())
+    assert benchmark.over(kept["rows"]) == []
+    measured = {(row["what"], row["size"]) for row in kept["rows"]}
+    assert measured >= {(what, sizes[0]) for what, sizes in benchmark.SIZES.items()}

@@ -64,7 +64,7 @@ OF_KERNELS = {
     *("forward", "running", "scope", "begin", "end", "refused", "before_nodes"),
     *("write_is_wanted", "view_is_wanted", "how_to_watch", "follows_values", "empty", "size"),
     *("isTensor", "toTensor", "schema", "returns", "arguments", "Watch"),
-    *("on_write", "on_view", "on_result"),
+    *("on_write", "on_view", "on_result", "thread_state", "closed"),
 }
 # What the entry stands for.
 ORIGINALS = {"PyObject_Vectorcall", "original", "ml_meth", "get", "set", "tp_descr_get"}

@@ -259,8 +259,10 @@ def _load_command(text: str) -> CodeType:
     code = _compile(text, "<string>")
     register = getattr(linecache, "_register_code", None)
     if register is not None:  # 3.13: tracebacks show the lines of a -c program
+        # 3.13.0 keeps the lines under the file's name, later releases under the code.
+        later = hasattr(linecache, "_interactive_cache")
         with contextlib.suppress(Exception):
-            register(code, text, "<string>")
+            register(code if later else "<string>", text, "<string>")
     return code
 
 

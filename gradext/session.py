@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 from gradext import interrupts, objects, report_file, torch_import
@@ -558,6 +559,35 @@ class Session:
 
         if _current is self:
             util.Finalize(None, self._process_child_ends, exitpriority=-1000)
+            self._hear_of_child_error()
+
+    def _hear_of_child_error(self) -> None:
+        """Since Python 3.13 an error is caught and printed before the finalizers run."""
+        from multiprocessing import process
+
+        from gradext import _C
+
+        child = process.current_process()
+        held, run = objects.dict_of(child), objects.class_attribute(type(child), "run")
+        if type(held) is not dict or type(run) is not FunctionType or "run" in held:
+            return  # its class has another way to find it
+
+        def on_error(error: BaseException) -> None:
+            if _current is self:
+                self._child_failed(error)
+
+        # An attribute of this one object, for as long as it is not called.
+        forget = functools.partial(held.pop, "run", None)
+        held["run"] = _C.wrap_run(MethodType(run, child), forget, on_error)
+
+    @_guarded
+    def _child_failed(self, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            from gradext.program import exit_code
+
+            self.exits(error, exit_code(error))
+        else:
+            self.uncaught(error)
 
     @_guarded
     def _process_child_ends(self) -> None:
@@ -565,13 +595,6 @@ class Session:
 
         if process.parent_process() is None or _current is not self:
             return  # no such child: atexit will tell when this process ends
-        error = sys.exc_info()[1]
-        if isinstance(error, SystemExit):
-            from gradext.program import exit_code
-
-            self.exits(error, exit_code(error))
-        elif error is not None:
-            self.uncaught(error)
         self._at_exit()
 
 

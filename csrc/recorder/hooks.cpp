@@ -356,6 +356,34 @@ py::object wrap_bootstrap(py::object original) {
   return py::reinterpret_steal<py::object>(PyInstanceMethod_New(wrapper.ptr()));
 }
 
+// The `run` of one process of multiprocessing. What it raises is caught, printed and forgotten by
+// its caller, which since Python 3.13 is the last that knows of it.
+PyObject* call_run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
+  // The caller holds the wrapper while on_suspicion takes back the attribute that it is.
+  Wrapped& wrapped = wrapped_in(self);
+  if (aside([&] { call_back(wrapped.on_suspicion, py::tuple()); })) {
+    return nullptr;
+  }
+  PyObject* result =
+      PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
+  PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+  return unless(
+      error != nullptr &&
+          aside([&] { call_back(wrapped.on_error, py::make_tuple(py::handle(error))); }),
+      result);
+}
+
+PyMethodDef run_method = {
+    "run",
+    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_run)),
+    METH_FASTCALL | METH_KEYWORDS,
+    "multiprocessing.Process.run, watched by gradext"};
+
+py::object wrap_run(py::object original, py::object on_start, py::object on_error) {
+  return make_wrapper(
+      &run_method, Wrapped{"", std::move(original), std::move(on_start), std::move(on_error)});
+}
+
 // Threads that were there before the recording: each brings itself in line at its next call or
 // return, through a profile function that takes itself away.
 int wake(PyObject*, PyFrameObject*, int, PyObject*) {
@@ -377,6 +405,7 @@ void bind_hooks(py::module_& m) {
   m.def("wrap_noting", &wrap_noting);
   m.def("wrap_apply", &wrap_apply);
   m.def("wrap_bootstrap", &wrap_bootstrap);
+  m.def("wrap_run", &wrap_run);
   m.def("recorder_wake_threads", &wake_threads);
 }
 

@@ -42,6 +42,14 @@ class Identities {
   void each(Visit&& visit) const {
     known_.each([&](const void* target, const Known& known) { visit(target, known.number); });
   }
+  // Null where what has the number is gone. Looks at all of them.
+  const void* address_of(uint64_t number) const {
+    const void* found = nullptr;
+    known_.each([&](const void* target, const Known& known) {
+      found = number != 0 && known.number == number ? target : found;
+    });
+    return found;
+  }
   void set_capacity(size_t entries) {
     known_.set_capacity(entries);
   }
@@ -210,7 +218,7 @@ class Ring {
   }
   // Drops the blocks with events up to this order, but for the one that is being filled.
   void drop_through(uint64_t order) {
-    while (blocks_.size() > 1 && blocks_.front()->front().order <= order) {
+    while (blocks_.size() > 1 && blocks_.front()->at(0)->order <= order) {
       dropped_ += kBlock;
       blocks_.pop_front();
     }

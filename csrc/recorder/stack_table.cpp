@@ -245,7 +245,7 @@ void StackTable::collect(std::vector<StackId>&& roots) {
 
 void StackTable::compact(const std::vector<bool>& kept) {
   std::vector<uint32_t> renumbered(codes_.size(), kNoCode);
-  std::vector<PyCodeObject*> codes{nullptr};
+  decltype(codes_) codes{nullptr};
   for (size_t k = 0; k < nodes_.size(); ++k) {
     if (kept[k] && codes_[nodes_[k].code] != nullptr) {
       renumbered[nodes_[k].code] = 1;
@@ -265,7 +265,7 @@ void StackTable::compact(const std::vector<bool>& kept) {
     }
   }
   codes_.swap(codes);
-  std::vector<Node> nodes;
+  decltype(nodes_) nodes;
   nodes.reserve(static_cast<size_t>(std::count(kept.begin(), kept.end(), true)) + 1024);
   for (size_t k = 0; k < nodes_.size(); ++k) {
     if (kept[k]) {

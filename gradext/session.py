@@ -563,6 +563,8 @@ class Session:
 
     def _hear_of_child_error(self) -> None:
         """Since Python 3.13 an error is caught and printed before the finalizers run."""
+        if sys.version_info < (3, 13):
+            return
         from multiprocessing import process
 
         from gradext import _C
@@ -595,6 +597,9 @@ class Session:
 
         if process.parent_process() is None or _current is not self:
             return  # no such child: atexit will tell when this process ends
+        error = sys.exc_info()[1]
+        if error is not None:
+            self._child_failed(error)
         self._at_exit()
 
 

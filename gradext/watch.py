@@ -259,13 +259,15 @@ def _tell(incident: Incident) -> None:
 
 def _on_error(error: BaseException, outputs: Any) -> None:
     """The engine raised. Called inside its wrapper, while the graph is as it failed."""
-    if not recordings:
+    # Kept from here on: while this thread waits for its turn, another may end the recording.
+    recording = next(reversed(recordings), None)
+    if recording is None:
         return
     if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
         return  # an inner backward has raised it, and it was seen then
     try:
         with _in_turn():
-            found = _explained(error, outputs, recordings[-1])
+            found = _explained(error, outputs, recording)
     except BaseException as fault:
         if interrupts.is_the_programs(fault):
             raise
@@ -366,18 +368,19 @@ UNCOUNTED_WRITE = 1
 
 def _on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
     """Before a backward that may be silently wrong; `why` is a sum of reasons."""
-    if not recordings:
+    recording = next(reversed(recordings), None)
+    if recording is None:
         return
     try:
         if why & UNCOUNTED_WRITE:
             with _in_turn():
-                found = _silent_writes(outputs, recordings[-1])
+                found = _silent_writes(outputs, recording)
             if found:
                 with interrupts.whole():
                     _tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
             with _in_turn():
-                found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recordings[-1])
+                found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recording)
             if found:
                 with interrupts.whole():
                     _tell(Incident("cut", tuple(found)))

@@ -281,7 +281,7 @@ class Ring {
 struct SaveLog {
   uint64_t thread = 0;
   std::mutex mutex;
-  Ring<Save, 128> saves;
+  Ring<Save, 256> saves;  // 256 saves are a page of memory
   std::deque<NodeId> origins;
   size_t origins_dropped = 0;
   Save* last = nullptr;  // the newest of `saves`

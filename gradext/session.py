@@ -559,12 +559,11 @@ class Session:
 
         if _current is self:
             util.Finalize(None, self._process_child_ends, exitpriority=-1000)
-            self._hear_of_child_error()
+            if sys.version_info >= (3, 13):
+                self._hear_of_child_error()
 
     def _hear_of_child_error(self) -> None:
         """Since Python 3.13 an error is caught and printed before the finalizers run."""
-        if sys.version_info < (3, 13):
-            return
         from multiprocessing import process
 
         from gradext import _C

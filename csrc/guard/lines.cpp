@@ -68,8 +68,11 @@ bool is_user_code(PyCodeObject* code) {
     return known->second;
   }
   const py::object held = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(code));
-  static PyObject* judge =
-      py::module_::import("gradext.frames").attr("is_user_file").cast<py::object>().release().ptr();
+  static PyObject* judge = recorder::import_module("gradext.frames")
+                               .attr("is_user_file")
+                               .cast<py::object>()
+                               .release()
+                               .ptr();
   const py::object answer =
       recorder::call_back(judge, py::make_tuple(py::handle(code->co_filename)));
   const bool is_user = answer.ptr() == Py_True;

@@ -59,7 +59,7 @@ int raise_kept(void* kept) {
 }  // namespace
 
 bool is_main_thread() {
-  const py::module_ threading = py::module_::import("threading");
+  const py::object threading = import_module("threading");
   const py::object main = py::getattr(threading, "_main_thread", py::none());
   const py::object ident = py::getattr(main, "_ident", py::none());
   if (!ident.is_none()) {

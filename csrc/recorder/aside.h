@@ -95,6 +95,17 @@ inline PyObject* error_that_is_set() {
   return is_told ? value : nullptr;
 }
 
+// A module by its full name. PyImport_Import asks the running frame's builtins for `__import__`,
+// which code that is run with builtins of its own does not have.
+inline pybind11::object import_module(const char* name) {
+  pybind11::tuple leaf = pybind11::make_tuple("");
+  PyObject* module = PyImport_ImportModuleLevel(name, nullptr, nullptr, leaf.ptr(), 0);
+  if (module == nullptr) {
+    throw pybind11::error_already_set();
+  }
+  return pybind11::reinterpret_steal<pybind11::object>(module);
+}
+
 // Thrown within aside(): a Python exception that the program is to get.
 class ForTheProgram {
  public:

@@ -60,11 +60,8 @@ void note_constant_gradients(PyObject* roots, PyObject* inputs, PyObject* result
   if (!PyTuple_Check(result)) {
     return;
   }
-  static PyObject* parameter = py::module_::import("torch.nn.parameter")
-                                   .attr("Parameter")
-                                   .cast<py::object>()
-                                   .release()
-                                   .ptr();
+  static PyObject* parameter =
+      import_module("torch.nn.parameter").attr("Parameter").cast<py::object>().release().ptr();
   std::vector<at::Tensor> gradients;
   std::vector<std::pair<int64_t, bool>> by;
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {

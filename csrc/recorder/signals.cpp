@@ -87,11 +87,11 @@ bool begin(py::object& raised) {
     return false;
   }
   if (!state.set) {
-    const py::module_ module = py::module_::import("_signal");
+    const py::object module = import_module("_signal");
     state.get = module.attr("getsignal");
     state.set = module.attr("signal");
     state.ours = py::cpp_function(&arrived);
-    state.cut_short = py::module_::import("gradext.interrupts").attr("CutShort");
+    state.cut_short = import_module("gradext.interrupts").attr("CutShort");
   }
   if (!is_main_thread()) {
     return false;
@@ -260,7 +260,7 @@ void bind_signals(py::module_& m) {
     deferral().forked.push_back(std::move(function));
   });
   m.def("_in_child", &in_child);
-  const py::module_ os = py::module_::import("os");
+  const py::object os = import_module("os");
   if (py::hasattr(os, "register_at_fork")) {
     os.attr("register_at_fork")(py::arg("after_in_child") = m.attr("_in_child"));
   }

@@ -81,6 +81,14 @@ def record(
         print(f"\nwritten: {out / f'{name}.json'}")
 
 
+def ended(name: str, rows: list[dict[str, Any]], missed: list[str], args: Any) -> int:
+    """Keep the rows, say which bars were missed, and give the exit code that `--check` asks for."""
+    record(name, rows, args.out)
+    for line in missed:
+        print(f"{name}: {line}", file=sys.stderr)
+    return int(args.check and bool(missed))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table; the keys of the first row are the columns."""
     columns = list(rows[0])

@@ -200,11 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     processes = QUICK_PROCESSES if args.quick else PROCESSES
     for fault in FAULTS:
         rows.append(first(fault, processes, args.objects, args.lines))
-    common.record("findings", rows, args.out)
-    missed = over(rows)
-    for line in missed:
-        print(f"findings: {line}", file=sys.stderr)
-    return int(args.check and bool(missed))
+    return common.ended("findings", rows, over(rows), args)
 
 
 if __name__ == "__main__":

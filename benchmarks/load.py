@@ -246,11 +246,7 @@ def main(argv: list[str] | None = None) -> int:
         common.refuse("reads /proc/self/statm, which this system does not have")
     events = args.events or (QUICK_EVENTS if args.quick else EVENTS)
     rows = [measure(kind, events // fewer) for kind, fewer in KINDS.items()]
-    common.record("load", rows, args.out)
-    missed = over(rows)
-    for line in missed:
-        print(f"load: {line}", file=sys.stderr)
-    return int(args.check and bool(missed))
+    return common.ended("load", rows, over(rows), args)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gradext import run_data
+from gradext import ending, run_data
 from gradext import session as sessions
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _hook(session: sessions.Session) -> Callable[[], None]:
                 session.report()
 
     sys.excepthook = excepthook
-    unhook_threads = sessions.hook_threads(session)
+    unhook_threads = ending.hook_threads(session)
 
     def undo() -> None:
         # If another hook was put before this one, it still calls it: it then only passes on.

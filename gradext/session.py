@@ -20,10 +20,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
-from gradext import interrupts, objects, report_file, torch_import
+from gradext import ending, interrupts, objects, report_file, torch_import
 from gradext._version import __version__
 from gradext.run_data import CannotWrite, Entry, Settings
 from gradext.text import clean
@@ -49,7 +48,7 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
     def safe(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             session: Any = args[0]
-            session._here()
+            session.here()
             method(*args, **kwargs)
         except BaseException as error:
             if interrupts.is_the_programs(error):
@@ -92,13 +91,18 @@ class Session:
         self._finished = False
 
     @property
+    def is_current(self) -> bool:
+        """Whether this is the session of the process that asks."""
+        return _current is self
+
+    @property
     def is_root(self) -> bool:
-        self._here()
+        self.here()
         return self._pid == self.settings.root
 
     @property
     def path(self) -> str:
-        self._here()
+        self.here()
         return self.settings.path if self.is_root else f"{self.settings.path}.{self._pid}"
 
     # --- beginning and end --------------------------------------------------------------------
@@ -114,7 +118,7 @@ class Session:
         atexit.register(self._at_exit)
         self._undo.append(lambda: atexit.unregister(self._at_exit))
         _current = self
-        self._undo.append(self._hook_os_exit())
+        self._undo.append(ending.hook_os_exit(self))
         self._undo.append(torch_import.when_imported(self._start_recording))
 
     def end(self) -> None:
@@ -140,7 +144,7 @@ class Session:
             gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
             from gradext import recording, watch
 
-            _hear_of_forks()
+            ending.hear_of_forks(current)
             settings = self.settings
             self._recording = recording.start(
                 saves=settings.saves,
@@ -243,14 +247,14 @@ class Session:
 
     def exits(self, end: SystemExit, code: int) -> None:
         """sys.exit(), which may be how the program answers to an error that it caught."""
-        self._here()
+        self.here()
         self.exit_code = code
         if code != 0:
             self.uncaught(end)
 
     def settle(self) -> None:
         """The program has gone on: whatever was not uncaught so far was caught."""
-        self._here()
+        self.here()
         with self._lock:
             self._open.clear()
 
@@ -297,7 +301,7 @@ class Session:
 
     def diagnoses(self) -> list[Diagnosis]:
         """What is known now, most important first, as it will be reported."""
-        self._here()
+        self.here()
         with self._lock:
             return self._as_told(self._ordered())
 
@@ -430,7 +434,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """The last word of this process; everything of the program has ended."""
-        self._here()
+        self.here()
         if self._finished:
             return
         self._finished = True
@@ -441,27 +445,8 @@ class Session:
         if self.is_root:
             self._report_own_errors()
 
-    def _hook_os_exit(self) -> Callable[[], None]:
-        """os._exit() runs nothing of atexit: say what there is to say before it."""
-        original = os._exit
-
-        @functools.wraps(original)
-        def _exit(status: int) -> NoReturn:
-            try:
-                if _current is self:
-                    self._at_os_exit(status)
-            finally:
-                original(status)
-
-        def undo() -> None:
-            if os._exit is _exit:
-                os._exit = original
-
-        os._exit = _exit
-        return undo
-
     @_guarded
-    def _at_os_exit(self, status: int) -> None:
+    def at_os_exit(self, status: int) -> None:
         # Whoever calls it may do so because another thread hangs: never wait for that one.
         if self._finished or not self._lock.acquire(timeout=1.0):
             return
@@ -527,7 +512,7 @@ class Session:
                 entry.uncaught |= any(entry.is_told_in(text) for text in self._uncaught_texts)
                 self._add(entry)
 
-    def _here(self) -> None:
+    def here(self) -> None:
         """If this process is a forked copy: what it knows and writes is its own from here on."""
         if self._process == os.getpid():
             return
@@ -543,46 +528,8 @@ class Session:
         self._pid = self._process = os.getpid()
 
     @_guarded
-    def _watch_multiprocessing(self) -> None:
-        """Know how the children that multiprocessing starts end: by os._exit, without atexit.
-
-        Their last call into Python runs the finalizers, with the uncaught error still in flight.
-        A forked child starts by forgetting the finalizers that it has inherited.
-        """
-        from multiprocessing import util
-
-        util.register_after_fork(self, Session._await_child_end)
-        self._await_child_end()
-
-    def _await_child_end(self) -> None:
-        from multiprocessing import util
-
-        if _current is self:
-            util.Finalize(None, self._process_child_ends, exitpriority=-1000)
-            if sys.version_info >= (3, 13):
-                self._hear_of_child_error()
-
-    def _hear_of_child_error(self) -> None:
-        """Since Python 3.13 an error is caught and printed before the finalizers run."""
-        from multiprocessing import process
-
-        from gradext import _C
-
-        child = process.current_process()
-        held, run = objects.dict_of(child), objects.class_attribute(type(child), "run")
-        if type(held) is not dict or type(run) is not FunctionType or "run" in held:
-            return  # its class has another way to find it
-
-        def on_error(error: BaseException) -> None:
-            if _current is self:
-                self._child_failed(error)
-
-        # An attribute of this one object, for as long as it is not called.
-        forget = functools.partial(held.pop, "run", None)
-        held["run"] = _C.wrap_run(MethodType(run, child), forget, on_error)
-
-    @_guarded
-    def _child_failed(self, error: BaseException) -> None:
+    def ends_with(self, error: BaseException) -> None:
+        """What ends a child process of multiprocessing."""
         if isinstance(error, SystemExit):
             from gradext.program import exit_code
 
@@ -591,59 +538,21 @@ class Session:
             self.uncaught(error)
 
     @_guarded
-    def _process_child_ends(self) -> None:
-        from multiprocessing import process
-
-        if process.parent_process() is None or _current is not self:
-            return  # no such child: atexit will tell when this process ends
-        error = sys.exc_info()[1]
-        if error is not None:
-            self._child_failed(error)
+    def process_ends(self) -> None:
+        """The last call into Python of a process that atexit does not know the end of."""
         self._at_exit()
+
+    @_guarded
+    def _watch_multiprocessing(self) -> None:
+        ending.watch_multiprocessing(self)
 
 
 _current: Session | None = None
-_hears_of_forks = False
 
 
 def current() -> Session | None:
     """This process's session."""
     return _current
-
-
-def _hear_of_forks() -> None:
-    """A child begins anew at once, and not only when its session is first used (`_here`)."""
-    global _hears_of_forks
-    if _hears_of_forks:
-        return
-    _hears_of_forks = True
-    from gradext import _C
-
-    def in_child() -> None:
-        if _current is not None:
-            _current._here()
-
-    # No function of Python's runs in os.fork(): handlers of signals would run in it, and CPython
-    # prints what they raise, and goes on. And nobody waits there for a lock that another thread
-    # has: the child makes a new one.
-    _C.call_in_child(in_child)
-
-
-def hook_threads(session: Session) -> Callable[[], None]:
-    """Hear of the errors that end a thread, after they were printed. Returns what undoes it."""
-    previous = threading.excepthook
-
-    def excepthook(args: threading.ExceptHookArgs) -> None:
-        previous(args)
-        if session is _current and args.exc_value is not None and args.exc_type is not SystemExit:
-            session.uncaught(args.exc_value, in_thread=True)
-
-    def undo() -> None:
-        if threading.excepthook is excepthook:
-            threading.excepthook = previous
-
-    threading.excepthook = excepthook
-    return undo
 
 
 def _chain(*errors: BaseException | None) -> list[BaseException]:

@@ -351,6 +351,20 @@ struct Merge {
   Chain chain;
 };
 
+// What the recorder knows of values, locked for as long as this lives.
+struct Values {
+  Journal& journal = Journal::get();
+  std::lock_guard<std::mutex> lock{journal.mutex};
+  StackId call = call_of(journal);
+  Origins& origins = Origins::get();
+  std::lock_guard<std::mutex> origins_lock{origins.mutex};
+  ByNumber& index = ByNumber::get();
+
+  Values() {
+    index.begin(origins);
+  }
+};
+
 }  // namespace
 
 Finding cut(const std::vector<const at::Tensor*>& tensors) {
@@ -360,13 +374,11 @@ Finding cut(const std::vector<const at::Tensor*>& tensors) {
   std::map<StackId, uint64_t> frozen;  // lines that switched requires_grad off, and how often
   std::optional<Chain> chain;
   {
-    Journal& journal = Journal::get();
-    std::lock_guard<std::mutex> lock(journal.mutex);
-    call = call_of(journal);
-    Origins& origins = Origins::get();
-    std::lock_guard<std::mutex> origins_lock(origins.mutex);
-    ByNumber& index = ByNumber::get();
-    index.begin(origins);
+    Values known;
+    Journal& journal = known.journal;
+    Origins& origins = known.origins;
+    ByNumber& index = known.index;
+    call = known.call;
     chain.emplace(journal, index);
     for (const at::Tensor* tensor : tensors) {
       chain->add_tensor(origins, *tensor);
@@ -419,13 +431,11 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
   std::vector<Merge> merges;
   const at::Tensor* named = nullptr;
   {
-    Journal& journal = Journal::get();
-    std::lock_guard<std::mutex> lock(journal.mutex);
-    call = call_of(journal);
-    Origins& origins = Origins::get();
-    std::lock_guard<std::mutex> origins_lock(origins.mutex);
-    ByNumber& index = ByNumber::get();
-    index.begin(origins);
+    Values known;
+    Journal& journal = known.journal;
+    Origins& origins = known.origins;
+    ByNumber& index = known.index;
+    call = known.call;
     const auto follow = [&](const at::Tensor& tensor) {
       chains.emplace_back(Chain(journal, index), flag_of(origins, *tensor.unsafeGetTensorImpl()));
       chains.back().first.add_tensor(origins, tensor);

@@ -98,7 +98,8 @@ inline PyObject* error_that_is_set() {
 // A module by its full name. PyImport_Import asks the running frame's builtins for `__import__`,
 // which code that is run with builtins of its own does not have.
 inline pybind11::object import_module(const char* name) {
-  pybind11::tuple leaf = pybind11::make_tuple("");
+  // With any name to take from it, the module itself comes back and not its outermost package.
+  pybind11::tuple leaf = pybind11::make_tuple("__name__");
   PyObject* module = PyImport_ImportModuleLevel(name, nullptr, nullptr, leaf.ptr(), 0);
   if (module == nullptr) {
     throw pybind11::error_already_set();

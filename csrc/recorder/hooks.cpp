@@ -365,8 +365,11 @@ PyObject* call_run(PyObject* self, PyObject* const* args, Py_ssize_t count, PyOb
       PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
   PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
   return unless(
-      error != nullptr &&
-          aside([&] { call_back(wrapped.on_error, py::make_tuple(py::handle(error))); }),
+      error != nullptr && aside([&] {
+        if (PyExceptionInstance_Check(error)) {
+          call_back(wrapped.on_error, py::make_tuple(py::handle(error)));
+        }
+      }),
       result);
 }
 

@@ -149,6 +149,7 @@ uint32_t StackTable::keep_code(PyCodeObject* code) {
 void StackTable::give_up_codes() {
   std::lock_guard<std::mutex> lock(mutex_);
   are_codes_due_ = false;
+  const size_t before = dropped_;
   size_t held = 0;
   // The newest is the caller's.
   for (size_t k = codes_.size() - 1; k-- > 1;) {
@@ -158,6 +159,10 @@ void StackTable::give_up_codes() {
       codes_[k] = nullptr;
       ++dropped_;
     }
+  }
+  if (dropped_ != before) {
+    // Other code may come to lie at these addresses, which threads remember for an age.
+    age_.fetch_add(1, std::memory_order_release);
   }
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradext import _install, program, run_data, session
+from gradext import _install, ending, program, run_data, session
 from gradext.text import clean
 
 BAD_INPUT = 2
@@ -106,7 +106,7 @@ class RunCommand:
             print(f"gradext run: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
         settings.to_environment()
-        session.hook_threads(recorded)
+        ending.hook_threads(recorded)
 
         def uncaught(error: BaseException) -> None:
             recorded.uncaught(error)

@@ -17,18 +17,8 @@ SCRIPT = BENCHMARKS / "findings.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    """The script, as a module of its own: `gradext.findings` has the same name."""
-    import importlib.util
-
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("findings_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+def benchmark(load_script):
+    return load_script("findings")
 
 
 FAULT = "GX101, a caught error"

@@ -14,17 +14,8 @@ SCRIPT = BENCHMARKS / "load.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    import importlib.util
-
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("load_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
+def benchmark(load_script):
+    return load_script("load")
 
 
 # What a kind leaves in a recording.

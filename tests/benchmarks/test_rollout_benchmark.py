@@ -15,14 +15,8 @@ SCRIPT = BENCHMARKS / "rollout.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import rollout
-
-        return rollout
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def benchmark(load_script: Any) -> Any:
+    return load_script("rollout")
 
 
 @pytest.mark.parametrize("subject", ["rollout", "numbers"])

@@ -113,7 +113,7 @@ def run(text: str, name: str, *, saves: bool = True, guard: bool = False) -> Ran
             found = [d for incident in watch.incidents for d in incident.diagnoses]
         data = recording.data
     torch.set_grad_enabled(True)  # a case may have left it off
-    assert watch.own_errors() == faults
+    assert watch.own_errors() == faults, watch.own_errors()
     return Ran(error, found, file, data)
 
 

@@ -42,7 +42,7 @@ def broken() -> torch.Tensor:
 
 
 def test_check_says_what_backward_would_raise() -> None:
-    faults = dict(watch._errors)
+    faults = watch.own_errors()
     with gradext.record():
         loss = broken()
         (found,) = gradext.check_backward(loss)
@@ -51,7 +51,7 @@ def test_check_says_what_backward_would_raise() -> None:
         assert found.victims[0].frame.line == line_of("asked: saves")
         with pytest.raises(RuntimeError, match=STALE):
             loss.backward()
-    assert watch._errors == faults
+    assert watch.own_errors() == faults
 
 
 def test_check_without_a_recording_sees_the_versions() -> None:

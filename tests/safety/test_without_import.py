@@ -34,7 +34,8 @@ CODES = {
         "[] []",
     ),
     "an error of backward": (
-        "h = x.exp()\nh += 1\ntry:\n    h.sum().backward()\nexcept RuntimeError as e:\n    note(e)\n",
+        "h = x.exp()\nh += 1\n"
+        "try:\n    h.sum().backward()\nexcept RuntimeError as e:\n    note(e)\n",
         "['GX101'] []",
     ),
     "a write that is refused": (

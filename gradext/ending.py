@@ -88,6 +88,8 @@ def watch_multiprocessing(session: Session) -> None:
 
     util.register_after_fork(session, _await_child_end)
     _await_child_end(session)
+    if sys.version_info >= (3, 13):
+        _hear_of_spawned(session)
 
 
 def _await_child_end(session: Session) -> None:
@@ -108,6 +110,23 @@ def _child_ends(session: Session) -> None:
     if error is not None:
         session.ends_with(error)
     session.process_ends()
+
+
+def _hear_of_spawned(session: Session) -> None:
+    """A spawned process runs its session before it knows which child it is, and forgets nothing."""
+    from multiprocessing import context
+
+    spawned = getattr(context, "SpawnProcess", None)
+    original = getattr(spawned, "_after_fork", None)
+    if not callable(original):
+        return
+
+    def _after_fork() -> None:
+        original()
+        if session.is_current:
+            _hear_of_child_error(session)
+
+    setattr(spawned, "_after_fork", staticmethod(_after_fork))  # noqa: B010 mypy knows no such name
 
 
 def _hear_of_child_error(session: Session) -> None:

@@ -25,10 +25,10 @@ class Incident:
         self.diagnoses = diagnoses
         self.error = None if error is None else f"{type(error).__name__}: {error}"
         self.kind = "silent" if error is None else "backward"
-        self._id = id(error)
+        self._exception = error  # kept: another one could have its address
 
     def matches(self, error):
-        return id(error) == self._id
+        return error is self._exception
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ nox -s fuzz              10,000 damaged recording files of each kind
 nox -s asan, -s tsan     the recorder's, guard's, state's and fingerprint's tests under sanitizers
 nox -s install           pip install ., -e ., pip wheel ., with and without isolation
 
-After a run in which nothing failed: its date goes into gradext/_versions.py.
+After a run in which nothing failed: its date goes into gradext/native/versions.py.
 """
 
 from __future__ import annotations

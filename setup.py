@@ -101,16 +101,15 @@ def extension_arguments() -> dict[str, object]:
 
 def write_build_record(library: Path, torch_version: str, cuda: str | None) -> None:
     """What `library` was built for, in a file beside it: readable without loading it."""
-    sys.path.insert(0, str(ROOT / "gradext"))
-    import _install  # the reader of this record also knows how to hash the sources
-
+    # The reader of this record also knows how to hash the sources; loaded without the package.
+    reader = torch_finder.load_alone("native/build")
     record = {
         "torch": torch_version,
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
         "cuda": cuda,
-        "sources": _install.source_hash(ROOT / "csrc"),
+        "sources": reader.source_hash(ROOT / "csrc"),
     }
-    _install.record_path(library).write_text(json.dumps(record, indent=1) + "\n")
+    reader.record_path(library).write_text(json.dumps(record, indent=1) + "\n")
 
 
 setup(

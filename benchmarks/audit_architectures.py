@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import gradext
-from gradext import inference
+from gradext.inference_audit import audit
 
 Call = tuple[Any, dict[str, Any]]  # what is called, and its keyword arguments
 QUICK = ("GPT-2", "BERT", "conv net")
@@ -369,7 +369,7 @@ def row(architecture: Architecture) -> dict[str, Any]:
     value, inputs = architecture.make()
     owner = getattr(value, "__self__", value)
     begin = time.perf_counter()
-    report = inference.audit(value, (), inputs)
+    report = audit.audit(value, (), inputs)
     seconds = time.perf_counter() - begin
 
     def named(status: str) -> str:

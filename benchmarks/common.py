@@ -1,6 +1,6 @@
 """What every benchmark script shares: the record of where it ran, the JSON, the table.
 
-Owns no measuring (gradext.timing) and does not know where it runs (gradext.machine).
+Owns no measuring (gradext.mode_costs.timing) and does not know where it runs (`machine` beside it).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import overlap
 import torch
 
-from gradext import machine
+from gradext.mode_costs import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

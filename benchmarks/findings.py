@@ -30,7 +30,8 @@ import torch
 from findings_faults import FAULTS, HEAD
 
 import gradext
-from gradext import timing, watch
+from gradext.mode_costs import timing
+from gradext.recording import incidents
 
 OBJECTS = 1_000_000
 LINES = 13_000
@@ -81,7 +82,7 @@ def nothing(error: Any) -> None:
 def switched_on(fault: str, folder: Path, lines: int = 0) -> Any:
     """(step, what is heard of it), as `gradext run` and `gradext run --guard` do it."""
     heard: list[tuple[Any, ...]] = []
-    forget = watch.subscribe(lambda incident: heard.append(incident.diagnoses))
+    forget = incidents.subscribe(lambda incident: heard.append(incident.diagnoses))
     guard = gradext.guard() if FAULTS[fault].how == "guard" else contextlib.nullcontext()
     try:
         with gradext.record(), guard:

@@ -21,7 +21,8 @@ import common
 import torch
 
 import gradext
-from gradext import _C, timing
+from gradext import _C
+from gradext.mode_costs import timing
 
 try:
     import xxhash

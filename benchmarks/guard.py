@@ -19,7 +19,7 @@ import peers
 import torch
 
 import gradext
-from gradext import timing
+from gradext.mode_costs import timing
 
 NOTHING = "nothing"
 SUBJECTS = ("differentiable", "mlp", "transformer-64", "transformer-256")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import common
 
-from gradext import timing
+from gradext.mode_costs import timing
 
 BOUND_MS = 50.0
 

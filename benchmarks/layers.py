@@ -25,7 +25,8 @@ from typing import Any
 import common
 import torch
 
-from gradext import _C, timing
+from gradext import _C
+from gradext.mode_costs import timing
 
 PROCESSES = 3
 INNER = 16  # calls in one timed function, in a loop of Python or of C++

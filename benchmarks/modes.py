@@ -25,9 +25,9 @@ import processes
 import torch
 from matrix import Subject
 
-from gradext import modes, timing
-from gradext.clocks import clock_of
-from gradext.timing import Estimate
+from gradext.mode_costs import measure, timing
+from gradext.mode_costs.clocks import clock_of
+from gradext.mode_costs.timing import Estimate
 
 OVER = "inference_mode"
 COMPILED_MODES = ("grad", "no_grad", "inference_mode")
@@ -91,12 +91,12 @@ def budget(row: Row, quick: bool) -> float:
     return 1.5 if quick else 2.5
 
 
-def measure(row: Row, device: str, quick: bool, counts: bool, limit: float) -> dict[str, Any]:
+def measured(row: Row, device: str, quick: bool, counts: bool, limit: float) -> dict[str, Any]:
     """Estimates, counts and errors of one row in this process, as plain dicts."""
     prepared = row.subject.prepare(device)
     if row.backend != "eager":
         return measure_compiled(row, prepared, device, quick)
-    found = modes.measure(
+    found = measure.measure(
         lambda mode: prepared.build(lambda model: model),
         parameters=prepared.parameters,
         known=prepared.parameters,
@@ -136,14 +136,14 @@ def measure_compiled(
     for backend in ("eager", row.backend):
         for name in COMPILED_MODES:
             key = name if backend == row.backend else f"eager {name}"
-            context = functools.partial(modes.MODES[name].on, prepared.parameters)
+            context = functools.partial(measure.MODES[name].on, prepared.parameters)
             try:
                 with context():
                     call = prepared.build(_wrap(backend))
                     for _ in range(3):
                         call()
             except Exception as error:
-                errors[key] = modes.one_line(error)
+                errors[key] = measure.one_line(error)
                 continue
             cases[key] = timing.Case(call, context, clock_of(device, call).block)
     try:
@@ -180,7 +180,7 @@ def work(given: str, options: dict[str, Any]) -> None:
     asked = json.loads(given)
     rows = {row.name: row for row in rows_of(options["device"], options["quick"])}
     processes.serve(
-        lambda name: measure(
+        lambda name: measured(
             rows[name],
             options["device"],
             options["quick"],
@@ -311,7 +311,7 @@ def pivot(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One dict a row of the matrix: time under inference_mode, and the ratios to it."""
     table: dict[tuple[Any, ...], dict[str, Any]] = {}
     replayed = [line["mode"] for line in lines if str(line["mode"]).endswith("CUDA graph")]
-    names = [*modes.MODES, *dict.fromkeys(replayed)]
+    names = [*measure.MODES, *dict.fromkeys(replayed)]
     for line in lines:
         key = tuple(line[k] for k in ("what", "size", "threads", "device", "backend"))
         shown = table.setdefault(

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gradext import machine
+from gradext.mode_costs import machine
 
 Row = dict[str, Any]
 LEAST = 0.95

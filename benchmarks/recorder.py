@@ -41,7 +41,7 @@ import recorder_child
 import torch
 from peers import SUBJECTS, WAYS
 
-from gradext import timing
+from gradext.mode_costs import timing
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 

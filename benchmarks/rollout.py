@@ -31,7 +31,7 @@ import common
 import torch
 
 import gradext
-from gradext import timing
+from gradext.mode_costs import timing
 
 CHILD = Path(__file__).with_name("rollout_child.py")
 BAR = 1.25  # what the whole program may take, over plain

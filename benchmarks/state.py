@@ -17,7 +17,8 @@ import common
 import torch
 
 import gradext
-from gradext import _C, timing
+from gradext import _C
+from gradext.mode_costs import timing
 
 MANY = 100_000
 # What the batch must reach: at most so many ns a tensor, at least so many times as fast.

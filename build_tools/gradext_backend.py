@@ -22,7 +22,7 @@ from setuptools import build_meta
 
 build_sdist = build_meta.build_sdist
 
-# Starts recording in the fresh interpreters that a recorded program starts (gradext.autostart).
+# Starts recording in the fresh interpreters that a recorded program starts (gradext.run.autostart).
 # setuptools has no place for a file beside the packages, and none at all for an editable install.
 AUTOSTART = Path(__file__).with_name("gradext-autostart.pth")
 

@@ -18,18 +18,21 @@ from pathlib import Path
 from types import ModuleType
 
 
-def _read_versions() -> ModuleType:
-    """gradext/_versions.py, without the package: that one imports torch."""
-    path = Path(__file__).resolve().parent.parent / "gradext" / "_versions.py"
-    spec = importlib.util.spec_from_file_location("gradext_versions", path)
+def load_alone(name: str) -> ModuleType:
+    """A module of gradext that needs the standard library only, without the package: that imports
+    torch. `name`: its path in the package, without the ending.
+    """
+    path = Path(__file__).resolve().parent.parent / "gradext" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"gradext_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for what their annotations name
     spec.loader.exec_module(module)
     return module
 
 
-versions = _read_versions()
+versions = load_alone("native/versions")
 TESTED = "2.13.0"  # what CI tests, and what an environment without torch gets
 OLDEST: tuple[int, int] = versions.OLDEST_TORCH
 NEWEST: tuple[int, int] = max(map(versions.numbers, versions.TORCHES))

@@ -149,7 +149,7 @@ bool storage_is_freed(const c10::TensorImpl& impl) {
   return handle.sym_nbytes().maybe_as_int().value_or(1) == 0 || handle.data() == nullptr;
 }
 
-// The order of the fields is gradext.state.TensorState's.
+// The order of the fields is gradext.state.inspect.TensorState's.
 py::tuple inspect(py::handle object) {
   const c10::TensorImpl& impl = unpack(object, "gradext.inspect");
   const state::AutogradMeta* meta = state::autograd_meta(impl);

@@ -198,7 +198,7 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def run() -> dict[str, Any]:
     """The survey of aten on the CPU, with where and how long it ran."""
-    from gradext import machine
+    from gradext.mode_costs import machine
     from gradext.opcheck import survey
 
     def progress(what: str, done: int, total: int) -> None:

@@ -1,18 +1,42 @@
 """gradext: why autograd went wrong, made visible.
 
-This module holds the public names only. Importing it loads the compiled part (which registers
-`torch.ops.gradext`) and nothing heavy on top of torch.
+This module is the table of the public names; each is imported from its home when it is first asked
+for. Importing it loads the compiled part (which registers `torch.ops.gradext`) and nothing heavy on
+top of torch.
 
-In a program that is being recorded (`gradext run`, or the environment) the names come when they are
-asked for, or when the program has imported torch: what a program sets before that, such as
-OMP_NUM_THREADS, must still count.
+In a program that is being recorded (`gradext run`, or the environment) torch and the compiled part
+come when the program imports torch: what it sets before that, such as OMP_NUM_THREADS, must still
+count.
 """
 
-import os
+import importlib
 from typing import TYPE_CHECKING
 
-from gradext import _install
+from gradext import _wiring
 from gradext._version import __version__
+from gradext.run import start
+
+if TYPE_CHECKING:
+    from gradext import _C as _C
+    from gradext import ops
+    from gradext.byte_guard.guard import GuardError, GuardWarning, guard
+    from gradext.diagnosis.model import Diagnosis
+    from gradext.fingerprints.fingerprint import (
+        Fingerprint,
+        Fingerprints,
+        compare_fingerprints,
+        fingerprint,
+    )
+    from gradext.fingerprints.replicas import check_replicas
+    from gradext.inference_audit.audit import audit_inference
+    from gradext.mode_costs.measure import compare_modes
+    from gradext.ops import shares_storage, shares_version_counter
+    from gradext.recording.recording import Recording, record
+    from gradext.rules.check_backward import check_backward
+    from gradext.rules.explain import explain
+    from gradext.run.autostart import install
+    from gradext.state.inspect import STATE_COLUMNS, TensorState, inspect, states
+    from gradext.state.tree import StateTree, inspect_tree
 
 __all__ = [
     "STATE_COLUMNS",
@@ -43,97 +67,44 @@ __all__ = [
     "states",
 ]
 
-_program = _install.program_arguments()
+_HOMES = {
+    "gradext.byte_guard.guard": ("GuardError", "GuardWarning", "guard"),
+    "gradext.diagnosis.model": ("Diagnosis",),
+    "gradext.fingerprints.fingerprint": (
+        *("Fingerprint", "Fingerprints", "compare_fingerprints", "fingerprint"),
+    ),
+    "gradext.fingerprints.replicas": ("check_replicas",),
+    "gradext.inference_audit.audit": ("audit_inference",),
+    "gradext.mode_costs.measure": ("compare_modes",),
+    "gradext.ops": ("shares_storage", "shares_version_counter"),
+    "gradext.recording.recording": ("Recording", "record"),
+    "gradext.rules.check_backward": ("check_backward",),
+    "gradext.rules.explain": ("explain",),
+    "gradext.run.autostart": ("install",),
+    "gradext.state.inspect": ("STATE_COLUMNS", "TensorState", "inspect", "states"),
+    "gradext.state.tree": ("StateTree", "inspect_tree"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def _leaves_torch_alone() -> bool:
-    if _program is not None and _program[:1] in (["run"], ["explain"]):
-        return True
-    if not {"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys():
-        return False
-    from gradext import autostart
+def __getattr__(name: str) -> object:
+    if name == "_C":
+        from gradext import native
 
-    return autostart.wanted()
-
-
-if not TYPE_CHECKING and "_load_names" not in globals() and _leaves_torch_alone():
-    import contextlib
-    import sys
-    import threading
-
-    _lock = threading.RLock()
-    _loaded = False
-
-    def __getattr__(name: str) -> object:
-        # Not for any name: `from gradext import session` asks here before it imports the module.
-        if name == "_C":
-            _load_compiled()
-        elif name in __all__ or name == "state":
-            _load_names()
-        if name in globals():
-            return globals()[name]
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-    def _load_compiled() -> None:
-        # The end of torch's import may lead here too, so it comes first, and outside the lock.
-        with contextlib.suppress(ImportError):
-            import torch  # noqa: F401
-        with _lock:
-            if "_C" not in globals():
-                globals()["_C"] = _install.load()
-
-    def _load_names() -> None:
-        """Execute this module once more, this time to the end."""
-        global _loaded
-        _load_compiled()
-        with _lock:
-            if not _loaded:
-                _loaded = True  # now: the names' own modules may ask for more of them
-                __spec__.loader.exec_module(sys.modules[__name__])
-
-    if _program is None:
-        from gradext import autostart
-
-        autostart.start()
-    elif _program[:1] not in (["run"], ["explain"]):
-        # Another gradext program, in an environment that asks for recording: not recorded.
-        from gradext import torch_import
-
-        torch_import.when_imported(_load_names)
-else:
-    # `gradext doctor` exists for the case that the compiled part does not load, so that one command
-    # may go on without it; the rest of the program ends in one line instead of a traceback.
-    try:
-        if "_C" not in globals():
-            globals()["_C"] = _install.load()  # _C.pyi has its type
-    except ImportError as error:
-        if _program is None:
-            raise
-        if _program[:1] != ["doctor"]:
-            raise SystemExit(str(error)) from None
+        value = native._C
+    elif name == "ops":
+        value = importlib.import_module("gradext.ops")
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
     else:
-        from gradext import ops
-        from gradext.autostart import install
-        from gradext.diagnosis import Diagnosis, check_backward, explain
-        from gradext.inference import audit_inference
-        from gradext.integrity import (
-            Fingerprint,
-            Fingerprints,
-            GuardError,
-            GuardWarning,
-            check_replicas,
-            compare_fingerprints,
-            fingerprint,
-            guard,
-        )
-        from gradext.modes import compare_modes
-        from gradext.ops import shares_storage, shares_version_counter
-        from gradext.recording import Recording, record
-        from gradext.state import (
-            STATE_COLUMNS,
-            StateTree,
-            TensorState,
-            inspect,
-            inspect_tree,
-            states,
-        )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_wiring.connect()
+start.begin()

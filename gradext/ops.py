@@ -1,7 +1,7 @@
 """The only door to `torch.ops.gradext`: each op's Python name, docstring and tracing rule.
 
 Reads state through the dispatcher and changes nothing. The same facts without the dispatcher, for
-many tensors or all at once, are in gradext.state.
+many tensors or all at once, are in gradext.state.inspect.
 
 All ops here answer for the OUTERMOST object, the one autograd checks: for a tensor subclass or a
 functorch wrapper that is the wrapper, and no `__torch_dispatch__` or `__torch_function__` of a user
@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from gradext.native import _C  # noqa: F401  loading it registers torch.ops.gradext
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ops = torch.ops.gradext

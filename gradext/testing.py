@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gradext.base import errors
 from gradext.opcheck import schemas, verdicts, witnesses
 from gradext.opcheck.examine import examine
 from gradext.opcheck.verdicts import Finding
@@ -114,7 +115,7 @@ def _overload(op: Any, args: Any, kwargs: Any) -> torch._ops.OpOverload:
         except RuntimeError as error:
             raise TypeError(
                 f"gradext.testing.check_op: no overload of {op._qualified_op_name} takes these "
-                f"arguments: {witnesses.one_line(error)}"
+                f"arguments: {errors.one_line(error)}"
             ) from None
     kind = type(op)
     raise TypeError(

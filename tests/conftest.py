@@ -52,9 +52,9 @@ def _restore_global_state() -> Iterator[None]:
     python_rng = random.getstate()
     numpy_rng = numpy.random.get_state()
     # Tests run far more diagnoses than a program: what one had no time for is not the next one's.
-    watch = sys.modules.get("gradext.watch")
-    if watch is not None:
-        watch._looked["skipped"] = 0.0
+    time_share = sys.modules.get("gradext.recording.time_share")
+    if time_share is not None:
+        time_share._looked["skipped"] = 0.0
     grad_mode = torch.is_grad_enabled()
     dtype = torch.get_default_dtype()
     yield

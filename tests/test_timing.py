@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from gradext import timing
+from gradext.mode_costs import timing
 
 
 class Clock:

@@ -76,8 +76,8 @@ using recorder::NodeId;
 using recorder::Write;
 using torch::autograd::Node;
 
-constexpr size_t kMostNodes = 1 << 18;  // as gradext.diagnosis.evidence reads
-constexpr size_t kMostPairs = 256;      // and as gradext.diagnosis.saved looks at
+constexpr size_t kMostNodes = 1 << 18;  // as gradext.rules.graph_copy reads
+constexpr size_t kMostPairs = 256;      // and as gradext.rules.wording.saved_tensors looks at
 // One saved tensor that matters.
 struct Item {
   Node* node;
@@ -442,7 +442,7 @@ Finding freed(const Roots& roots) {
 
 std::vector<Unused> unused(
     const Roots& roots, const std::vector<const at::Tensor*>& inputs, Finding& finding) {
-  constexpr size_t kMostLines = 256;  // as gradext.diagnosis.graph looks at
+  constexpr size_t kMostLines = 256;  // as gradext.rules.codes.gx302_303_graph_freed looks at
   const Below below(roots);
   finding.found = true;
   finding.is_whole = below.whole;

@@ -18,7 +18,7 @@ namespace py = pybind11;
 namespace gradext::findings {
 namespace {
 
-// As gradext.diagnosis.naming.Identity takes it.
+// As gradext.objects.names.Identity takes it.
 py::tuple identity(py::handle object) {
   if (!THPVariable_Check(object.ptr())) {
     throw py::type_error("expected a torch.Tensor");

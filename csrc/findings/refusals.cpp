@@ -197,7 +197,7 @@ Finding refused(const std::string& text, PyObject* traceback, bool is_backward, 
 }
 
 Finding used(const at::Tensor& view, PyObject* traceback) {
-  constexpr int kMostNodes = 16;  // as gradext.diagnosis.views follows
+  constexpr int kMostNodes = 16;  // as gradext.rules.codes.gx102_106_refused_write follows
   Finding finding;
   finding.found = true;
   const Trace trace(traceback);

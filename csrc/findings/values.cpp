@@ -1,5 +1,5 @@
 // Findings about values that lost their gradient: what they were made of, from birth to birth, as
-// gradext.diagnosis.chains follows it.
+// gradext.rules.wording.chains follows it.
 #include "findings.h"
 
 #include "findings_detail.h"
@@ -33,9 +33,9 @@ using recorder::NodeId;
 using recorder::Origins;
 using recorder::StackId;
 
-constexpr size_t kMostSteps = 20'000;  // as gradext.diagnosis.chains follows
+constexpr size_t kMostSteps = 20'000;  // as gradext.rules.wording.chains follows
 constexpr size_t kMostExits = 4'000;
-constexpr size_t kMostLeaves = 8;  // as gradext.diagnosis.silent_cuts looks at
+constexpr size_t kMostLeaves = 8;  // as gradext.rules.codes.gx304_silent_cut looks at
 
 // One birth or flow, copied: a table may move what it holds.
 struct Step {

@@ -68,7 +68,7 @@ bool is_user_code(PyCodeObject* code) {
     return known->second;
   }
   const py::object held = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(code));
-  static PyObject* judge = recorder::import_module("gradext.frames")
+  static PyObject* judge = recorder::import_module("gradext.base.package")
                                .attr("is_user_file")
                                .cast<py::object>()
                                .release()

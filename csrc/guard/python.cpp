@@ -14,7 +14,7 @@ namespace py = pybind11;
 namespace gradext::guard {
 namespace {
 
-// gradext.guarding._on_finding(kind, facts); never destroyed.
+// gradext.byte_guard.guard._on_finding(kind, facts); never destroyed.
 PyObject* on_finding = nullptr;
 
 // Throws a recorder::Stop where the program is to be stopped.

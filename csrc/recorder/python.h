@@ -24,7 +24,7 @@ NodeId first_node(pybind11::handle roots);
 
 // The nodes of `roots`, as torch.autograd takes them.
 std::vector<torch::autograd::Node*> root_nodes(pybind11::handle roots);
-// As gradext.diagnosis.evidence reads it.
+// As gradext.rules.graph_copy reads it.
 pybind11::dict facts_of_saved(const state::SavedFacts& facts);
 
 void bind(pybind11::module_& m);

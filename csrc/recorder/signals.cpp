@@ -91,7 +91,7 @@ bool begin(py::object& raised) {
     state.get = module.attr("getsignal");
     state.set = module.attr("signal");
     state.ours = py::cpp_function(&arrived);
-    state.cut_short = import_module("gradext.interrupts").attr("CutShort");
+    state.cut_short = import_module("gradext.base.interrupts").attr("CutShort");
   }
   if (!is_main_thread()) {
     return false;

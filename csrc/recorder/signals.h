@@ -7,7 +7,7 @@
 // notes the signal and cuts the call short; when the call is over the program's own handler is
 // called, at the program's line, and what it raises is the program's. What arrives by other ways
 // (PyThreadState_SetAsyncExc) leaves the call as an exception, and is judged in
-// gradext/interrupts.py.
+// gradext/base/interrupts.py.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -96,7 +96,7 @@ void name_stacks(std::vector<StackId>& stacks) {
   Held::name_all(stacks);
 }
 
-// The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
+// The orders of the columns are gradext.recording.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
 

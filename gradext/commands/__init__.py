@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from gradext.text import clean
+from gradext.base.text import clean
 
 # The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
 COMMANDS = {

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gradext.text import clean
+from gradext.base.package import FOLDER as PACKAGE
+from gradext.base.text import clean
 
-PACKAGE = Path(__file__).resolve().parent.parent
 SUITES = {
     "modes": "grad, no_grad, inference_mode and detach, on ops and models",
     "recorder": "what recording costs, next to anomaly mode, dispatch modes and the profiler",

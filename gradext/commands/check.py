@@ -1,6 +1,7 @@
 """`gradext check`: finds what a person names on the command line and asks questions about it.
 
-Owns the command line and the finding of models and inputs; the questions are gradext.inference's.
+Owns the command line and the finding of models and inputs; the questions are those of
+gradext.inference_audit and gradext.opcheck.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradext.text import clean
+from gradext.base import errors
+from gradext.base.text import clean
 
 BAD_INPUT = 2
 FAILED = 1
@@ -136,9 +138,9 @@ class CheckCommand:
 
     def _inference(self, args: argparse.Namespace) -> int:
         value, given, named = subject_of(args.inference, args.inputs)
-        from gradext import inference
+        from gradext.inference_audit.audit import audit
 
-        report = inference.audit(value, given, named, fork=not args.no_fork)
+        report = audit(value, given, named, fork=not args.no_fork)
         print(report)
         _write(args.json, report.to_json())
         return 0 if report.ok else FAILED
@@ -304,7 +306,7 @@ def _made(word: str, option: str) -> Any:
     except (Exception, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(where.filename)}:{where.lineno}"
-        raise BadInput(f"{word} raised at {place}: {_last_line(error)}") from None
+        raise BadInput(f"{word} raised at {place}: {errors.one_line(error)}") from None
 
 
 def _find(word: str, option: str) -> Any:
@@ -338,9 +340,9 @@ def _module(name: str) -> ModuleType:
             raise BadInput(
                 f"no module named {error.name!r} in the current folder or installed"
             ) from None
-        raise BadInput(f"importing {name} failed: {_last_line(error)}") from None
+        raise BadInput(f"importing {name} failed: {errors.one_line(error)}") from None
     except (Exception, SystemExit) as error:
-        raise BadInput(f"importing {name} failed: {_last_line(error)}") from None
+        raise BadInput(f"importing {name} failed: {errors.one_line(error)}") from None
 
 
 def _of_file(path: Path) -> ModuleType:
@@ -362,8 +364,3 @@ def _of_file(path: Path) -> ModuleType:
 
 def _kind(value: Any) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
-
-
-def _last_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1]}" if text else type(error).__name__

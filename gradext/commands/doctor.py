@@ -1,7 +1,7 @@
 """`gradext doctor`: what is installed, what the compiled part was built for, and whether they fit.
 
-Must work when the compiled part does not load, so it imports nothing of gradext but _install,
-_version and _versions.
+Must work when the compiled part does not load, so it imports nothing of gradext but native.build,
+native.versions and _version.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gradext import _install, _versions
 from gradext._version import __version__
-from gradext.text import clean
+from gradext.base.text import clean
+from gradext.native import build, versions
 
 
 class DoctorCommand:
@@ -43,7 +43,7 @@ class DoctorCommand:
 def examine() -> dict[str, Any]:
     """Everything that `gradext doctor` says, as one JSON-able dict."""
     report: dict[str, Any] = {
-        "gradext": {"version": __version__, "folder": str(_install.PACKAGE)},
+        "gradext": {"version": __version__, "folder": str(build.PACKAGE)},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "torch": _torch(),
@@ -58,27 +58,27 @@ def examine() -> dict[str, Any]:
         "problem": None,
     }
     report["tried"] = {
-        "python": _versions.verdict(_versions.PYTHONS, report["python"]["version"]),
-        "torch": _versions.verdict(_versions.TORCHES, report["torch"]["version"])
+        "python": versions.verdict(versions.PYTHONS, report["python"]["version"]),
+        "torch": versions.verdict(versions.TORCHES, report["torch"]["version"])
         if report["torch"]
         else None,
     }
     try:
-        module: Any = sys.modules.get("gradext._C") or _install.load()
+        module: Any = sys.modules.get("gradext._C") or build.load()
     except ImportError as error:
         report["problem"] = str(error)
     else:
-        build = _install.read_build(Path(module.__file__))
+        found = build.read_build(Path(module.__file__))
         report["compiled"] = {
-            "library": str(build.library),
-            "torch": build.torch,
-            "python": build.python,
-            "cuda": build.cuda,
+            "library": str(found.library),
+            "torch": found.torch,
+            "python": found.python,
+            "cuda": found.cuda,
         }
         report["self_tests"] = [[claim, holds] for claim, holds in module.self_test()]
-        from gradext import internals
+        from gradext.native import torch_internals
 
-        report["off"] = [each.line for each in internals.missing]
+        report["off"] = [each.line for each in torch_internals.missing]
     report["usable"] = report["problem"] is None and all(ok for _, ok in report["self_tests"])
     return report
 
@@ -90,12 +90,12 @@ def as_lines(report: dict[str, Any]) -> list[str]:
     pairs = [
         ("gradext", f"{report['gradext']['version']}  {report['gradext']['folder']}"),
         ("python", f"{report['python']['version']}  {report['python']['executable']}"),
-        ("tried", f"Python {_versions.minor(python)}: {tried['python']}"),
+        ("tried", f"Python {versions.minor(python)}: {tried['python']}"),
         ("platform", report["platform"]),
         ("torch", f"{torch['version']}  {torch['folder']}" if torch else "not installed"),
     ]
     if torch:
-        pairs.append(("tried", f"torch {_versions.minor(torch['version'])}: {tried['torch']}"))
+        pairs.append(("tried", f"torch {versions.minor(torch['version'])}: {tried['torch']}"))
         pairs.append(("torch CUDA", torch["cuda"] or "a build without CUDA"))
         pairs.append(("device", ", ".join(torch["devices"]) or "no CUDA device"))
     for name, text in report["compilers"].items():

@@ -13,11 +13,13 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
+
+from gradext.base.package import FOLDER
 
 OK, UNKNOWN, BROKEN_PIPE = 0, 2, 141
 MAX_WIDTH = 100
-PAGES = Path(__file__).resolve().parent.parent / "diagnosis" / "pages"
+
+PAGES = FOLDER / "diagnosis" / "pages"
 NOT_YET = "this version does not diagnose it yet"
 
 
@@ -156,7 +158,7 @@ def render(markdown: str, width: int, *, color: bool) -> str:
     Knows what the pages use: headings, paragraphs, lists of one level, fenced code, `code` in
     backquotes, and comments, which are left out.
     """
-    from gradext.reporters.source import wrap
+    from gradext.reporters.excerpt import wrap
 
     lines: list[str] = []
     previous = ""

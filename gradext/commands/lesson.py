@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from gradext.text import clean
+from gradext.base.text import clean
 
 if TYPE_CHECKING:
     from gradext.lesson.core import Chapter, ClaimResult

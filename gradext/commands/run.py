@@ -15,8 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradext import _install, ending, program, run_data, session
-from gradext.text import clean
+from gradext.base.text import clean
+from gradext.native import build
+from gradext.run import ending, program, session
+from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
 
 BAD_INPUT = 2
 UNUSABLE = 1
@@ -86,7 +88,7 @@ class RunCommand:
             parser.error("--guard needs to know what is saved; --light records writes only")
         if args.json == "-":
             parser.error("--json: name a file, for stdout is the program's (./- is a file too)")
-        settings = run_data.Settings.new(
+        settings = Settings.new(
             args.json,
             not args.light,
             args.memory,
@@ -102,7 +104,7 @@ class RunCommand:
         recorded = session.Session(settings)
         try:
             recorded.begin()
-        except run_data.CannotWrite as error:
+        except CannotWrite as error:
             print(f"gradext run: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
         settings.to_environment()
@@ -115,7 +117,7 @@ class RunCommand:
         def leaving(code: int) -> None:
             recorded.exit_code = code
             recorded.end()
-            os.environ.pop(run_data.ENVIRONMENT)
+            os.environ.pop(ENVIRONMENT)
 
         try:
             recorded.exit_code = program.run(target, uncaught, leaving)
@@ -162,10 +164,10 @@ def unusable() -> str | None:
         exec(facts.read_text(encoding="utf-8"), version.__dict__)
         torch = ModuleType("torch")
         torch.__dict__.update(__version__=version.__dict__["__version__"], version=version)
-        build, problems = _install.choose(torch)
+        fits, problems = build.choose(torch)
     except Exception:
         return None  # no torch as it is known; its own import will tell
-    return None if build is not None else f"gradext: {problems[0]}"
+    return None if fits is not None else f"gradext: {problems[0]}"
 
 
 def _positive(text: str) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gradext.base import display
+
 # The stable codes and their names; a code is never used again for something else.
 CODES = {
     "GX101": "stale-saved-tensor",
@@ -110,9 +112,7 @@ class Diagnosis:
         return CODES[self.code]
 
     def __str__(self) -> str:
-        from gradext.reporters import diagnosis
-
-        return diagnosis.text(self)
+        return display.show("diagnosis_text.text", self)
 
     def to_json(self) -> dict[str, Any]:
         """The form that `gradext run --json` writes."""

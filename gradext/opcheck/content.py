@@ -11,7 +11,7 @@ import hashlib
 
 import torch
 
-from gradext.fingerprints import SPARSE_PARTS
+from gradext.fingerprints.fingerprint import SPARSE_PARTS
 
 NOTHING = b""
 

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 
 from gradext._version import __version__
+from gradext.base import errors
 from gradext.opcheck import devices as comparison
-from gradext.opcheck import recipes, samples, schemas, special, verdicts, witnesses, workers
+from gradext.opcheck import schemas, verdicts, witnesses, workers
 from gradext.opcheck.examine import examine
-from gradext.opcheck.samples import Call
+from gradext.opcheck.inputs import by_hand, from_op_db, from_schema
+from gradext.opcheck.inputs.from_op_db import Call
 from gradext.opcheck.verdicts import Finding
 
 ENOUGH = 5  # inputs that ran, per overload
@@ -158,7 +160,7 @@ def run(
 
     def record(entry: Any, first: int) -> Iterator[tuple[int, Any]]:
         yield first, None
-        for step, calls in samples.record(entry, namespace):
+        for step, calls in from_op_db.record(entry, namespace):
             if step >= first:
                 yield step, calls
                 yield step + 1, None
@@ -172,7 +174,7 @@ def run(
     ):
         for name, data in result.value or ():
             kept = recorded.setdefault(name, [])
-            if len(kept) < samples.PER_OVERLOAD:
+            if len(kept) < from_op_db.PER_OVERLOAD:
                 kept.append(data)
 
     examiner = Examiner(recorded, tuple(devices))
@@ -200,7 +202,7 @@ def _entries(namespace: str, names: Sequence[str], only: Sequence[str]) -> list[
     """The entries of op_db; with a filter those alone that are named like a wanted op."""
     if namespace != "aten" or not names:
         return []
-    entries = list(samples.op_db())
+    entries = list(from_op_db.op_db())
     if only:
         bare = {name.partition("::")[2].partition(".")[0].strip("_") for name in names}
         entries = [
@@ -229,7 +231,7 @@ class Examiner:
         except AttributeError:
             yield 0, ("refused", "torch.ops has no such op", "")
             return
-        refusal = special.SKIPPED.get(name)
+        refusal = by_hand.SKIPPED.get(name)
         if refusal is None and not schemas.can_run(name, self._devices[0]):
             elsewhere = ", ".join(schemas.kernels_elsewhere(name)) or "no backend"
             refusal = f"no kernel for {self._devices[0]}: has {elsewhere}"
@@ -263,7 +265,7 @@ class Examiner:
         try:
             prepared = call()
         except Exception as error:
-            return ("refused", witnesses.one_line(error), source)
+            return ("refused", errors.one_line(error), source)
         if prepared is None:
             return ("unfit",)
         args, kwargs = prepared
@@ -280,32 +282,32 @@ class Examiner:
 
     def _calls(self, name: str, op: Any) -> Iterator[tuple[str, Callable[[], Call | None]]]:
         """(where from, a function that makes the arguments), best first."""
-        for source, make in special.makers(name):
+        for source, make in by_hand.makers(name):
             yield source, make
         for data in self._recorded.get(name, ()):
-            yield "op_db", lambda data=data: samples.unpack(data)  # type: ignore[misc]
+            yield "op_db", lambda data=data: from_op_db.unpack(data)  # type: ignore[misc]
         if schemas.of(op).is_writable:
-            for other in samples.sources(name, self._recorded):
+            for other in from_op_db.sources(name, self._recorded):
                 origin = schemas.overload(other)
-                for source, make in special.makers(other):
+                for source, make in by_hand.makers(other):
                     yield (
                         source,
-                        lambda make=make, origin=origin: samples.derive(  # type: ignore[misc]
+                        lambda make=make, origin=origin: from_op_db.derive(  # type: ignore[misc]
                             op, origin, make()
                         ),
                     )
                 for data in self._recorded[other][:3]:
                     yield (
                         f"from op_db's {other}",
-                        lambda data=data, origin=origin: samples.derive(  # type: ignore[misc]
-                            op, origin, samples.unpack(data)
+                        lambda data=data, origin=origin: from_op_db.derive(  # type: ignore[misc]
+                            op, origin, from_op_db.unpack(data)
                         ),
                     )
             yield from self._siblings(name, op)
         outs = any(argument.is_out for argument in schemas.of(op).arguments)
-        for source, call in recipes.calls(op):
+        for source, call in from_schema.calls(op):
             if outs:
-                yield source, lambda call=call: recipes.fitted(op, call)  # type: ignore[misc]
+                yield source, lambda call=call: from_schema.fitted(op, call)  # type: ignore[misc]
             yield source, lambda call=call: call  # type: ignore[misc]
 
     def _siblings(
@@ -316,21 +318,21 @@ class Examiner:
         What the sibling returns says what out= has to look like: its layout too.
         """
         known = schemas.names(name.partition("::")[0])
-        for other in samples.sources(name, known):
+        for other in from_op_db.sources(name, known):
             origin = schemas.overload(other)
             if other in self._recorded or schemas.of(origin).is_writable:
                 continue
-            for source, make in special.makers(other):
+            for source, make in by_hand.makers(other):
                 yield (
                     source,
-                    lambda make=make, origin=origin: samples.derive(  # type: ignore[misc]
+                    lambda make=make, origin=origin: from_op_db.derive(  # type: ignore[misc]
                         op, origin, make()
                     ),
                 )
-            for source, call in recipes.calls(origin):
+            for source, call in from_schema.calls(origin):
                 yield (
                     source,
-                    lambda call=call, origin=origin: samples.derive(  # type: ignore[misc]
+                    lambda call=call, origin=origin: from_op_db.derive(  # type: ignore[misc]
                         op, origin, call
                     ),
                 )
@@ -385,7 +387,7 @@ def _refusal(refusals: Sequence[tuple[str, str]]) -> str:
     Tensors of another layout than most ops know are left out if anything else was tried. Then what
     most inputs met counts: an op without a kernel says so to all that fit its schema.
     """
-    layouts = tuple(recipes.LAYOUTS)
+    layouts = tuple(from_schema.LAYOUTS)
     plain = [text for text, source in refusals if not source.endswith(layouts)]
     # A sibling's inputs lack what only this overload takes; that says nothing of the op.
     texts = [text for text in plain if "is missing value for argument" not in text]

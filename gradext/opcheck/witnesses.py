@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from gradext import ops
-from gradext.forks import uses_cuda
+from gradext.base import errors
+from gradext.base.forks import uses_cuda
+from gradext.base.random_numbers import RandomNumbers
 from gradext.opcheck import content, schemas
-from gradext.random_numbers import RandomNumbers
 
 GRAD = "grad"
 AGAIN = "grad, again"  # tells what differs from run to run anyway
@@ -166,7 +167,7 @@ def _run(
             warnings.simplefilter("ignore")
             call = {k: copy.of(v, k in written) for k, v in {**bound, **kwargs}.items()}
     except Exception as error:
-        return Run(mode, f"no copy of the arguments: {one_line(error)}")
+        return Run(mode, f"no copy of the arguments: {errors.one_line(error)}")
     tensors = [(name, path, t) for name in call for path, t in leaves(name, call[name])]
     before = [(content.read(t), ops.version(t)) for _, _, t in tensors]
     declared = [(path, t) for name, path, t in tensors if name in written]
@@ -181,7 +182,7 @@ def _run(
             positional = [call[name] for name in list(bound)]
             result = op(*positional, **{name: call[name] for name in kwargs})
     except Exception as error:
-        return Run(mode, one_line(error))
+        return Run(mode, errors.one_line(error))
     given = []
     for (name, path, t), (was, version), shared in zip(tensors, before, shares, strict=True):
         now = content.read(t)
@@ -350,8 +351,3 @@ def _value(t: torch.Tensor) -> torch.Tensor | None:
             t = t.to_dense()
         return t.cpu().resolve_conj().resolve_neg().clone()
     return None
-
-
-def one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from gradext import forks
+from gradext.base import forks
 
 SECONDS = 20.0  # for one step
 CRASHES = 3  # of one job; then it is given up

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradext.base.text import clean
 from gradext.reporters import state
-from gradext.text import clean
 
 if TYPE_CHECKING:
-    from gradext.fingerprints import FingerprintChanges, Fingerprints
-    from gradext.replicas import ReplicaReport
+    from gradext.fingerprints.fingerprint import FingerprintChanges, Fingerprints
+    from gradext.fingerprints.replicas import ReplicaReport
 
 Rows = list[tuple[str, ...]]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradext.reporters import diagnosis, source
-from gradext.text import clean
+from gradext.base.text import clean
+from gradext.reporters import diagnosis_text, excerpt
 
 # Below this many disagreements each comes with its reason and its remedy, above it with --verbose.
 _FEW = 12
@@ -27,7 +27,7 @@ _HEADS = {
 
 def text(data: dict[str, Any], *, verbose: bool = False, width: int | None = None) -> str:
     """The report without a newline at its end; at most `width` cells wide, else the terminal."""
-    cells = diagnosis._width(width)
+    cells = diagnosis_text._width(width)
     counts = data["counts"]
     where = {
         "process": "in processes of their own",
@@ -37,10 +37,10 @@ def text(data: dict[str, Any], *, verbose: bool = False, width: int | None = Non
         f"ops of {data['namespace']} (torch {data['torch']}, on {', '.join(data['devices'])}, "
         f"{where[data['isolation']]})"
     )
-    lines = source.wrap(head, cells, rest="  ")
-    lines += source.wrap(summary(counts), cells, rest="  ")
+    lines = excerpt.wrap(head, cells, rest="  ")
+    lines += excerpt.wrap(summary(counts), cells, rest="  ")
     if data["namespace"] == "aten" and not data["op_db"]:
-        lines += source.wrap(
+        lines += excerpt.wrap(
             "torch's own operator samples could not be loaded (pip install expecttest): fewer ops "
             "could be exercised",
             cells,
@@ -58,7 +58,7 @@ def text(data: dict[str, Any], *, verbose: bool = False, width: int | None = Non
     if not found:
         lines += ["", "the three witnesses agree on every op that ran"]
     for name, how in data["crashed"].items():
-        lines += ["", *source.wrap(f"{name} {how} on some input", cells, "crashed: ")]
+        lines += ["", *excerpt.wrap(f"{name} {how} on some input", cells, "crashed: ")]
     lines += _not_exercised(data, verbose, cells)
     return "\n".join(lines)
 
@@ -75,15 +75,15 @@ def summary(counts: dict[str, int]) -> str:
 def _op(op: str, found: list[dict[str, Any]], explain: bool, width: int) -> list[str]:
     if not explain:
         subjects = ", ".join(dict.fromkeys(_bare(f["subject"]) for f in found if f["subject"]))
-        return source.wrap(f"{op}  {subjects}".rstrip(), width, "  ", " " * 6)
+        return excerpt.wrap(f"{op}  {subjects}".rstrip(), width, "  ", " " * 6)
     lines = [f"  {clean(op)}"]
     for finding in found:
-        lines += source.wrap(
+        lines += excerpt.wrap(
             f"{finding['reason']} (inputs: {finding['source']})",
             width,
             f"    {finding['severity']}: ",
         )
-        lines += source.wrap(finding["fix"], width, "    help: ") if finding["fix"] else []
+        lines += excerpt.wrap(finding["fix"], width, "    help: ") if finding["fix"] else []
     return lines
 
 
@@ -96,15 +96,15 @@ def _not_exercised(data: dict[str, Any], verbose: bool, width: int) -> list[str]
         total = sum(map(len, reasons.values()))
         lines += ["", f"not exercised, of those {what}: {_ops(total)}"]
         for reason, names in reasons.items():
-            lines += source.wrap(reason, width, f"  {len(names):5}  ", " " * 9)
+            lines += excerpt.wrap(reason, width, f"  {len(names):5}  ", " " * 9)
             if verbose:
-                lines += source.wrap(", ".join(names), width, " " * 9)
+                lines += excerpt.wrap(", ".join(names), width, " " * 9)
     unseen = data["no_change_seen"]
     if unseen:
         lines += ["", f"declared, no change seen on any input: {_ops(len(unseen))}"]
         if verbose:
             for name, arguments in unseen.items():
-                lines += source.wrap(f"{name}  {', '.join(arguments)}", width, " " * 9)
+                lines += excerpt.wrap(f"{name}  {', '.join(arguments)}", width, " " * 9)
     if lines and not verbose:
         lines.append("(--verbose names them)")
     return lines

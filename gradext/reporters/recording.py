@@ -1,6 +1,6 @@
 """How parts of a Recording look as text: the history of one tensor as a table.
 
-Reads the plain data of gradext.recording; touches no live recorder and no tensor.
+Reads the plain data of gradext.recording.recording; touches no live recorder and no tensor.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradext.base.text import clean
 from gradext.diagnosis.model import Frame
-from gradext.text import clean
 
 if TYPE_CHECKING:
-    from gradext.events import Write
+    from gradext.recording.events import Write
 
 _HEAD = ("version", "op", "where", "code", "")
 _MOST_CODE = 48

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from gradext.text import clean
+from gradext.base.text import clean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from gradext.state import TensorState
+    from gradext.state.inspect import TensorState
 
 Row = tuple[str, str, str]  # label, value, remark
 

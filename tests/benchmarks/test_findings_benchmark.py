@@ -23,7 +23,7 @@ def benchmark(load_script):
 
 FAULT = "GX101, a caught error"
 # The codes that a running program meets; GX204 is found by an audit.
-CODES = {code for code in gradext.diagnosis.CODES if code not in ("GX204", "GX405")}
+CODES = {code for code in gradext.rules.explain.CODES if code not in ("GX204", "GX405")}
 
 
 def test_every_code_of_a_running_program_is_tried(benchmark):

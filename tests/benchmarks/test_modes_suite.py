@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradext import modes as gradext_modes
+from gradext.mode_costs import measure as gradext_modes
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"

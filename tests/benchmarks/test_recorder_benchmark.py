@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradext import timing
+from gradext.mode_costs import timing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BENCHMARKS = ROOT / "benchmarks"

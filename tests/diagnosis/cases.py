@@ -20,8 +20,9 @@ import pytest
 import torch
 
 import gradext
-from gradext import watch
+from gradext.base import errors
 from gradext.diagnosis.model import Diagnosis
+from gradext.recording import incidents, own_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run(text: str, name: str, *, saves: bool = True, guard: bool = False) -> Ran
     exec(prelude, space)
     error = None
     gc.collect()  # the modules of earlier cases would be among those that have names
-    faults = watch.own_errors()  # other tests of this process may have left some
+    faults = own_errors.lines()  # other tests of this process may have left some
     found: list[Diagnosis] = []
     with gradext.record(saves=saves) as recording, warnings.catch_warnings():
         warnings.simplefilter("ignore", gradext.GuardWarning)  # the incidents have them
@@ -107,13 +108,13 @@ def run(text: str, name: str, *, saves: bool = True, guard: bool = False) -> Ran
             with guarded:
                 exec(compile(text, file, "exec"), space)
         except Exception as caught:
-            error = watch.describe(caught)
+            error = errors.describe(caught)
             found = gradext.explain(caught)
         else:
-            found = [d for incident in watch.incidents for d in incident.diagnoses]
+            found = [d for incident in incidents.incidents for d in incident.diagnoses]
         data = recording.data
     torch.set_grad_enabled(True)  # a case may have left it off
-    assert watch.own_errors() == faults, watch.own_errors()
+    assert own_errors.lines() == faults, own_errors.lines()
     return Ran(error, found, file, data)
 
 

@@ -1,4 +1,4 @@
-"""gradext.holders: the exact path of a tensor in each thing that can hold one."""
+"""gradext.objects.walk: the exact path of a tensor in each thing that can hold one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from gradext import holders
+from gradext.objects import walk
 
 CACHE = {}
 
 
 def paths(name, value, **how):
-    return [path for path, _ in holders.walk([(name, value)], **how)]
+    return [path for path, _ in walk.walk([(name, value)], **how)]
 
 
 def path_of(tensor, *roots, **how):
     """The paths of one tensor; walk() yields it once."""
-    return [path for path, found in holders.walk(roots, **how) if found is tensor]
+    return [path for path, found in walk.walk(roots, **how) if found is tensor]
 
 
 class Plain:
@@ -234,7 +234,7 @@ def test_module_globals_and_a_python_module_as_root():
     expected = "mypkg.rope.CACHE['cos']"
     assert paths("mypkg.rope", space) == [expected]
     assert paths("held", [space]) == []
-    assert [p for p, _ in holders.walk(holders.globals_of(space.__dict__))] == [expected]
+    assert [p for p, _ in walk.walk(walk.globals_of(space.__dict__))] == [expected]
 
 
 def test_thread_local_of_another_thread():
@@ -309,7 +309,7 @@ def test_path_to_chooses():
     with torch.inference_mode():
         frozen = torch.ones(1)
     held = {"a": torch.ones(1), "b": frozen}
-    assert holders.path_to(torch.Tensor.is_inference, [("held", held)]) == [("held['b']", frozen)]
+    assert walk.path_to(torch.Tensor.is_inference, [("held", held)]) == [("held['b']", frozen)]
 
 
 # --- where to begin ------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_roots_of_frames_are_locals_then_globals():
 
     def inner():
         depth = torch.zeros(1)
-        return holders.roots_of_frames([sys._getframe(), sys._getframe(1)]), depth
+        return walk.roots_of_frames([sys._getframe(), sys._getframe(1)]), depth
 
     roots, depth = inner()
     names = [name for name, _ in roots]
@@ -335,7 +335,7 @@ def test_roots_of_frames_are_locals_then_globals():
 
 def test_globals_of_the_program_have_bare_names():
     space = {"__name__": "__main__", "__file__": "x.py", "CACHE": [T], "os": sys}
-    assert [name for name, _ in holders.globals_of(space)] == ["CACHE"]
+    assert [name for name, _ in walk.globals_of(space)] == ["CACHE"]
 
 
 def test_modules_are_named_by_what_holds_them():
@@ -345,11 +345,11 @@ def test_modules_are_named_by_what_holds_them():
     policy = torch.nn.Linear(1, 1)
     learner = Learner()
     learner.q = torch.nn.Linear(1, 1)
-    names = {id(module): name for name, module in holders.modules()}
+    names = {id(module): name for name, module in walk.modules()}
     assert names[id(policy)] == "policy"
     assert names[id(learner.q)] == "learner.q"
     nameless = iter([torch.nn.Bilinear(1, 1, 1)])
-    assert "Bilinear" in [name for name, _ in holders.modules()]
+    assert "Bilinear" in [name for name, _ in walk.modules()]
     assert isinstance(next(nameless), torch.nn.Bilinear)
 
 
@@ -372,8 +372,8 @@ def test_roots_of_a_subject_are_it_and_the_globals_of_its_code():
             types.MethodType(step, Rope()),
             closure_over(Rope()),
         ):
-            assert path_of(kept, *holders.roots_of(subject, "subject")) == expected
-        assert path_of(kept, *holders.roots_of(torch.nn.Linear(1, 1), "subject")) == []
+            assert path_of(kept, *walk.roots_of(subject, "subject")) == expected
+        assert path_of(kept, *walk.roots_of(torch.nn.Linear(1, 1), "subject")) == []
     finally:
         CACHE.clear()
 
@@ -436,8 +436,8 @@ def test_no_code_of_the_users_runs():
     dict.__setitem__(held, hostile, 1)
     ran.clear()  # filling the dict hashed a key
     assert path_of(T, ("held", held)) == ["held['a'][0].kept"]
-    assert holders.path_to(lambda t: t is odd, [("held", held)])[0][0] == "held['odd'][0]"
-    holders.roots_of(hostile, "h")
+    assert walk.path_to(lambda t: t is odd, [("held", held)])[0][0] == "held['odd'][0]"
+    walk.roots_of(hostile, "h")
     assert ran == []
 
 

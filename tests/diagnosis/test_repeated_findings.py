@@ -11,14 +11,17 @@ import pytest
 import torch
 
 import gradext
-from gradext import _C, findings, watch
-from gradext.diagnosis import naming, syntax
+from gradext.rules import judge
+from gradext import _C
+from gradext.objects import naming
+from gradext.recording import findings, incidents
+from gradext.source import syntax
 
 
 @pytest.fixture
 def heard():
     found = []
-    forget = watch.subscribe(found.append)
+    forget = incidents.subscribe(found.append)
     yield found
     forget()
 
@@ -28,9 +31,9 @@ def explained(monkeypatch):
     """How often something was explained anew."""
     calls = []
     for name in ("of_backward", "of_silent_writes"):
-        original = getattr(gradext.diagnosis, name)
+        original = getattr(judge, name)
         monkeypatch.setattr(
-            gradext.diagnosis,
+            judge,
             name,
             lambda *args, original=original, name=name: calls.append(name) or original(*args),
         )

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import gradext
-from gradext import _C, watch
+from gradext import _C
+from gradext.recording import incidents, own_errors, time_share
 
 BENCHMARKS = str(Path(__file__).resolve().parents[2] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
@@ -58,7 +59,7 @@ def heard(monkeypatch):
         return snapshot(since)
 
     monkeypatch.setattr(_C, "recorder_snapshot", counted)
-    forget = watch.subscribe(lambda incident: found.told.append(incident.diagnoses))
+    forget = incidents.subscribe(lambda incident: found.told.append(incident.diagnoses))
     yield found
     forget()
 
@@ -575,10 +576,10 @@ def test_an_explanation_that_took_long_keeps_none_from_being_counted(heard, monk
         for number in range(5):
             rebuilt()
             if number == 0:
-                monkeypatch.setitem(watch._looked, "explained", 100.0)
+                monkeypatch.setitem(time_share._looked, "explained", 100.0)
         hidden = x.exp()
         loss = hidden.sum()
         hidden.data.add_(1.0)
         loss.backward()  # a new one: there is no time left to explain it, which is said
         assert heard.codes() == ["GX304"] * 5
-        assert any("1 checks for silent errors" in line for line in watch.own_errors())
+        assert any("1 checks for silent errors" in line for line in own_errors.lines())

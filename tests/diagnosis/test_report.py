@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.reporters import diagnosis as reporter
-from gradext.reporters import source
-from gradext.reporters.diagnosis import report, text
+from gradext.reporters import diagnosis_text as reporter
+from gradext.reporters import excerpt
+from gradext.reporters.diagnosis_text import report, text
 
 TRAIN = """\
 import torch
@@ -428,9 +428,9 @@ def test_wide_characters_are_not_split_by_a_cut(folder: Path) -> None:
     column = content.index("h.mul_")
     for width in range(40, 60):
         code, carets = marked(content, at(1, column, 1, column + 9), width=width)[:2]
-        assert source.cells(code) <= width
+        assert excerpt.cells(code) <= width
         before = code[: code.index("h.mul_(2)")]
-        assert source.cells(before) == carets.index("^")
+        assert excerpt.cells(before) == carets.index("^")
 
 
 # --- files that are not what they were ----------------------------------------------------------
@@ -611,7 +611,7 @@ def test_a_stack_of_wrappers_alone_explains_nothing(folder: Path) -> None:
 
 
 def test_a_frame_of_the_standard_library() -> None:
-    assert source.library_path(linecache.__file__) == "linecache.py"
+    assert excerpt.library_path(linecache.__file__) == "linecache.py"
 
 
 # --- labels, prose, width, colour -----------------------------------------------------------------
@@ -698,7 +698,7 @@ def test_every_line_that_may_be_broken_fits_every_width(folder: Path, width: int
         notes=("a note " * 40, "b"),
     )
     for line in text(d, width=width).split("\n"):
-        assert source.cells(line) <= max(width, 40)
+        assert excerpt.cells(line) <= max(width, 40)
         assert line == line.rstrip()
 
 
@@ -714,9 +714,9 @@ def test_a_fix_of_several_lines_keeps_its_code(folder: Path) -> None:
 
 
 def test_code_in_backquotes_is_not_broken() -> None:
-    assert source.wrap("write `a = b + c` here", 16) == ["write", "`a = b + c` here"]
-    assert source.wrap("a `b c d e f g h i` j", 8) == ["a `b c d", "e f g h", "i` j"]
-    assert source.wrap("one averyveryverylongword two", 8) == [
+    assert excerpt.wrap("write `a = b + c` here", 16) == ["write", "`a = b + c` here"]
+    assert excerpt.wrap("a `b c d e f g h i` j", 8) == ["a `b c d", "e f g h", "i` j"]
+    assert excerpt.wrap("one averyveryverylongword two", 8) == [
         "one",
         "averyveryverylongword",
         "two",

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradext
-from gradext import watch
-from gradext.diagnosis import naming
+from gradext.objects import naming
+from gradext.recording import own_errors
 
 STALE = "modified by an inplace operation"
 
@@ -42,7 +42,7 @@ def broken() -> torch.Tensor:
 
 
 def test_check_says_what_backward_would_raise() -> None:
-    faults = watch.own_errors()
+    faults = own_errors.lines()
     with gradext.record():
         loss = broken()
         (found,) = gradext.check_backward(loss)
@@ -51,7 +51,7 @@ def test_check_says_what_backward_would_raise() -> None:
         assert found.victims[0].frame.line == line_of("asked: saves")
         with pytest.raises(RuntimeError, match=STALE):
             loss.backward()
-    assert watch.own_errors() == faults
+    assert own_errors.lines() == faults
 
 
 def test_check_without_a_recording_sees_the_versions() -> None:
@@ -547,13 +547,13 @@ def test_naming_runs_none_of_the_user_s_code() -> None:
 
 
 def test_a_failure_among_nasty_objects_is_diagnosed() -> None:
-    faults = watch.own_errors()
+    faults = own_errors.lines()
     with gradext.record():
         nasty, module, one = Nasty(), NastyModule(), OwnDict()
         (found,) = gradext.explain(failed())
         del nasty, module, one
     assert found.culprits[0].frame.line == line_of("asked: writes")
-    assert watch.own_errors() == faults
+    assert own_errors.lines() == faults
 
 
 def test_a_saved_result_is_the_tensor_and_not_an_alias() -> None:

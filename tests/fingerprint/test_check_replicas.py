@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradext
-from gradext import replicas
+from gradext.fingerprints import replicas
 from gradext.reporters import fingerprints as reporter
 
 # Two ranks go through all cases; `rank` is what they differ by, `net` what they compare.

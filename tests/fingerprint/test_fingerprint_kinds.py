@@ -9,7 +9,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradext
-from gradext import _C, fingerprint_reference, ops
+from gradext import _C, ops
+from gradext.fingerprints import reference
 
 MODES = [torch.enable_grad, torch.no_grad, torch.inference_mode]
 OPS = torch.ops.gradext
@@ -22,7 +23,7 @@ def test_in_every_mode(made_in, read_in, device: str) -> None:
         leaf = torch.ones(3, 4, device=device, requires_grad=made_in is torch.enable_grad)
         tensors = [leaf, leaf * 2, (leaf * 2)[1:], leaf.detach().t()]
     with torch.no_grad():
-        want = [fingerprint_reference.fingerprint(t) for t in tensors]
+        want = [reference.fingerprint(t) for t in tensors]
     before = [gradext.inspect(t) for t in tensors]
     with read_in():
         assert [gradext.fingerprint(t) for t in tensors] == want

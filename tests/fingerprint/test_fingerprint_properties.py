@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradext
-from gradext import _C, fingerprint_reference
+from gradext import _C
+from gradext.fingerprints import reference
 
 
 @st.composite
@@ -42,7 +43,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(tensors(), st.sampled_from(_C.fingerprint_variants()))
 def test_one_tensor(t: torch.Tensor, name: str) -> None:
-    want = fingerprint_reference.fingerprint(t)
+    want = reference.fingerprint(t)
     with variant(name):
         assert gradext.fingerprint(t) == want
         assert by_op(t) == want
@@ -52,7 +53,7 @@ def test_one_tensor(t: torch.Tensor, name: str) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(tensors(), max_size=8), *(st.integers(1, most) for most in (50, 300, 33)))
 def test_lists_on_any_grid(items: list[torch.Tensor], each: int, limit: int, size: int) -> None:
-    want = [fingerprint_reference.fingerprint(t) for t in items]
+    want = [reference.fingerprint(t) for t in items]
     assert list(gradext.fingerprint(items).values()) == want
     assert [number(row) for row in _C.fingerprint_emulate(items, each, limit, size)] == want
     assert [number(row) for row in torch.ops.gradext.fingerprint_list(items).tolist()] == want

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradext
-from gradext.fingerprints import FingerprintChange
+from gradext.fingerprints.fingerprint import FingerprintChange
 
 
 @dataclasses.dataclass
@@ -176,11 +176,3 @@ def test_what_cannot_be_compared_is_one_line() -> None:
         with pytest.raises(TypeError, match=r"(before|after) must be") as caught:
             gradext.compare_fingerprints(*arguments)
         assert "\n" not in str(caught.value)
-
-
-def test_the_public_names() -> None:
-    from gradext import integrity
-
-    for name in ("fingerprint", "compare_fingerprints", "check_replicas", "Fingerprints"):
-        assert getattr(gradext, name) is getattr(integrity, name)
-        assert name in gradext.__all__

@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 import gradext
-from gradext import _C, watch
+from gradext import _C
+from gradext.recording import own_errors, running
 
 
 @pytest.fixture(autouse=True)
 def _no_errors_of_its_own():
-    before = watch.own_errors()
+    before = own_errors.lines()
     yield
-    assert watch.own_errors() == before
-    assert not watch.recordings
+    assert own_errors.lines() == before
+    assert not running.recordings
 
 
 def spoiled():

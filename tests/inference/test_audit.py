@@ -18,9 +18,9 @@ from subjects import line
 from torch import nn
 
 import gradext
-from gradext import inference
-from gradext.audit import experiments
 from gradext.diagnosis.model import Frame
+from gradext.inference_audit import audit as audits
+from gradext.inference_audit import experiments
 
 X = torch.linspace(-1, 1, 16 * 4).view(16, 4)
 T = torch.ones(1)
@@ -28,7 +28,7 @@ NORMAL = "with torch.inference_mode(False), torch.no_grad():"
 
 
 def audit(subject, *args, **how):
-    return inference.audit(subject, args or (X.clone(),), **how)
+    return audits.audit(subject, args or (X.clone(),), **how)
 
 
 def lines_of(check):
@@ -49,7 +49,7 @@ def statuses(report):
 def test_a_clean_module_passes_every_check():
     report = gradext.audit_inference(subjects.Clean(), X.clone())
     assert report.verdict == "runs under inference_mode and leaves nothing behind"
-    assert statuses(report) == dict.fromkeys(inference.CHECKS, "pass")
+    assert statuses(report) == dict.fromkeys(report.CHECKS, "pass")
     assert report.ok
     assert report.failed == ()
     assert report.isolation == "process"
@@ -108,7 +108,7 @@ def test_to_json_is_plain_data_and_complete():
         *("gradext", "torch", "subject", "ok", "verdict", "isolation", "checks", "not_checked"),
     ]
     assert data["ok"] is False
-    assert [check["name"] for check in data["checks"]] == list(inference.CHECKS)
+    assert [check["name"] for check in data["checks"]] == list(report.CHECKS)
     train = next(check for check in data["checks"] if check["name"] == "train step")
     assert train["status"] == "fail"
     assert train["paths"] == ["model._cache[16]"]
@@ -556,7 +556,7 @@ def test_the_callers_process_is_as_before(fork):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             before = facts(net, x), process_facts()
-            report = inference.audit(net, (x,), fork=fork)
+            report = audit.audit(net, (x,), fork=fork)
             assert str((facts(net, x), process_facts())) == str(before)
     assert report.isolation == ("process" if fork else "copy")
     assert [p.grad for p in net.parameters()] == [None] * 4
@@ -607,7 +607,7 @@ def test_the_callers_own_mode_does_not_matter(mode, fork):
     with mode():
         assert audit(rope, x, fork=fork)["train step"].paths == ("model._cache[16]",)
         report = audit(clean, x, fork=fork)
-    assert statuses(report) == dict.fromkeys(inference.CHECKS, "pass")
+    assert statuses(report) == dict.fromkeys(report.CHECKS, "pass")
 
 
 def test_a_fork_after_parallel_kernels_and_a_backward_does_not_hang():
@@ -622,7 +622,7 @@ def test_a_fork_after_parallel_kernels_and_a_backward_does_not_hang():
     finally:
         torch.set_num_threads(threads)
     assert report.isolation == "process"
-    assert statuses(report) == dict.fromkeys(inference.CHECKS, "pass")
+    assert statuses(report) == dict.fromkeys(report.CHECKS, "pass")
 
 
 def test_under_a_recording_that_runs():

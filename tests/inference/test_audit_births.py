@@ -7,7 +7,7 @@ import subjects
 import torch
 from subjects import line
 
-from gradext import inference
+from gradext.inference_audit import audit
 
 X = torch.linspace(-1, 1, 16 * 4).view(16, 4)
 
@@ -24,7 +24,7 @@ def lines_of(check):
     ],
 )
 def test_the_birth_line_of_what_is_kept(subject, born, op):
-    report = inference.audit(subject, (X.clone(),))
+    report = audit.audit(subject, (X.clone(),))
     kept = report["kept tensors"]
     assert lines_of(kept) == [line(born)]
     assert kept.sites[0].op == op
@@ -37,7 +37,7 @@ def test_the_birth_line_of_what_is_kept(subject, born, op):
     ("subject", "born"), [(subjects.masked, "MASK BORN"), (subjects.from_tables, "TABLE BORN")]
 )
 def test_the_birth_line_in_a_cache_and_in_a_global(subject, born):
-    report = inference.audit(subject, (X.clone(), torch.ones(4, requires_grad=True)))
+    report = audit.audit(subject, (X.clone(), torch.ones(4, requires_grad=True)))
     assert lines_of(report["kept tensors"]) == [line(born)]
     assert line(born) in lines_of(report["train step"])
 
@@ -46,17 +46,17 @@ def test_the_birth_line_in_a_cache_and_in_a_global(subject, born):
     ("subject", "born"), [(subjects.Average, "MEAN BORN"), (subjects.Lazy, "SCALE BORN")]
 )
 def test_the_birth_line_of_a_buffer_and_a_parameter(subject, born):
-    report = inference.audit(subject(), (X.clone(),))
+    report = audit.audit(subject(), (X.clone(),))
     assert lines_of(report["parameters and buffers"]) == [line(born)]
 
 
 def test_the_failing_line_comes_before_the_birth():
-    report = inference.audit(subjects.Rope(), (X.clone(),))
+    report = audit.audit(subjects.Rope(), (X.clone(),))
     assert lines_of(report["train step"]) == [line("ROPE USED"), line("ROPE BORN")]
 
 
 def test_a_mode_that_the_model_enters_itself_is_named():
-    report = inference.audit(subjects.OwnMode(), (X.clone(),))
+    report = audit.audit(subjects.OwnMode(), (X.clone(),))
     kept = report["kept tensors"]
     assert lines_of(kept) == [line("OWN MODE BORN"), line("OWN MODE ENTERED")]
     assert kept.sites[1].label == "inference_mode is entered here"
@@ -66,5 +66,5 @@ def test_a_mode_that_the_model_enters_itself_is_named():
 
 
 def test_the_audits_own_mode_is_not_named():
-    kept = inference.audit(subjects.Rope(), (X.clone(),))["kept tensors"]
+    kept = audit.audit(subjects.Rope(), (X.clone(),))["kept tensors"]
     assert lines_of(kept) == [line("ROPE BORN")]

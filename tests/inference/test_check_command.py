@@ -232,7 +232,7 @@ def test_no_question_is_refused(check):
 
 
 def test_importing_gradext_does_not_load_what_checks(tmp_path):
-    rooms = ("gradext.audit", "gradext.opcheck", "gradext.testing")
+    rooms = ("gradext.inference_audit", "gradext.opcheck", "gradext.testing")
     code = f"import sys, gradext; print([m for m in sys.modules if m.startswith({rooms})])"
     done = python(tmp_path, "-c", f"{code}; gradext.audit_inference; print(gradext.__file__)")
     assert done.stdout.splitlines() == ["[]", str(ROOT / "gradext" / "__init__.py")]

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from gradext import timing
-from gradext.lesson import c4_speed, core
+from gradext.lesson import core
+from gradext.lesson.chapters import c4_speed
 from gradext.lesson.models import LLM, MLP, ViT
-from gradext.mode_comparison import ModeComparison
+from gradext.mode_costs import timing
+from gradext.mode_costs.comparison import ModeComparison
 
 CLAIMS = {claim.function.__name__: claim for claim in c4_speed.CHAPTER.claims}
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gradext.lesson import c5_patterns, core
+from gradext.lesson import core
+from gradext.lesson.chapters import c5_patterns
 
 CLAIMS = {claim.function.__name__: claim for claim in c5_patterns.CHAPTER.claims}
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradext.lesson import c6_rules, core
+from gradext.lesson import core
+from gradext.lesson.chapters import c6_rules
 
 CLAIMS = {claim.function.__name__: claim for claim in c6_rules.CHAPTER.claims}
 SAVED = "Inference tensors cannot be saved for backward"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradext import lesson as lesson_package
-from gradext.lesson import core, graph
+from gradext.lesson import core, graph_memory
 from gradext.lesson.core import Chapter, Depends, Lesson
 
 CHAPTER = Chapter(90, "for the tests", "Nothing   but\n   tests.")
@@ -180,20 +180,20 @@ def test_importing_gradext_imports_no_chapter_and_no_rich() -> None:
 def test_graph_counts_each_node_and_each_memory_once() -> None:
     x = torch.ones(8, requires_grad=True)
     y = (x * x).sum()
-    assert graph.names(y) == ["SumBackward0", "MulBackward0", "AccumulateGrad"]
-    saved = graph.saved_tensors(y)
+    assert graph_memory.names(y) == ["SumBackward0", "MulBackward0", "AccumulateGrad"]
+    saved = graph_memory.saved_tensors(y)
     assert len(saved) == 2
-    assert graph.storage_bytes(saved) == 32
-    assert graph.storage_bytes(saved, besides=[x]) == 0
-    assert graph.nodes(x) == []
+    assert graph_memory.storage_bytes(saved) == 32
+    assert graph_memory.storage_bytes(saved, besides=[x]) == 0
+    assert graph_memory.nodes(x) == []
 
 
 def test_memory_kept_counts_what_is_alive_only() -> None:
     x = torch.ones(8)
     w = torch.ones(8, requires_grad=True)
-    assert graph.memory_kept(lambda: x.exp()) == 32
-    assert graph.memory_kept(lambda: x.exp().exp()) == 32
-    assert graph.memory_kept(lambda: x.view(2, 4)) == 0
-    assert graph.memory_kept(lambda: x.add_(1)) == 0
-    assert graph.memory_kept(lambda: (w.exp().exp(),)) == 64
-    assert graph.memory_kept(lambda: None) == 0
+    assert graph_memory.memory_kept(lambda: x.exp()) == 32
+    assert graph_memory.memory_kept(lambda: x.exp().exp()) == 32
+    assert graph_memory.memory_kept(lambda: x.view(2, 4)) == 0
+    assert graph_memory.memory_kept(lambda: x.add_(1)) == 0
+    assert graph_memory.memory_kept(lambda: (w.exp().exp(),)) == 64
+    assert graph_memory.memory_kept(lambda: None) == 0

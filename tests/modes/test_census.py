@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradext import _C, census
+from gradext import _C
+from gradext.mode_costs import call_counts
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def w():
 
 def counted(call, **options):
     call()  # what a first call sets up is not of interest
-    return census.count(call, **options)
+    return call_counts.count(call, **options)
 
 
 def test_one_differentiable_op(w):
@@ -59,7 +60,7 @@ def test_nothing_that_was_counted_stays_alive(w):
         alive.append(weakref.ref(out))
         return out
 
-    census.count(call)
+    call_counts.count(call)
     gc.collect()
     assert [reference() for reference in alive] == [None, None]
 
@@ -120,7 +121,7 @@ def test_bumps_agree_with_the_counter():
         x.t().copy_(torch.ones(4, 4))
 
     before = x._version
-    assert census.count(call, saves=False).version_bumps == x._version - before == 3
+    assert call_counts.count(call, saves=False).version_bumps == x._version - before == 3
 
 
 def test_peak_memory_is_the_most_at_once():
@@ -138,13 +139,13 @@ def test_peak_memory_is_the_most_at_once():
 
 def test_memory_that_was_there_before_is_not_counted():
     kept = [torch.ones(1024)]
-    census.count(lambda: None)
+    call_counts.count(lambda: None)
 
     def call():
         kept.clear()  # frees what the census did not see come
         kept.append(torch.ones(1024))
 
-    assert census.count(call, saves=False).peak_bytes == 4096
+    assert call_counts.count(call, saves=False).peak_bytes == 4096
 
 
 def test_nodes_are_those_that_the_graph_has():
@@ -182,16 +183,16 @@ def test_an_error_ends_the_census_and_passes_through():
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        census.count(fails)
-    assert census.count(lambda: torch.ones(1), saves=False).ops > 0
+        call_counts.count(fails)
+    assert call_counts.count(lambda: torch.ones(1), saves=False).ops > 0
 
 
 def test_one_census_at_a_time():
     def again():
-        census.count(lambda: None)
+        call_counts.count(lambda: None)
 
     with pytest.raises(ValueError, match="a census is under way already"):
-        census.count(again)
+        call_counts.count(again)
     with pytest.raises(ValueError, match="no census is under way here"):
         _C.Census().stop()
 
@@ -200,13 +201,14 @@ def test_a_census_that_is_dropped_ends():
     dropped = _C.Census()
     dropped.start()
     del dropped
-    assert census.count(lambda: torch.ones(2) + 1, saves=False).ops > 0
+    assert call_counts.count(lambda: torch.ones(2) + 1, saves=False).ops > 0
 
 
 def test_nothing_is_printed_when_older_memory_is_freed(tmp_path):
     program = (
-        "import torch; from gradext import census; kept = [torch.ones(9) for _ in range(9)];"
-        "census.count(kept.clear, saves=False)"
+        "import torch; from gradext.mode_costs import call_counts\n"
+        "kept = [torch.ones(9) for _ in range(9)]\n"
+        "call_counts.count(kept.clear, saves=False)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -215,12 +217,12 @@ def test_nothing_is_printed_when_older_memory_is_freed(tmp_path):
 def test_beside_a_profiler_both_go_on():
     x = torch.ones(1024)
     with torch.profiler.profile(profile_memory=True) as profiler:
-        found = census.count(lambda: x + x, saves=False)
+        found = call_counts.count(lambda: x + x, saves=False)
         x + x
     assert (found.ops, found.peak_bytes) == (1, None)
     adds = [event for event in profiler.events() if event.name == "aten::add"]
     assert len(adds) == 2
-    assert census.count(lambda: x + x, saves=False).peak_bytes == 4096
+    assert call_counts.count(lambda: x + x, saves=False).peak_bytes == 4096
 
 
 def test_backward_is_counted_with_its_threads(w):
@@ -237,5 +239,5 @@ def test_backward_is_counted_with_its_threads(w):
 @pytest.mark.cuda
 def test_memory_of_the_device():
     x = torch.ones(1024, device="cuda")
-    assert census.count(lambda: x + 1, device="cuda").peak_bytes >= 4096
-    assert census.count(lambda: torch.ones(1024), device="cuda").peak_bytes == 0
+    assert call_counts.count(lambda: x + 1, device="cuda").peak_bytes >= 4096
+    assert call_counts.count(lambda: torch.ones(1024), device="cuda").peak_bytes == 0

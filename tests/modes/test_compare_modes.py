@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import gradext
-from gradext import clocks, modes, timing
-from gradext.mode_comparison import ModeComparison
-from gradext.modes import MODES
+from gradext.mode_costs import clocks, measure, timing
+from gradext.mode_costs.comparison import ModeComparison
+from gradext.mode_costs.measure import MODES
 
 ALL = tuple(MODES)
 
@@ -328,8 +328,8 @@ def test_the_bar_goes_to_stderr_and_only_where_it_is_asked_for(capfd, model):
 
 
 def test_over_limit():
-    with pytest.raises(modes.OverLimit, match=r"a call takes 0\.1 s and 8 are needed"):
-        modes.measure(
+    with pytest.raises(measure.OverLimit, match=r"a call takes 0\.1 s and 8 are needed"):
+        measure.measure(
             lambda mode: lambda: __import__("time").sleep(0.1), modes=("grad",), limit=0.5
         )
 

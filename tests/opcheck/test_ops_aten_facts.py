@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradext.opcheck import schemas, special, verdicts, witnesses
+from gradext.opcheck import schemas, verdicts, witnesses
 from gradext.opcheck.examine import examine
+from gradext.opcheck.inputs import by_hand
 
 pytestmark = pytest.mark.skipif(
     not torch.__version__.startswith("2.13."), reason="facts of torch 2.13"
@@ -17,7 +18,7 @@ def lies(name, *args, **kwargs):
     """{(kind, argument)} of an overload on these inputs, or on those written down for it."""
     op = schemas.overload(name)
     if not args and not kwargs:
-        _, make = next(special.makers(name))
+        _, make = next(by_hand.makers(name))
         args, kwargs = make()
     outcome = witnesses.observe(op, args, kwargs)
     assert outcome.ran, outcome.runs[witnesses.GRAD].error
@@ -96,7 +97,7 @@ def test_undeclared_aliases():
 
 def test_memory_that_was_never_written_is_no_difference_under_inference_mode():
     """The padding of `log_alpha` is whatever was there."""
-    _, make = next(special.makers("aten::_ctc_loss"))
+    _, make = next(by_hand.makers("aten::_ctc_loss"))
     for _ in range(5):
         _, found = examine(schemas.overload("aten::_ctc_loss"), *make())
         assert [finding for finding in found if finding.kind == verdicts.INFERENCE] == []
@@ -125,12 +126,12 @@ def test_honest_ops(name, args):
 def test_each_written_down_input_runs():
     """An input that torch refuses is of no use."""
     refused = []
-    for name in special.INPUTS:
+    for name in by_hand.INPUTS:
         try:
             op = schemas.overload(name)
         except AttributeError:
             continue  # written down for a packet, for its overloads' sake
-        for make in special.INPUTS[name]:
+        for make in by_hand.INPUTS[name]:
             args, kwargs = make()
             outcome = witnesses.observe(op, args, kwargs, modes=[witnesses.GRAD])
             if not outcome.ran:

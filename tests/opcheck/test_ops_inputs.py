@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradext.opcheck import content, recipes, samples, schemas
+from gradext.opcheck import content, schemas
+from gradext.opcheck.inputs import from_op_db, from_schema
 
 
 def entry(name):
-    return next(entry for entry in samples.op_db() if entry.name == name)
+    return next(entry for entry in from_op_db.op_db() if entry.name == name)
 
 
 def recorded(name):
-    return [call for _, calls in samples.record(entry(name), "aten") for call in calls]
+    return [call for _, calls in from_op_db.record(entry(name), "aten") for call in calls]
 
 
 def test_samples_are_recorded_as_overloads_above_and_below_autograd():
@@ -30,15 +31,15 @@ def test_samples_are_recorded_as_overloads_above_and_below_autograd():
 
 def test_a_recorded_call_holds_the_arguments_as_they_were_before():
     _, data = next(call for call in recorded("mul") if call[0] == "aten::mul_.Tensor")
-    args, _ = samples.unpack(data)
+    args, _ = from_op_db.unpack(data)
     functional = next(call for call in recorded("mul") if call[0] == "aten::mul.Tensor")
-    before, _ = samples.unpack(functional[1])
+    before, _ = from_op_db.unpack(functional[1])
     assert torch.equal(args[0], before[0])
 
 
 def test_packing_keeps_shared_memory():
     base = torch.arange(4.0)
-    args, kwargs = samples.unpack(samples.pack([base[:3], base[1:]], {"alpha": 2}))
+    args, kwargs = from_op_db.unpack(from_op_db.pack([base[:3], base[1:]], {"alpha": 2}))
     args[0][1] = 9
     assert args[1][0] == 9
     assert kwargs == {"alpha": 2}
@@ -55,7 +56,7 @@ def test_packing_keeps_shared_memory():
 )
 def test_siblings_get_the_same_arguments_by_name(target, source, args, expected):
     op, origin = (schemas.overload(f"aten::{name}") for name in (target, source))
-    derived = samples.derive(op, origin, (args, {}))
+    derived = from_op_db.derive(op, origin, (args, {}))
     assert derived is not None
     assert set(derived[1]) == (expected or {"self", "split_size", "out"})
     op(**derived[1])
@@ -63,7 +64,7 @@ def test_siblings_get_the_same_arguments_by_name(target, source, args, expected)
 
 def test_derive_refuses_what_does_not_fit():
     op, origin = schemas.overload("aten::addmm.out"), schemas.overload("aten::mm")
-    assert samples.derive(op, origin, ([torch.ones(2, 2)] * 2, {})) is None
+    assert from_op_db.derive(op, origin, ([torch.ones(2, 2)] * 2, {})) is None
 
 
 @pytest.mark.parametrize(
@@ -78,18 +79,18 @@ def test_derive_refuses_what_does_not_fit():
     ],
 )
 def test_out_is_filled_with_something_else_everywhere(t):
-    other = samples.unlike(t)
+    other = from_op_db.unlike(t)
     assert (other.dtype, other.shape) == (t.dtype, t.shape)
     assert not (other == t).any()
 
 
 def test_recipes_reach_ops_that_have_no_samples():
     op = schemas.overload("aten::_foreach_add_.List")
-    _, (args, kwargs) = next(recipes.calls(op))
+    _, (args, kwargs) = next(from_schema.calls(op))
     op(*args, **kwargs)
     op = schemas.overload("aten::arange.start_out")
-    _, call = next(recipes.calls(op))
-    fitted = recipes.fitted(op, call)
+    _, call = next(from_schema.calls(op))
+    fitted = from_schema.fitted(op, call)
     assert fitted is not None
     out = fitted[1]["out"]
     before = out.clone()

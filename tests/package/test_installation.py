@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import gradext
-from gradext import _install
+from gradext.native import build
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path(gradext._C.__file__)
-RECORD = json.loads(_install.record_path(LIBRARY).read_text())
+RECORD = json.loads(build.record_path(LIBRARY).read_text())
 
 
 def python(
@@ -40,7 +40,7 @@ def package(tmp_path):
 
     def with_record(folder: Path = copy, **changes: object) -> Path:
         shutil.copy(LIBRARY, folder / LIBRARY.name)
-        record = _install.record_path(folder / LIBRARY.name)
+        record = build.record_path(folder / LIBRARY.name)
         record.write_text(json.dumps({**RECORD, **changes}))
         return folder.parent
 
@@ -95,7 +95,7 @@ def test_doctor_runs_when_the_import_does_not(package, tmp_path):
 
 
 def test_a_patch_release_of_torch_fits(monkeypatch):
-    build = _install.Build(LIBRARY, "2.13.7+cpu", RECORD["python"], None, RECORD["sources"])
+    built = build.Build(LIBRARY, "2.13.7+cpu", RECORD["python"], None, RECORD["sources"])
 
     class Torch:
         __version__ = "2.13.0+cu130"
@@ -103,11 +103,11 @@ def test_a_patch_release_of_torch_fits(monkeypatch):
         class version:
             cuda = "13.0"
 
-    assert _install.problem(build, Torch) is None
+    assert build.problem(built, Torch) is None
 
 
 def test_a_cuda_build_under_a_cpu_torch_is_named():
-    build = _install.Build(LIBRARY, "2.13.0+cu130", RECORD["python"], "13.0", RECORD["sources"])
+    built = build.Build(LIBRARY, "2.13.0+cu130", RECORD["python"], "13.0", RECORD["sources"])
 
     class Torch:
         __version__ = "2.13.0+cpu"
@@ -115,9 +115,7 @@ def test_a_cuda_build_under_a_cpu_torch_is_named():
         class version:
             cuda = None
 
-    assert "with CUDA 13.0, found torch 2.13.0+cpu with no CUDA" in str(
-        _install.problem(build, Torch)
-    )
+    assert "with CUDA 13.0, found torch 2.13.0+cpu with no CUDA" in str(build.problem(built, Torch))
 
 
 @pytest.fixture
@@ -206,7 +204,7 @@ pathlib.Path.is_file = is_file
 )
 def test_which_processes_are_the_program(monkeypatch, words, expected):
     monkeypatch.setattr(sys, "orig_argv", words)
-    assert _install.program_arguments() == expected
+    assert build.program_arguments() == expected
 
 
 def test_import_loads_nothing_heavy(tmp_path):

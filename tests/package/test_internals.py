@@ -10,26 +10,27 @@ import pytest
 import torch
 
 import gradext
-from gradext import internals, watch
 from gradext.commands import doctor
+from gradext.native import torch_internals
+from gradext.recording import own_errors
 
 PLACES: dict[str, tuple[Any, str]] = {
-    internals.ENGINE.name: (torch.autograd.graph, "_engine_run_backward"),
-    internals.MARK_DIRTY.name: (torch.autograd.function.FunctionCtx, "mark_dirty"),
-    internals.INCREMENT.name: (torch._C, "_increment_version"),
-    internals.SET_COUNTER.name: (torch._C._autograd, "_unsafe_set_version_counter"),
-    internals.BOOTSTRAP.name: (threading.Thread, "_bootstrap_inner"),
-    internals.APPLY.name: (internals.APPLY_OWNER, "apply"),
+    torch_internals.ENGINE.name: (torch.autograd.graph, "_engine_run_backward"),
+    torch_internals.MARK_DIRTY.name: (torch.autograd.function.FunctionCtx, "mark_dirty"),
+    torch_internals.INCREMENT.name: (torch._C, "_increment_version"),
+    torch_internals.SET_COUNTER.name: (torch._C._autograd, "_unsafe_set_version_counter"),
+    torch_internals.BOOTSTRAP.name: (threading.Thread, "_bootstrap_inner"),
+    torch_internals.APPLY.name: (torch_internals.APPLY_OWNER, "apply"),
 }
-named = pytest.mark.parametrize("internal", internals.ALL, ids=lambda each: each.name)
+named = pytest.mark.parametrize("internal", torch_internals.ALL, ids=lambda each: each.name)
 
 
 @pytest.fixture(autouse=True)
 def no_earlier_errors(monkeypatch):
     """Other tests of this process make gradext fail on purpose, and what they left is counted."""
-    left = set(watch.own_errors())
-    every = watch.own_errors
-    monkeypatch.setattr(watch, "own_errors", lambda: [e for e in every() if e not in left])
+    left = set(own_errors.lines())
+    every = own_errors.lines
+    monkeypatch.setattr(own_errors, "lines", lambda: [e for e in every() if e not in left])
 
 
 def at(name: str) -> Any:
@@ -38,14 +39,14 @@ def at(name: str) -> Any:
 
 
 def test_all_are_there():
-    assert internals.missing == ()
-    assert watch.own_errors() == []
+    assert torch_internals.missing == ()
+    assert own_errors.lines() == []
 
 
 @named
 def test_without_one_the_others_are_wrapped_and_one_line_says_so(monkeypatch, internal):
     plain = {name: at(name) for name in PLACES}
-    monkeypatch.setattr(internals, "missing", (internal,))
+    monkeypatch.setattr(torch_internals, "missing", (internal,))
     with gradext.record() as recording:
         x = torch.ones(3)
         x.add_(1)
@@ -54,7 +55,7 @@ def test_without_one_the_others_are_wrapped_and_one_line_says_so(monkeypatch, in
     assert unwrapped == {internal.name} & PLACES.keys()
     assert [write.op for write in recording.mutations(x)] == ["aten::add_"]
     assert {name: at(name) for name in PLACES} == plain
-    assert watch.own_errors() == [internal.line]
+    assert own_errors.lines() == [internal.line]
     lines = [line for line in doctor.as_lines(doctor.examine()) if line.startswith("off ")]
     assert lines == [f"off         {internal.line}"]
 
@@ -62,34 +63,34 @@ def test_without_one_the_others_are_wrapped_and_one_line_says_so(monkeypatch, in
 @pytest.mark.parametrize(
     ("internal", "owner", "name"),
     [
-        (internals.ENGINE, "torch.autograd.graph", "_engine_run_backward"),
-        (internals.INCREMENT, "torch._C", "_increment_version"),
-        (internals.SET_COUNTER, "torch._C._autograd", "_unsafe_set_version_counter"),
+        (torch_internals.ENGINE, "torch.autograd.graph", "_engine_run_backward"),
+        (torch_internals.INCREMENT, "torch._C", "_increment_version"),
+        (torch_internals.SET_COUNTER, "torch._C._autograd", "_unsafe_set_version_counter"),
         (
-            internals.HIGHER_ORDER,
+            torch_internals.HIGHER_ORDER,
             "torch._ops",
             "_HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS",
         ),
-        (internals.HIGHER_ORDER, "torch._ops", "_higher_order_ops"),
+        (torch_internals.HIGHER_ORDER, "torch._ops", "_higher_order_ops"),
     ],
 )
 def test_what_is_gone_is_found_missing(monkeypatch, internal, owner, name):
-    assert internals.is_there(internal)
+    assert torch_internals.is_there(internal)
     monkeypatch.delattr(sys.modules[owner], name)
-    assert not internals.is_there(internal)
+    assert not torch_internals.is_there(internal)
 
 
 def test_an_engine_that_autograd_does_not_call_is_found_missing(monkeypatch):
     # A replacement would never be reached.
     monkeypatch.setattr(torch.autograd, "_engine_run_backward", lambda *a, **k: None)
-    assert not internals.is_there(internals.ENGINE)
+    assert not torch_internals.is_there(torch_internals.ENGINE)
 
 
 def test_looking_never_raises():
     def find():
         raise RuntimeError("moved")
 
-    assert not internals.is_there(internals.Internal("x", "y", find))
+    assert not torch_internals.is_there(torch_internals.Internal("x", "y", find))
 
 
 def function(**body: Any) -> type:
@@ -101,7 +102,7 @@ def function(**body: Any) -> type:
 def test_a_function_whose_apply_is_c_s_own_is_wrapped_itself(monkeypatch):
     of_2_14 = function(apply=vars(torch._C._FunctionBase)["apply"])
     monkeypatch.setattr(torch.autograd, "Function", of_2_14)
-    assert internals.apply_owner() is of_2_14
+    assert torch_internals.apply_owner() is of_2_14
 
 
 def test_a_function_whose_apply_ends_in_super_is_wrapped_below(monkeypatch):
@@ -113,13 +114,13 @@ def test_a_function_whose_apply_ends_in_super_is_wrapped_below(monkeypatch):
         space := {"Between": type("Between", (torch._C._FunctionBase,), {})},
     )
     monkeypatch.setattr(torch.autograd, "Function", space["Function"])
-    assert internals.apply_owner() is space["Between"]
+    assert torch_internals.apply_owner() is space["Between"]
 
 
 def test_a_function_with_an_apply_of_another_kind_is_found_missing(monkeypatch):
     monkeypatch.setattr(torch.autograd, "Function", function(apply=staticmethod(lambda *a: None)))
-    assert internals.apply_owner() is None
-    assert not internals.is_there(internals.APPLY)
+    assert torch_internals.apply_owner() is None
+    assert not torch_internals.is_there(torch_internals.APPLY)
 
 
 def test_somebody_elses_apply_stays(monkeypatch):
@@ -127,15 +128,15 @@ def test_somebody_elses_apply_stays(monkeypatch):
     theirs = classmethod(lambda cls, *args: None)
     replaced = function(apply=theirs)
     monkeypatch.setattr(torch.autograd, "Function", replaced)
-    monkeypatch.setattr(internals, "APPLY_OWNER", replaced)
+    monkeypatch.setattr(torch_internals, "APPLY_OWNER", replaced)
     try:
         with gradext.record():
             assert vars(replaced)["apply"] is theirs
         assert vars(replaced)["apply"] is theirs
-        (line,) = watch.own_errors()
+        (line,) = own_errors.lines()
         assert line.startswith("torch.autograd.Function.apply: RuntimeError: somebody has replaced")
     finally:
-        watch._errors.clear()
+        own_errors._errors.clear()
 
 
 class Twice(torch.autograd.Function):
@@ -149,15 +150,15 @@ class Twice(torch.autograd.Function):
 
 
 def test_a_function_of_the_users_is_seen_and_its_apply_put_back():
-    before = vars(torch.autograd.Function).get("apply"), at(internals.APPLY.name)
+    before = vars(torch.autograd.Function).get("apply"), at(torch_internals.APPLY.name)
     w = torch.ones(3, requires_grad=True)
     with gradext.record():
-        during = at(internals.APPLY.name)
+        during = at(torch_internals.APPLY.name)
         y = Twice.apply(w)
         y.sum().backward()
     assert w.grad.tolist() == [2, 2, 2]
     assert during is not before[1]
-    assert (vars(torch.autograd.Function).get("apply"), at(internals.APPLY.name)) == before
+    assert (vars(torch.autograd.Function).get("apply"), at(torch_internals.APPLY.name)) == before
 
 
 def test_a_function_compiles_as_without_a_recording():

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 import gradext
-from gradext import _install, _versions
 from gradext.commands import doctor
+from gradext.native import build, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build_tools"))
 import torch_finder
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_PYTHON = _versions.Passed("2026-02-03", "whole suite", "2.13.0")
-OF_TORCH = _versions.Passed("2026-02-03", "whole suite", "3.11.7")
-TABLES = [_versions.PYTHONS, _versions.TORCHES]
+OF_PYTHON = versions.Passed("2026-02-03", "whole suite", "2.13.0")
+OF_TORCH = versions.Passed("2026-02-03", "whole suite", "3.11.7")
+TABLES = [versions.PYTHONS, versions.TORCHES]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=["python", "torch"])
@@ -37,23 +37,21 @@ def test_each_version_has_a_day_that_has_been_and_says_what_was_run(table):
 
 def test_the_partners_are_in_the_other_table():
     # A run is one of a Python and a torch: neither table may claim what the other does not know.
-    for passed in _versions.PYTHONS.values():
-        assert _versions.minor(passed.partner) in _versions.TORCHES
-    for passed in _versions.TORCHES.values():
-        assert _versions.minor(passed.partner) in _versions.PYTHONS
+    for passed in versions.PYTHONS.values():
+        assert versions.minor(passed.partner) in versions.TORCHES
+    for passed in versions.TORCHES.values():
+        assert versions.minor(passed.partner) in versions.PYTHONS
 
 
 def test_no_python_between_the_oldest_and_the_newest_is_left_out():
     # requires-python is a range: pip would install gradext on what lies between.
-    (major, first), (_, last) = map(_versions.numbers, _versions.span(_versions.PYTHONS))
-    assert set(_versions.PYTHONS) == {f"{major}.{k}" for k in range(first, last + 1)}
+    (major, first), (_, last) = map(versions.numbers, versions.span(versions.PYTHONS))
+    assert set(versions.PYTHONS) == {f"{major}.{k}" for k in range(first, last + 1)}
 
 
 def test_the_order_of_versions_is_that_of_numbers():
-    table = dict.fromkeys(
-        ["3.10", "3.9", "3.14"], _versions.Passed("2026-11-28", "state", "2.13.0")
-    )
-    assert _versions.span(table) == ("3.9", "3.14")
+    table = dict.fromkeys(["3.10", "3.9", "3.14"], versions.Passed("2026-11-28", "state", "2.13.0"))
+    assert versions.span(table) == ("3.9", "3.14")
 
 
 def test_metadata_says_what_the_table_says(tmp_path):
@@ -72,21 +70,21 @@ def test_metadata_says_what_the_table_says(tmp_path):
     (metadata,) = tmp_path.glob("*.dist-info/METADATA")
     lines = metadata.read_text().splitlines()
     (wanted,) = (line.split(": ")[1] for line in lines if line.startswith("Requires-Python"))
-    assert sorted(wanted.split(",")) == sorted(_versions.requires_python().split(","))
+    assert sorted(wanted.split(",")) == sorted(versions.requires_python().split(","))
     said = [line.rpartition(":: ")[2] for line in lines if "Python :: 3." in line]
-    assert said == sorted(_versions.PYTHONS, key=_versions.numbers)
+    assert said == sorted(versions.PYTHONS, key=versions.numbers)
 
 
 def test_readme_says_what_the_table_says():
     text = (ROOT / "README.md").read_text()
-    assert f"<!-- generated: versions -->\n{_versions.sentence()}\n<!-- /generated -->" in text
+    assert f"<!-- generated: versions -->\n{versions.sentence()}\n<!-- /generated -->" in text
 
 
 @pytest.mark.parametrize(
     ("table", "version", "says"),
     [
         (
-            {"3.13": _versions.Passed("2026-02-03", "state, guard", "2.13.0")},
+            {"3.13": versions.Passed("2026-02-03", "state, guard", "2.13.0")},
             "3.13.7",
             "state, guard",
         ),
@@ -109,7 +107,7 @@ def test_readme_says_what_the_table_says():
     ],
 )
 def test_the_verdict_on_a_version(table, version, says):
-    assert says in _versions.verdict(table, version)
+    assert says in versions.verdict(table, version)
 
 
 @pytest.mark.parametrize("torch_version", ["2.99.0", "2.99.0.dev20261129+cpu"])
@@ -147,7 +145,7 @@ def test_a_python_without_a_gil_is_refused_at_the_build(free_threaded):
 
 def test_a_python_without_a_gil_is_refused_at_the_import(free_threaded):
     with pytest.raises(ImportError, match="does not support free-threaded Python") as caught:
-        _install.load()
+        build.load()
     assert "\n" not in str(caught.value)
 
 
@@ -167,4 +165,4 @@ def test_a_python_without_a_gil_is_refused_in_one_line_by_the_program(tmp_path):
 
 
 def test_an_ordinary_python_is_not_refused():
-    assert _versions.free_threaded() is None
+    assert versions.free_threaded() is None

@@ -381,7 +381,7 @@ def main() -> int:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    from gradext import machine
+    from gradext.mode_costs import machine
 
     names = {row["peer"] for row in rows}
     old = json.loads(path.read_text())["rows"] if path.exists() else []

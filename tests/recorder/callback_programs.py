@@ -291,8 +291,14 @@ faulthandler.dump_traceback_later(300, exit=True)
 import numpy
 import torch
 import gradext
-from gradext import _C, diagnosis, frames, guarding, watch
-from gradext.diagnosis import guarded, silence
+from gradext import _C
+from gradext.rules import judge
+from gradext.source import frames
+from gradext.byte_guard import guard
+from gradext.recording import incidents
+from gradext.recording import own_errors
+from gradext.rules.codes import gx401_405_changed_bytes
+from gradext.diagnosis import ignore_comments
 
 me = threading.get_ident()
 handled = []
@@ -370,10 +376,10 @@ def overlapping():
 
 
 PLACES = {
-    "diagnosis of an error": (diagnosis, "of_backward", stale, "RuntimeError"),
-    "check for silent writes": (diagnosis, "of_silent_writes", silent, None),
-    "diagnosis of a guard": (guarding, "_diagnosis", by_numpy, None),
-    "diagnosis within an op": (guarding, "_diagnosis", overlapping, None),
+    "diagnosis of an error": (judge, "of_backward", stale, "RuntimeError"),
+    "check for silent writes": (judge, "of_silent_writes", silent, None),
+    "diagnosis of a guard": (guard, "_diagnosis", by_numpy, None),
+    "diagnosis within an op": (guard, "_diagnosis", overlapping, None),
 }
 
 
@@ -427,7 +433,7 @@ with gradext.record(), gradext.guard() as guard:
             if signal.getsignal(signal.SIGALRM) is not with_handler:
                 problems.append("SIGALRM has another handler")
             print(f"{place}, {kind}:", problems or "good", flush=True)
-print("own errors:", [line for line in watch.own_errors() if "left out" not in line])
+print("own errors:", [line for line in own_errors.lines() if "left out" not in line])
 print("end")
 '''
 

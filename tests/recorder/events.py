@@ -19,10 +19,10 @@ import torch
 
 import gradext
 from gradext import _C, ops
-from gradext.diagnosis import sites
 from gradext.diagnosis.model import Frame
-from gradext.events import Write
-from gradext.recording import Recording
+from gradext.recording.events import Write
+from gradext.recording.recording import Recording
+from gradext.source import sites
 
 
 def recorded(program: Callable[[], object], **options: Any) -> Recording:

@@ -91,7 +91,8 @@ def test_signals_that_end_a_program_which_catches_errors(tmp_path: Path, kind: s
     source = f"""
         import os, signal, threading, time
         import torch, gradext
-        from gradext import watch
+        from gradext.recording import incidents
+        from gradext.recording import own_errors
         class Away(ValueError):
             pass
         def handler(number, frame):
@@ -118,7 +119,7 @@ def test_signals_that_end_a_program_which_catches_errors(tmp_path: Path, kind: s
                     lost += 1
                 except caught:
                     pass
-        print("lost", lost, [line for line in watch.own_errors() if "left out" not in line])
+        print("lost", lost, [line for line in own_errors.lines() if "left out" not in line])
     """
     done = ended(tmp_path, textwrap.dedent(source), "plain")
     assert done.stdout == "lost 0 []\n", done.stdout + done.stderr[-2000:]

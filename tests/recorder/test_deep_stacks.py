@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gradext
-from gradext.frames import CUT
-from gradext.recording import Recording
+from gradext.recording.recording import Recording
+from gradext.source.frames import CUT
 
 
 def at_depth(depth: int, x: torch.Tensor) -> None:

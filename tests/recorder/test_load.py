@@ -12,7 +12,7 @@ import torch
 from events import run_program, user_line, writes
 
 import gradext
-from gradext import events
+from gradext.recording import events
 
 MIB = 1 << 20
 SLACK = 256 << 10

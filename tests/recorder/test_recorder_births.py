@@ -17,8 +17,8 @@ from events import recorded, run_program
 from torch import nn
 
 import gradext
-from gradext.diagnosis import modes, sites
-from gradext.events import Birth
+from gradext.recording.events import Birth
+from gradext.source import mode_blocks, sites
 
 
 def line_of(recording: gradext.Recording, stack: int) -> str:
@@ -156,8 +156,8 @@ class Model(nn.Module):
         return torch.ones(3) * 2
 
 
-def mode_of(recording: gradext.Recording, birth: Birth) -> modes.Mode:
-    found = modes.find(recording.frames(birth.mode), recording.frames(birth.stack))
+def mode_of(recording: gradext.Recording, birth: Birth) -> mode_blocks.Mode:
+    found = mode_blocks.find(recording.frames(birth.mode), recording.frames(birth.stack))
     assert found is not None
     return found
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradext
-from gradext.diagnosis import sites
-from gradext.recording import Recording
+from gradext.recording.recording import Recording
+from gradext.source import sites
 
 
 def code_of_node(recording: Recording, node: Any) -> str:

@@ -10,7 +10,9 @@ import torch
 from events import same_bits, shorts
 
 import gradext
-from gradext import _C, watch
+from gradext import _C
+from gradext.recording import incidents, own_errors
+from gradext.rules import judge
 
 
 @pytest.fixture
@@ -72,8 +74,8 @@ def test_reported_in_one_line(faulty: None) -> None:
         torch.ones(3).neg_()
     count, _ = _C.recorder_faults()
     assert count > 1
-    assert f"recorder: injected ({count} times)" in watch.own_errors()
-    assert all("\n" not in line for line in watch.own_errors())
+    assert f"recorder: injected ({count} times)" in own_errors.lines()
+    assert all("\n" not in line for line in own_errors.lines())
 
 
 def fails_by_size() -> None:
@@ -115,18 +117,17 @@ def test_errors_are_torchs_own(program: Any, injected: bool) -> None:
 
 
 def test_a_failing_diagnosis_leaves_torchs_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradext import diagnosis
 
     def broken(*args: Any) -> Any:
         raise ZeroDivisionError("of gradext")
 
-    monkeypatch.setattr(diagnosis, "of_backward", broken)
+    monkeypatch.setattr(judge, "of_backward", broken)
     with (
         gradext.record(),
         pytest.raises(RuntimeError, match="modified by an inplace operation"),
     ):
         fails_in_backward()
-    lines = [line for line in watch.own_errors() if "ZeroDivisionError: of gradext" in line]
+    lines = [line for line in own_errors.lines() if "ZeroDivisionError: of gradext" in line]
     assert len(lines) == 1
     assert lines[0].startswith("diagnosis of a failed backward: ")
 
@@ -135,11 +136,11 @@ def test_a_failing_subscriber_is_counted() -> None:
     def broken(incident: object) -> None:
         raise ZeroDivisionError("of a subscriber")
 
-    unsubscribe = watch.subscribe(broken)
+    unsubscribe = incidents.subscribe(broken)
     try:
         with gradext.record(), pytest.raises(RuntimeError, match="inplace operation"):
             fails_in_backward()
     finally:
         unsubscribe()
         unsubscribe()  # twice does no harm
-    assert any("ZeroDivisionError: of a subscriber" in line for line in watch.own_errors())
+    assert any("ZeroDivisionError: of a subscriber" in line for line in own_errors.lines())

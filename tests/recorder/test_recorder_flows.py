@@ -16,9 +16,11 @@ from events import run_program
 from torch import nn
 
 import gradext
-from gradext import _C, events
-from gradext.diagnosis import chains, sites
-from gradext.events import Birth, Flow
+from gradext import _C
+from gradext.recording import events
+from gradext.recording.events import Birth, Flow
+from gradext.rules.wording import chains
+from gradext.source import sites
 
 w = torch.ones(3, requires_grad=True)
 layer = nn.Linear(3, 3)

@@ -14,7 +14,8 @@ import torch
 from events import recorded
 
 import gradext
-from gradext import _C, events, watch
+from gradext import _C
+from gradext.recording import events, incidents, own_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -177,9 +178,9 @@ def outcome(program: Callable[[Callable[[bool], torch.Tensor]], object], kind: s
 
 @pytest.fixture(autouse=True)
 def no_own_errors() -> Iterator[None]:
-    before, asked = watch.own_errors(), Sized.asked
+    before, asked = own_errors.lines(), Sized.asked
     yield
-    assert watch.own_errors() == before
+    assert own_errors.lines() == before
     Sized.asked = asked
 
 
@@ -205,7 +206,7 @@ def test_diagnosed_under_a_guard(program: Any, kind: str) -> None:
     heard: list[Any] = []
     found: list[str] = []
     with gradext.record():
-        unsubscribe = watch.subscribe(heard.append)
+        unsubscribe = incidents.subscribe(heard.append)
         try:
             with gradext.guard():
                 found.append(outcome(program, kind))

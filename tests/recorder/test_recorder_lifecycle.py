@@ -16,8 +16,10 @@ import torch
 from events import history, is_off, run_program, short, shorts, writes
 
 import gradext
-from gradext import _C, internals, ops, watch
-from gradext import recording as recording_module
+from gradext import _C, ops
+from gradext.native import torch_internals
+from gradext.recording import recording as recording_module
+from gradext.recording import running
 
 
 def wrapped() -> list[Any]:
@@ -31,7 +33,7 @@ def wrapped() -> list[Any]:
         torch._C._increment_version,  # type: ignore[attr-defined]
         torch._C._autograd._unsafe_set_version_counter,
         vars(threading.Thread)["_bootstrap_inner"],
-        vars(internals.APPLY_OWNER).get("apply"),
+        vars(torch_internals.APPLY_OWNER).get("apply"),
         dict(optimizer._global_optimizer_pre_hooks),
         dict(optimizer._global_optimizer_post_hooks),
     ]
@@ -46,7 +48,7 @@ def _off_before_and_after() -> Iterator[None]:
     assert is_off()
     after = wrapped()
     assert [a is b or a == b for a, b in zip(before, after, strict=True)] == [True] * len(before)
-    assert not watch.recordings
+    assert not running.recordings
     x = torch.ones(3)
     x.neg_()
     assert _C.recorder_snapshot(0)["writes"].shape == (0, 15)

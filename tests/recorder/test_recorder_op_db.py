@@ -23,7 +23,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import gradext
-from gradext import _C, watch
+from gradext import _C
+from gradext.recording import own_errors
 
 SAMPLES = 2  # per op; 3 in place
 # Their results are uninitialised memory: only shapes and versions can be compared.
@@ -138,13 +139,13 @@ def check(name: str, program: Callable[[Any], list[Any]], *modes: bool) -> None:
         return facts
 
     plain = run()
-    known = watch.own_errors()
+    known = own_errors.lines()
     for saves in modes:
         with gradext.record(saves=saves):
             found = run()
             assert _C.recorder_active()
         assert same_bits(found, plain), f"saves={saves}"
-    assert watch.own_errors() == known
+    assert own_errors.lines() == known
 
 
 @pytest.mark.parametrize("name", OPS)

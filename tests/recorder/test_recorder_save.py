@@ -16,7 +16,7 @@ import torch
 from events import recorded, run_program
 
 import gradext
-from gradext.events import (
+from gradext.recording.events import (
     BIRTH_COLUMNS,
     FLAG_COLUMNS,
     FLOW_COLUMNS,
@@ -27,7 +27,7 @@ from gradext.events import (
     Write,
     empty_snapshot,
 )
-from gradext.recording import Mutations, Recording
+from gradext.recording.recording import Mutations, Recording
 
 
 def eventful() -> gradext.Recording:

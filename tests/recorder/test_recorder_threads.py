@@ -227,7 +227,7 @@ OWN_THREADS = """
 import json, os, threading
 import torch
 import gradext
-from gradext.diagnosis import sites
+from gradext.source import sites
 
 side, threads = torch.zeros(1), set()
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradext
-from gradext import watch
+from gradext.recording import own_errors
 
 STEPS = 6
 
@@ -120,7 +120,7 @@ def train(name: str) -> Any:
 @pytest.mark.parametrize("name", RUNS)
 def test_same_weights(name: str, saves: bool) -> None:
     plain = train(name)
-    known = watch.own_errors()
+    known = own_errors.lines()
     with gradext.record(saves=saves) as recording:
         found = train(name)
     assert same_bits(found, plain)
@@ -128,7 +128,7 @@ def test_same_weights(name: str, saves: bool) -> None:
     assert len(recording.writes) >= STEPS
     assert len(recording.backwards) >= STEPS
     assert (len(recording.data.saves) > 0) is saves
-    assert [line for line in watch.own_errors() if "recorder" in line] == [
+    assert [line for line in own_errors.lines() if "recorder" in line] == [
         line for line in known if "recorder" in line
     ]
 

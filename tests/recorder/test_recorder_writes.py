@@ -959,15 +959,15 @@ LAYOUTS: dict[str, Callable[[], torch.Tensor]] = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_without_one_strided_memory(name: str) -> None:
-    from gradext import watch
+    from gradext.recording import own_errors
 
     x = LAYOUTS[name]()
     before = x._version
-    known = watch.own_errors()
+    known = own_errors.lines()
     recording = recorded(lambda: x.mul_(2.0))
     assert history(recording, x) == [("mul_", before, x._version)]
     assert x._version == before + 1
-    assert watch.own_errors() == known
+    assert own_errors.lines() == known
 
 
 # --- saves, views, backward ---

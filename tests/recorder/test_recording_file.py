@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_recorder_save import document, eventful
 
-from gradext import recording_file
-from gradext.recording import Recording
+from gradext.recording import file_format
+from gradext.recording.recording import Recording
 
 EXAMPLES = 10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 300
 fuzz = settings(
@@ -292,7 +292,7 @@ def test_brackets_in_strings_are_no_nesting() -> None:
 
 PEAK = """
 import resource, sys, time
-from gradext.recording import Recording
+from gradext.recording.recording import Recording
 Recording  # all that reading needs is imported
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -364,7 +364,7 @@ def test_a_real_recording_grows_far_less_than_the_limit() -> None:
     recorded(program).save(path)
     text = path.read_bytes()
     growth = len(text) / len(zlib.compress(text))
-    assert growth < recording_file.MAX_GROWTH / 2
+    assert growth < file_format.MAX_GROWTH / 2
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_an_installed_gradext_has_the_line():
 
     names = [file.name for file in files("gradext") or []]
     assert "gradext-autostart.pth" in names, "installed before the .pth file was there, or wrongly"
-    code = "import sys; print('gradext.autostart' in sys.modules)"
+    code = "import sys; print('gradext.run.autostart' in sys.modules)"
     for env, expected in (({}, "False"), ({"GRADEXT_RECORD": "1"}, "True")):
         assert start(["-c", code], Path.cwd(), **env).text == f"{expected}\n"
 

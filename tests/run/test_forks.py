@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 HELD = """
 import os, signal, sys, threading, time
 import torch
-from gradext import session, watch
+from gradext.run import session
+from gradext.recording import incidents
 class Away(Exception):
     pass
 def handler(number, frame):
@@ -51,7 +52,7 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize("lock", ["session.current()._lock", "watch._lock"])
+@pytest.mark.parametrize("lock", ["session.current()._lock", "incidents._lock"])
 def test_a_lock_that_another_thread_holds(recorded, write, lock):
     write(HELD.replace("LOCK", lock))
     found, report = recorded("train.py")

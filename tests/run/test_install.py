@@ -11,7 +11,7 @@ import pytest
 from programs import start
 
 import gradext
-from gradext import session as sessions
+from gradext.run import session as sessions
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def hooks():
 
 
 def test_the_hooks_come_and_go(hooks):
-    from gradext import recording
+    from gradext.recording import recording
 
     installed = gradext.install()
     assert sys.excepthook is not hooks[0]

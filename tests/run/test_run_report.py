@@ -121,12 +121,12 @@ def test_gradext_in_a_recorded_program(alike, write):
     write(
         """
         import sys
-        import gradext, gradext.ops, gradext.state
+        import gradext, gradext.ops, gradext.state.inspect
         from gradext import inspect
         import torch
         print(torch.ops.gradext.version(torch.ones(2)), inspect(torch.ones(2)).version)
         print(sorted(gradext.__all__)[:3], hasattr(gradext, "nonsense"), gradext.ops.__name__)
-        print(gradext.state.inspect is gradext.inspect, gradext._C.__name__)
+        print(gradext.state.inspect.inspect is gradext.inspect, gradext._C.__name__)
         """
     )
     alike("train.py")
@@ -484,10 +484,10 @@ def test_an_error_of_gradext_is_told_and_does_not_reach_the_program(plain, recor
     write(
         """
         import torch
-        import gradext.watch
+        import gradext.recording.incidents
         def fails(incident):
             raise LookupError("inside gradext")
-        gradext.watch.subscribe(fails)
+        gradext.recording.incidents.subscribe(fails)
         import mistakes
         mistakes.caught(mistakes.stale)
         print("goes on")

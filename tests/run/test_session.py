@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from gradext import run_data
-from gradext import session as sessions
 from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.run import session as sessions
+from gradext.run import settings
 
 
 def diagnosis(line, code="GX101", severity="error", **more):
@@ -19,7 +19,7 @@ def diagnosis(line, code="GX101", severity="error", **more):
 
 
 class Incident:
-    """What gradext.watch tells of; `error` None: a silent one."""
+    """What gradext.recording.incidents tells of; `error` None: a silent one."""
 
     def __init__(self, *diagnoses, error=None):
         self.diagnoses = diagnoses
@@ -34,7 +34,7 @@ class Incident:
 @pytest.fixture
 def session(tmp_path):
     """A root with a file; its hooks are not installed."""
-    made = sessions.Session(run_data.Settings.new(str(tmp_path / "r.json"), True, None))
+    made = sessions.Session(settings.Settings.new(str(tmp_path / "r.json"), True, None))
     return made
 
 
@@ -239,15 +239,15 @@ def test_a_child_that_writes_again_is_not_counted_twice(session):
 
 
 def test_the_settings_cross_the_environment(session, monkeypatch):
-    monkeypatch.delenv(run_data.ENVIRONMENT, raising=False)
-    assert run_data.Settings.from_environment() is None
-    monkeypatch.setenv(run_data.ENVIRONMENT, "")
+    monkeypatch.delenv(settings.ENVIRONMENT, raising=False)
+    assert settings.Settings.from_environment() is None
+    monkeypatch.setenv(settings.ENVIRONMENT, "")
     session.settings.to_environment()
-    assert run_data.Settings.from_environment() == session.settings
+    assert settings.Settings.from_environment() == session.settings
     for text in ("null", "[1]", '{"a": 1}', "{"):
-        monkeypatch.setenv(run_data.ENVIRONMENT, text)
-        with pytest.raises(run_data.BadVariable, match="GRADEXT_RUN is not what"):
-            run_data.Settings.from_environment()
+        monkeypatch.setenv(settings.ENVIRONMENT, text)
+        with pytest.raises(settings.BadVariable, match="GRADEXT_RUN is not what"):
+            settings.Settings.from_environment()
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_the_settings_cross_the_environment(session, monkeypatch):
     [(None, 0), (0, 0), (3, 3), (-1, 255), (256, 0), (2**70, 255), ("text", 1), (1.0, 1)],
 )
 def test_exit_codes(code, expected):
-    from gradext.program import exit_code
+    from gradext.run.program import exit_code
 
     assert exit_code(SystemExit(code)) == expected
 

@@ -32,7 +32,8 @@ try:
     y.sum().backward()
 except RuntimeError:
     print("fails")
-from gradext import recording, session
+from gradext.recording import recording
+from gradext.run import session
 print(recording.current(), session.current())
 """
 AS_ALONE = b"runs\nfails\nNone None\n"
@@ -78,7 +79,7 @@ WRONG: dict[str, list[Any]] = {
 
 
 def test_each_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from gradext.run_data import ENVIRONMENT, BadVariable, Settings
+    from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
 
     def read(**changes: Any) -> Settings | None:
         monkeypatch.setenv(ENVIRONMENT, json.dumps({**SOUND, **changes}))
@@ -128,7 +129,7 @@ def test_flags_that_ignore_the_environment(flag: str, tmp_path: Path) -> None:
 def test_a_program_with_other_rights(
     monkeypatch: pytest.MonkeyPatch, real: str, effective: str
 ) -> None:
-    from gradext import autostart
+    from gradext.run import autostart
 
     monkeypatch.setenv("GRADEXT_RECORD", "1")
     assert autostart.wanted()

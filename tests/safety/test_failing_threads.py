@@ -14,7 +14,8 @@ import torch
 
 import gradext
 from gradext import _C
-from gradext.diagnosis import evidence, naming
+from gradext.objects import naming
+from gradext.rules import graph_copy
 
 PROGRAM = Path(__file__).parent / "programs" / "threads.py"
 
@@ -134,7 +135,7 @@ def test_a_node_that_another_thread_runs_is_not_read():
         found, places, _, _, _ = _C.finding("freed", (loss,), 0)
         assert not found
         assert places is None
-        assert evidence.read([loss]).nodes  # what is not busy is read all the same
+        assert graph_copy.read([loss]).nodes  # what is not busy is read all the same
     assert x.grad is not None
 
 

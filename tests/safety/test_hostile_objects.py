@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import gradext
-from gradext import objects
+from gradext.base import raw
 
 CALLED: list[str] = []
 
@@ -294,9 +294,9 @@ def _check_backward(thing: Any) -> None:
 
 
 def _audit_tree(thing: Any) -> None:
-    from gradext.audit import trees
+    from gradext.inference_audit import result_trees
 
-    trees.flat(thing)
+    result_trees.flat(thing)
 
 
 READERS = {
@@ -383,14 +383,15 @@ ERRORS = [
 
 @pytest.mark.parametrize("make", ERRORS)
 def test_no_code_of_an_exception_runs(make: Callable[[], BaseException]) -> None:
-    from gradext import session, watch
+    from gradext.base import errors
+    from gradext.recording import incidents
 
     error = make()
     CALLED.clear()
-    texts = [watch.describe(error), session._text(error)]
-    session._chain(error)
-    watch._mark_of(error)
-    watch.incident_of(error)
+    texts = [errors.describe(error), errors.one_line(error)]
+    errors.chain(error)
+    incidents._mark_of(error)
+    incidents.incident_of(error)
     with gradext.record() as recording:
         assert recording.explain(error) == []
     called = list(CALLED)
@@ -445,15 +446,15 @@ TEXTS = [
 
 @pytest.mark.parametrize(("error", "text"), TEXTS, ids=repr)
 def test_texts_are_those_of_str(error: BaseException, text: str) -> None:
-    assert objects.message(error) == text == str(error)
+    assert raw.message(error) == text == str(error)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exception groups came with 3.11")
 def test_the_text_of_a_group() -> None:
     group = ExceptionGroup("both", [_error_str(), _error_repr()])  # type: ignore[type-var]  # noqa: F821
     CALLED.clear()
-    assert objects.message(group) == "both (2 sub-exceptions)"
-    assert len(objects.members_of(group)) == 2
+    assert raw.message(group) == "both (2 sub-exceptions)"
+    assert len(raw.members_of(group)) == 2
     called = list(CALLED)
     assert called == []
 
@@ -462,5 +463,5 @@ def test_the_text_of_a_library_is_trusted_and_that_of_a_script_is_not() -> None:
     import subprocess
 
     error = subprocess.CalledProcessError(3, "false")
-    assert objects.message(error) == str(error)
-    assert objects.message(_error_str()) == "told"
+    assert raw.message(error) == str(error)
+    assert raw.message(_error_str()) == "told"

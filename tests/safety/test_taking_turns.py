@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import gradext
-from gradext import diagnosis, watch
+from gradext.recording import incidents
+from gradext.rules import judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def at_once(*jobs):
 def inside(monkeypatch):
     """How many explanations were being made each time that one began."""
     running, seen = [], []
-    original = diagnosis.of_backward
+    original = judge.of_backward
 
     def slow(*args):
         running.append(1)
@@ -60,12 +61,12 @@ def inside(monkeypatch):
         finally:
             running.pop()
 
-    monkeypatch.setattr(diagnosis, "of_backward", slow)
+    monkeypatch.setattr(judge, "of_backward", slow)
     return seen
 
 
 def test_different_faults_are_explained_one_after_the_other(inside, monkeypatch):
-    monkeypatch.setattr(watch, "_TURN", 60.0)
+    monkeypatch.setattr(incidents, "_TURN", 60.0)
     with gradext.record():
         errors = at_once(
             lambda: fail(lambda h: h.add_(1)),
@@ -79,7 +80,7 @@ def test_different_faults_are_explained_one_after_the_other(inside, monkeypatch)
 
 
 def test_who_fails_like_the_one_before_is_given_that_answer(inside, monkeypatch):
-    monkeypatch.setattr(watch, "_TURN", 60.0)
+    monkeypatch.setattr(incidents, "_TURN", 60.0)
     with gradext.record():
         errors = at_once(*[lambda: fail(lambda h: h.add_(1))] * 4)
         assert [gradext.explain(error)[0].code for error in errors] == ["GX101"] * 4
@@ -87,18 +88,19 @@ def test_who_fails_like_the_one_before_is_given_that_answer(inside, monkeypatch)
 
 
 def test_who_never_gets_a_turn_goes_on_without(inside, monkeypatch):
-    monkeypatch.setattr(watch, "_TURN", 0.05)
-    with gradext.record(), watch._in_turn():
+    monkeypatch.setattr(incidents, "_TURN", 0.05)
+    with gradext.record(), incidents._in_turn():
         errors = at_once(lambda: fail(lambda h: h.add_(1)), lambda: fail(lambda h: h.mul_(2)))
         assert [gradext.explain(error)[0].code for error in errors] == ["GX101"] * 2
-        assert at_once(lambda: watch._turn.acquire(blocking=False)) == [False]  # still this one's
+        taken = at_once(lambda: incidents._turn.acquire(blocking=False))
+        assert taken == [False]  # still this one's
     assert len(inside) == 2
 
 
 def test_what_waits_for_the_next_in_turn_is_not_stuck(monkeypatch):
     """A finalizer may run in the middle of an explanation, and join a thread that fails too."""
-    monkeypatch.setattr(watch, "_TURN", 0.05)
-    original, begun, ended = diagnosis.of_backward, [], []
+    monkeypatch.setattr(incidents, "_TURN", 0.05)
+    original, begun, ended = judge.of_backward, [], []
 
     def joins(*args):
         if not begun:
@@ -106,7 +108,7 @@ def test_what_waits_for_the_next_in_turn_is_not_stuck(monkeypatch):
             ended.extend(at_once(lambda: fail(lambda h: h.mul_(2))))
         return original(*args)
 
-    monkeypatch.setattr(diagnosis, "of_backward", joins)
+    monkeypatch.setattr(judge, "of_backward", joins)
     with gradext.record():
         assert gradext.explain(fail(lambda h: h.add_(1)))[0].code == "GX101"
     assert len(ended) == 1
@@ -114,18 +116,18 @@ def test_what_waits_for_the_next_in_turn_is_not_stuck(monkeypatch):
 
 def test_a_turn_within_a_turn_and_an_error_leave_it_free():
     def twice():
-        with watch._in_turn():
-            with watch._in_turn():
+        with incidents._in_turn():
+            with incidents._in_turn():
                 pass
-            assert at_once(lambda: watch._turn.acquire(blocking=False)) == [False]
+            assert at_once(lambda: incidents._turn.acquire(blocking=False)) == [False]
             raise KeyError
 
     with pytest.raises(KeyError):
         twice()
-    assert watch._turn.acquire(blocking=False)
-    watch._turn.release()
-    assert at_once(lambda: watch._turn.acquire(blocking=False)) == [True]
-    watch._turn = threading.RLock()  # that thread has ended with it
+    assert incidents._turn.acquire(blocking=False)
+    incidents._turn.release()
+    assert at_once(lambda: incidents._turn.acquire(blocking=False)) == [True]
+    incidents._turn = threading.RLock()  # that thread has ended with it
 
 
 def run(program):
@@ -144,10 +146,10 @@ def test_a_child_does_not_inherit_another_threads_turn():
     run(
         """
 import os, threading
-from gradext import watch
+from gradext.recording import incidents
 taken, done = threading.Event(), threading.Event()
 def hold():
-    with watch._in_turn():
+    with incidents._in_turn():
         taken.set()
         done.wait(60)
 thread = threading.Thread(target=hold)
@@ -155,7 +157,7 @@ thread.start()
 taken.wait(60)
 child = os.fork()
 if child == 0:
-    os._exit(0 if watch._turn.acquire(blocking=False) else 3)
+    os._exit(0 if incidents._turn.acquire(blocking=False) else 3)
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 done.set()
 thread.join()

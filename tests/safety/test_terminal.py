@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import gradext
+from gradext.base.text import clean, clean_lines
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.text import clean, clean_lines
 
 EVIL = "a\x1b]0;t\x07\x1b[31m\x9b31m\x08\r\u202eb\u2066c\u200f\u2028d\x00<b>[bold]e[/bold]&"
 
@@ -59,7 +59,7 @@ def _tree() -> Any:
 
 
 def _mutations() -> str:
-    from gradext.events import Write
+    from gradext.recording.events import Write
     from gradext.reporters import recording
 
     write = Write(1, EVIL, EVIL, 0, 5, 6, 0, 4, 0, 1, 1, 0, 0, None, *[False] * 5)
@@ -67,9 +67,9 @@ def _mutations() -> str:
 
 
 def _compared() -> str:
-    from gradext.reporters import modes
+    from gradext.reporters import compare_modes
 
-    return modes._table(EVIL, ["mode", EVIL], [[EVIL, EVIL]])
+    return compare_modes._table(EVIL, ["mode", EVIL], [[EVIL, EVIL]])
 
 
 def _survey() -> str:
@@ -108,9 +108,9 @@ def _survey() -> str:
 
 
 def _broken_report() -> str:
-    from gradext.reporters import diagnosis
+    from gradext.reporters import diagnosis_text
 
-    return diagnosis._bare(DIAGNOSIS, ValueError(EVIL))
+    return diagnosis_text._bare(DIAGNOSIS, ValueError(EVIL))
 
 
 def _changes() -> str:

@@ -13,7 +13,8 @@ import pytest
 PROGRAM = """
 import torch
 import gradext
-from gradext import watch
+from gradext.recording import incidents
+from gradext.recording import own_errors
 x = torch.ones(3, requires_grad=True)
 told = []
 def note(error):
@@ -21,7 +22,7 @@ def note(error):
 names = {"__builtins__": {"RuntimeError": RuntimeError}, "x": x, "torch": torch, "note": note}
 with gradext.record(), gradext.guard(on_change="warn"):
     exec(CODE, names)
-print(told, watch.own_errors())
+print(told, own_errors.lines())
 """
 # What the code does, and what of it is explained.
 CODES = {

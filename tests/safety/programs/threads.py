@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import gradext
-from gradext import watch
+from gradext.recording import incidents, own_errors
 
 RECORDINGS = ("restart", "one", "none")
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     def heard(incident: Any) -> None:
         counts.add(explained=incident.error is not None)
 
-    forget = watch.subscribe(heard)
+    forget = incidents.subscribe(heard)
     shared = model(args.width) if args.shared else None
     threads = [
         threading.Thread(target=work, args=(counts, shared, args)) for _ in range(args.threads)
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     if one is not None:
         one.stop()
     forget()
-    own = watch.own_errors()
+    own = own_errors.lines()
     print(
         f"steps {counts.steps}, caught {counts.caught}, explained {counts.explained}, "
         f"recordings {started}, own errors {len(own)}"

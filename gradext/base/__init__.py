@@ -1,0 +1,1 @@
+"""Helpers that know nothing of tensors or autograd; most need the standard library only."""

@@ -1,0 +1,347 @@
+"""guard(): fingerprints of what is saved for backward, compared when backward uses it.
+
+Owns the switch of the C++ guard, and how a finding reaches the program: a warning, or an error.
+What is wrong and who did it is said by gradext.rules.codes.gx401_405_changed_bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradext.base import interrupts
+from gradext.base.package import PREFIX
+from gradext.diagnosis.model import Diagnosis
+from gradext.native import _C
+from gradext.recording import findings, incidents, own_errors, running
+from gradext.source import live_frames
+
+if TYPE_CHECKING:
+    from gradext.recording.recording import Recording
+
+_MOST = 64  # findings that are explained; a loop that goes on finding the same has one cause
+_guards: list[guard] = []
+_known = findings.Known()  # of the guards that record by themselves
+
+
+class GuardWarning(UserWarning):
+    """A guard found a tensor changed."""
+
+
+class GuardError(RuntimeError):
+    """A guard with ``on_change="raise"`` found a tensor changed.
+
+    Attributes:
+        diagnoses: what was found, as gradext.explain() gives it.
+    """
+
+    def __init__(self, text: str, diagnoses: tuple[Diagnosis, ...]) -> None:
+        super().__init__(text)
+        self.diagnoses = diagnoses
+
+
+class guard:
+    """Compare bytes: ``with gradext.guard():`` around forward and backward.
+
+    Every tensor that is saved for backward is fingerprinted when it is saved and again when
+    backward is about to use it. One that has changed and that torch's version check lets through
+    makes the gradients silently wrong: GX401 (a write that moved no version counter) or GX402
+    (saved-tensor hooks had switched the check off), with the line that wrote. Gradients written in
+    place while others still use them are GX403, writes through overlapping memory GX404.
+
+    With `watched`, the bytes of these tensors are compared as well, at the end of the block: a
+    frozen backbone, a reference model, a cache. One that has changed is GX405, with who wrote it.
+
+    Costs a read of every saved tensor at its save and at its use (benchmarks/fingerprint.py), and
+    for memory that is handed to numpy or by pointer a read at each line of Python. Takes no
+    saved-tensor hooks and holds no tensor. Of the watched tensors, those on the CPU are compared.
+
+    Args:
+        watched: a module, a tensor, or anything that gradext.inspect_tree() takes.
+        on_change: "warn" (a GuardWarning with the diagnosis) or "raise" (a GuardError, out of
+            backward() or out of the block). What torch itself raises comes as without the guard.
+            GX404 only ever warns.
+
+    Attributes:
+        diagnoses: what was found so far.
+
+    Raises:
+        ValueError: `on_change` is neither; or nothing in `watched` is a tensor.
+    """
+
+    def __init__(self, watched: Any = None, *, on_change: str = "warn") -> None:
+        if on_change not in ("warn", "raise"):
+            raise ValueError(f'gradext.guard: on_change is "warn" or "raise", got {on_change!r}')
+        self.on_change = on_change
+        self.diagnoses: list[Diagnosis] = []
+        self._named = _tensors_of(watched) if watched is not None else []
+        self._watches: list[tuple[str, Any]] = []
+        self._recording: Recording | None = None
+        self._entered = 0
+        self._quiet = False  # under `gradext run`: the report tells it
+        self._keys: dict[Any, int] = {}
+
+    def __enter__(self) -> guard:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop(may_raise=error is None)
+
+    def start(self) -> guard:
+        """Begin; `with` does the same."""
+        from gradext.recording import recording
+
+        if self in _guards:
+            raise RuntimeError("gradext.guard: this guard is on already; make another one")
+        if not running.recordings or not running.recordings[-1].saves:
+            self._recording = recording.Recording(True, births=False, cuts=False).start()
+            self._recording.known = _known  # a guard in a loop begins a recording each time
+        try:
+            _C.guard_start(_on_finding)
+        except BaseException:
+            self._end_recording()
+            raise
+        if not _guards:
+            _wrap_hooks()
+        _guards.append(self)
+        self._entered = _C.recorder_stack()
+        self._watches = [(name, _C.guard_watch(tensor, True)) for name, tensor in self._named]
+        return self
+
+    def stop(self, *, may_raise: bool = False) -> None:
+        """Compare what is watched, and end. Calling it again does nothing."""
+        if self not in _guards:
+            return
+        try:
+            found = interrupts.deferring(self._changed)() or []
+        finally:
+            _guards.remove(self)
+            if not _guards:
+                _unwrap_hooks()
+            _C.guard_stop()
+            self._end_recording()
+            self._watches = []
+        if found:
+            _deliver(found, [self], may_raise=may_raise)
+
+    def _end_recording(self) -> None:
+        if self._recording is not None:
+            self._recording.stop()
+            self._recording = None
+
+    def _changed(self) -> list[Diagnosis]:
+        from gradext.rules.codes import gx401_405_changed_bytes
+
+        found: list[tuple[str, Diagnosis]] = []
+        try:
+            data, now = None, _C.recorder_stack()
+            for name, watcher in self._watches:
+                facts = watcher.changed()
+                if facts is None:
+                    continue
+                facts |= {"entered": self._entered, "now": now}
+                recording = running.recordings[-1]
+                finding = findings.of_watched(name, facts)
+                again = recording.known.recall(finding, ())
+                if again is None:
+                    data = data or recording.data
+                    again = (gx401_405_changed_bytes.watched(facts, name, data),)
+                    recording.known.keep(finding, again)
+                found.append((name, again[0]))
+            return gx401_405_changed_bytes.together(found)
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
+            own_errors.count(error, "guard")
+            return []
+
+    def __repr__(self) -> str:
+        state = "on" if self in _guards else "off"
+        return f"<gradext.guard {state}, {len(self.diagnoses)} found>"
+
+
+# --- saved-tensor hooks of the program's ----------------------------------------------------------
+
+
+class _Packed:
+    """What a pack hook returned, and the bytes that it was given."""
+
+    __slots__ = ("value", "watch")
+
+    def __init__(self, value: Any, watcher: Any) -> None:
+        self.value = value
+        self.watch = watcher
+
+
+def _shared(pack: Any, unpack: Any) -> tuple[Any, Any]:
+    """The program's hooks, with a look at the bytes: what they keep may be the same memory.
+
+    The slot stays theirs. A hook that returns a copy is none of our business: only memory that
+    comes back from `unpack` as it went into `pack` is compared.
+    """
+
+    def packed(tensor: torch.Tensor) -> Any:
+        watcher = None
+        if _guards and type(tensor) in (torch.Tensor, torch.nn.Parameter):
+            try:
+                watcher = _C.guard_watch(tensor, False)
+            except Exception:  # no bytes of its own on the CPU
+                watcher = None
+        return _Packed(pack(tensor), watcher)
+
+    def unpacked(held: Any) -> Any:
+        if not isinstance(held, _Packed):
+            return unpack(held)
+        result = unpack(held.value)
+        facts = None
+        if held.watch is not None and _guards and isinstance(result, torch.Tensor):
+            try:
+                facts = interrupts.deferring(held.watch.unpacked)(result)
+            except BaseException as error:
+                if interrupts.is_the_programs(error):
+                    raise
+                own_errors.count(error, "guard of saved-tensor hooks")
+        if facts is not None:
+            _on_finding("saved", facts)
+        return result
+
+    return packed, unpacked
+
+
+_PUSH = "_push_saved_tensors_default_hooks"
+_push: list[Any] = []
+
+
+def _wrap_hooks() -> None:
+    owner: Any = torch._C._autograd
+    original = getattr(owner, _PUSH)
+
+    def push(pack: Any, unpack: Any) -> Any:
+        # torch's own (checkpointing, offloading) keep no memory that we could not see; and tracing
+        # looks at hooks by their kind.
+        module = getattr(pack, "__module__", None) or ""
+        if module.split(".")[0] == "torch" or not callable(pack) or not callable(unpack):
+            return original(pack, unpack)
+        return original(*_shared(pack, unpack))
+
+    setattr(owner, _PUSH, push)
+    _push.append((original, push))
+
+
+def _unwrap_hooks() -> None:
+    owner: Any = torch._C._autograd
+    original, push = _push.pop()
+    if getattr(owner, _PUSH) is push:
+        setattr(owner, _PUSH, original)
+
+
+def start_quietly() -> Callable[[], None]:
+    """A guard for `gradext run`, whose report tells what it finds. Returns the way to end it."""
+    one = guard()
+    one._quiet = True
+    one.start()
+    return one.stop
+
+
+_DEVICE_AND_SPARSE: Any = (torch.Tensor.device, torch.Tensor.is_sparse)
+
+
+def _tensors_of(watched: Any) -> list[tuple[str, torch.Tensor]]:
+    from gradext.state.tree import walk
+
+    found = []
+    seen: set[int] = set()
+    for path, tensor in walk(watched, "", set()):
+        with torch._C.DisableTorchFunctionSubclass():
+            # Through torch's own descriptors: a subclass may have properties of these names.
+            device, is_sparse = (get.__get__(tensor) for get in _DEVICE_AND_SPARSE)
+        if id(tensor) not in seen and device.type == "cpu" and not is_sparse:
+            seen.add(id(tensor))
+            found.append((path or "tensor", tensor))
+    if not found:
+        raise ValueError(
+            f"gradext.guard: nothing to watch: no CPU tensor in a {type(watched).__qualname__}"
+        )
+    return found
+
+
+def _on_finding(kind: str, facts: dict[str, Any]) -> None:
+    """From C++, under the GIL. What it raises stops the program: nothing else may be raised."""
+    try:
+        diagnosis = _diagnosis(kind, facts)
+    except BaseException as error:
+        if interrupts.is_the_programs(error):
+            raise
+        own_errors.count(error, "diagnosis of a guard")
+        return
+    if diagnosis is not None:
+        _deliver([diagnosis], list(_guards), may_raise=kind != "overlap")
+
+
+def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
+    from gradext.objects.naming import Names
+    from gradext.rules.codes import gx401_405_changed_bytes
+
+    if not running.recordings or not _guards:
+        return None
+    finding, known = findings.of_guard(kind, facts), running.recordings[-1].known
+    live = live_frames.frames_above()
+    again = known.recall(finding, live)
+    if again is not None:
+        return again[0]
+    # A loop that goes on finding something else each time has one cause, too.
+    if sum(len(one.diagnoses) for one in _guards) >= _MOST:
+        own_errors.not_explained()
+        return None
+    data = running.recordings[-1].data
+    if kind == "saved":
+        found = gx401_405_changed_bytes.changed(facts, data, Names(live))
+    elif kind == "gradient":
+        found = gx401_405_changed_bytes.gradient_written(facts, data)
+    else:
+        found = gx401_405_changed_bytes.overlapping(facts, data)
+    known.keep(finding, [found])
+    return found
+
+
+def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) -> None:
+    """Tell every guard, the session that reports, and the program."""
+    new = []
+    keys = [findings.places_of(diagnosis) for diagnosis in found]
+    for diagnosis, key in zip(found, keys, strict=True):
+        for one in guards:
+            if key not in one._keys:
+                one.diagnoses.append(diagnosis)
+                new.append(diagnosis)
+            one._keys[key] = one._keys.get(key, 0) + 1
+    # The journal alone may have told of the same write already.
+    known = incidents.silent_places
+    fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)
+    if fresh:
+        incidents.tell(incidents.Incident("silent", fresh))
+    if may_raise and any(one.on_change == "raise" and not one._quiet for one in guards):
+        raise GuardError("\n\n".join(str(diagnosis) for diagnosis in found), tuple(found))
+    if incidents.is_heard():  # a report is to come that has them
+        return
+    for diagnosis in dict.fromkeys(new):
+        warnings.warn(f"gradext:\n{diagnosis}", GuardWarning, stacklevel=_level())
+
+
+def _level() -> int:
+    """So that the warning names the program's line."""
+    level = 2
+    frame: Any = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(PREFIX):
+        level += 1
+        frame = frame.f_back
+    return level

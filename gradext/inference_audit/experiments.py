@@ -1,0 +1,583 @@
+"""What is done to a subject: called in each mode, again and in threads, trained, copied and saved.
+
+Each experiment takes a Subject that nobody has called yet and returns plain data (facts, Sites,
+copies of tensors) that a process can send. Owns no judgement and no isolation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import gc
+import inspect
+import io
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from gradext.base import package
+from gradext.base.random_numbers import RandomNumbers
+from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.inference_audit import result_trees
+from gradext.inference_audit.isolation import Subject
+from gradext.native import _C
+from gradext.objects import naming, walk
+from gradext.recording.recording import Recording, record
+from gradext.source import frames, sites
+
+MOST_BYTES = 256 << 20  # of tensors that are copied to see writes that no counter counts
+MOST_BIRTHS = 20  # kept tensors whose lines are looked up; each takes a look at all events
+MOST_TEXT = 120  # characters of an error's text; longer ones end with their first sentence
+_PACKAGE = package.PREFIX
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)).replace("\\", "/") + "/"
+# A place of the program's own, whether the person wrote it or installed it.
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """An exception, as far as it can be told: its text, where it was raised, what explains it."""
+
+    text: str
+    site: Site | None = None
+    diagnoses: tuple[Diagnosis, ...] = ()
+    tensors: tuple[str, ...] = ()  # paths of kept inference tensors that it met
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An inference tensor that something holds after the block."""
+
+    path: str
+    what: str  # "float32[4, 8]"
+    role: str  # "parameter", "buffer", "attribute", "shared" (held outside), "hidden" (no path)
+    was_before: bool
+    birth: Site | None
+    mode: Site | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A tensor whose content or version changed during the call."""
+
+    path: str
+    role: str  # as above, or "input"
+    sites: tuple[Site, ...]
+    counted: bool
+    times: int
+
+
+# --- experiments ---------------------------------------------------------------------------------
+
+
+def under_inference_mode(random: RandomNumbers, subject: Subject) -> dict[str, Any]:
+    """One call under inference_mode, what it left behind, and a train step after it."""
+    found: dict[str, Any] = {}
+    cut: list[int] = []
+    gc.collect()
+    before = _Before(subject, cut)
+    random.restore()
+    with record() as recording:
+        with _thread_starts() as started:
+            output, found["error"] = _call(subject, torch.inference_mode, recording)
+        found["threads"] = started
+        if found["error"] is not None:
+            return found
+        found["random"] = not random.is_now()
+        found["output"] = result_trees.flat(output)
+        found["normal_outputs"] = [
+            path for path, t in result_trees.tensors_of(output) if not result_trees.is_inference(t)
+        ]
+        kept = _kept(subject, before, recording, cut)
+        found["writes"] = before.writes(subject, recording)
+        found["compared_contents"] = before.compares_contents
+        del output
+        kept += _hidden(kept, before, recording)
+        found["kept"] = [item for item, _ in kept]
+        del before
+        found["train"] = _train(subject, random, recording, kept)
+        found["cut"] = bool(cut)
+    return found
+
+
+def under_no_grad(random: RandomNumbers, subject: Subject) -> dict[str, Any]:
+    """The same call under no_grad, and the same train step: what the other is held against."""
+    found: dict[str, Any] = {}
+    random.restore()
+    with record() as recording:
+        before = _Before(subject, [])
+        output, found["error"] = _call(subject, no_grad, recording)
+        if found["error"] is not None:
+            return found
+        found["output"] = result_trees.flat(output)
+        found["writes"] = [item.path for item in before.writes(subject, recording)]
+        del output, before
+        found["train"] = _train(subject, random, recording, [])
+    return found
+
+
+def afterwards(
+    mode: Callable[[], contextlib.AbstractContextManager[object]],
+    random: RandomNumbers,
+    subject: Subject,
+) -> dict[str, Any]:
+    """What is done with a model after a call in `mode`: by name, the Trouble or None."""
+    random.restore()
+    _, error = _call(subject, mode, None)
+    found: dict[str, Any] = {"error": error}
+    if error is not None:
+        return found
+    for name, action in (
+        ("deepcopy", _deepcopy),
+        ("state_dict", _state_dict),
+        ("save and load", _save_and_load),
+    ):
+        found[name] = _attempt(action, subject)
+    random.restore()
+    _, found["no_grad afterwards"] = _call(subject, no_grad, None)
+    found["to"] = _attempt(_to, subject)  # last: it may leave another dtype behind
+    return found
+
+
+def repeated(random: RandomNumbers, subject: Subject) -> dict[str, Any]:
+    """The call under inference_mode twice, in another thread, and in two threads at once."""
+    found: dict[str, Any] = {}
+
+    def once() -> tuple[result_trees.Flat, Trouble | None]:
+        random.restore()
+        output, error = _call(subject, torch.inference_mode, None)
+        return (result_trees.flat(output) if error is None else []), error
+
+    first, error = once()
+    if error is not None:
+        return {"error": error}
+    second, found["again error"] = once()
+    if found["again error"] is None:
+        found["again"] = result_trees.compare(second, first)
+    results: list[tuple[result_trees.Flat, Trouble | None]] = []
+    _in_threads([lambda: results.append(once())])
+    other, found["thread error"] = results[0]
+    if found["thread error"] is None:
+        found["thread"] = result_trees.compare(other, second)
+    found["random"] = not random.is_now()
+    if found["random"] or found.get("again") is not None or found["thread error"] is not None:
+        return found
+    results.clear()
+    barrier = threading.Barrier(2)
+
+    def together() -> None:
+        barrier.wait()
+        for _ in range(3):
+            output, error = _call(subject, torch.inference_mode, None)
+            results.append((result_trees.flat(output) if error is None else [], error))
+
+    _in_threads([together, together])
+    found["together error"] = next((error for _, error in results if error), None)
+    if found["together error"] is None:
+        differences = [result_trees.compare(result, second) for result, _ in results]
+        found["together"] = next((item for item in differences if item), None)
+    return found
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """torch.no_grad() that is no inference_mode, even where the audit was started inside one."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+# --- calling -------------------------------------------------------------------------------------
+
+
+def _call(
+    subject: Subject,
+    mode: Callable[[], contextlib.AbstractContextManager[object]],
+    recording: Recording | None,
+) -> tuple[Any, Trouble | None]:
+    try:
+        with mode():
+            return subject.call(), None
+    except (Exception, SystemExit) as error:
+        return None, _trouble(error, recording)
+
+
+def _attempt(action: Callable[[Subject], object], subject: Subject) -> Trouble | None:
+    try:
+        action(subject)
+    except Exception as error:
+        return _trouble(error, None)
+    return None
+
+
+def _deepcopy(subject: Subject) -> None:
+    copy.deepcopy(subject.owner)
+
+
+def _state_dict(subject: Subject) -> None:
+    if issubclass(type(subject.owner), torch.nn.Module):
+        subject.owner.load_state_dict(subject.owner.state_dict())
+
+
+def _save_and_load(subject: Subject) -> None:
+    stream = io.BytesIO()
+    torch.save(subject.owner, stream)
+    stream.seek(0)
+    torch.load(stream, weights_only=False)
+
+
+def _to(subject: Subject) -> None:
+    if issubclass(type(subject.owner), torch.nn.Module):
+        # Each parameter is converted from what it is to itself and back: the way .to(device) goes.
+        kinds = {t.dtype for t in subject.owner.parameters() if t.is_floating_point()}
+        subject.owner.to(torch.float64)
+        if len(kinds) == 1:
+            subject.owner.to(kinds.pop())
+
+
+def _in_threads(actions: list[Callable[[], object]]) -> None:
+    threads = [threading.Thread(target=action) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@contextlib.contextmanager
+def _thread_starts() -> Iterator[list[Site]]:
+    """The places that start threads while the block runs."""
+    found: list[Site] = []
+    start = threading.Thread.start
+
+    @functools.wraps(start)
+    def noting(thread: threading.Thread) -> None:
+        stack = []
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            stack.append((frame.f_code, frame.f_lasti))
+            frame = frame.f_back
+        place = site_of(frames.stack_of(stack), label="a thread is started here")
+        if place is not None:
+            found.append(place)
+        start(thread)
+
+    threading.Thread.start = noting  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _train(
+    subject: Subject, random: RandomNumbers, recording: Recording, kept: list[tuple[Kept, Any]]
+) -> dict[str, Any]:
+    """Forward with grad mode on, backward, one SGD step: the gradients, or why there are none."""
+    leaves = [
+        (path, t)
+        for path, t in walk.walk(subject.roots())
+        if t.is_leaf and t.requires_grad and not path.endswith(".grad")
+    ]
+    if not leaves:
+        # Nothing to train: then it is the inputs that may want gradients.
+        subject, leaves = _with_grad_inputs(subject)
+    if not leaves:
+        return {"skipped": "no parameter and no floating-point input that could require grad"}
+    for _, leaf in leaves:
+        leaf.grad = None
+    random.restore()
+    doing, through = "forward", ""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            known = {id(leaf) for _, leaf in leaves}
+            loss = _loss(subject.call(), known)
+            module = _forward_of(subject) if loss is None else None
+            if module is not None:
+                # As after model.generate(): what is trained is the model.
+                random.restore()
+                names = ", ".join(f"`{name}`" for name in module.kwargs)
+                through = f"forward of the module with {names}"
+                loss = _loss(module.call(), known)
+            if loss is None:
+                reason = "no output carries a gradient under grad mode"
+                return {"skipped": f"{reason} (whole numbers, or grad mode is switched off inside)"}
+            doing = "backward"
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [
+                (path, result_trees.own(leaf.grad))
+                for path, leaf in leaves
+                if leaf.grad is not None
+            ]
+            doing = "optimizer step"
+            # By hand: constructing a torch.optim optimizer imports torch.compile, for seconds.
+            with torch.no_grad():
+                for _, leaf in leaves:
+                    if leaf.grad is not None:
+                        leaf.add_(leaf.grad, alpha=-1e-3)
+    except Exception as error:
+        error_of = _trouble(error, recording, kept)
+        return {"error": error_of, "doing": doing, "through": through}
+    return {"gradients": gradients, "through": through}
+
+
+def _forward_of(subject: Subject) -> Subject | None:
+    """The call of the module itself, where the subject is another method of it that takes the same.
+
+    Only arguments that forward has by name are passed on.
+    """
+    owner = subject.owner
+    if owner is subject.value or not issubclass(type(owner), torch.nn.Module):
+        return None
+    try:
+        signature = inspect.signature(owner.forward)
+        named = {name: value for name, value in subject.inputs if name in signature.parameters}
+        signature.bind(**named)
+    except (TypeError, ValueError):
+        return None
+    return dataclasses.replace(subject, value=owner, args=(), kwargs=named) if named else None
+
+
+def _with_grad_inputs(subject: Subject) -> tuple[Subject, list[tuple[str, torch.Tensor]]]:
+    leaves: list[torch.Tensor] = []
+
+    def prepare(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
+            leaves.append(result_trees.own(value).to(value.device).requires_grad_())
+            return leaves[-1]
+        return value
+
+    args, kwargs = pytree.tree_map(prepare, (subject.args, subject.kwargs))
+    named = [(f"input {index}", leaf) for index, leaf in enumerate(leaves)]
+    return dataclasses.replace(subject, args=args, kwargs=kwargs), named
+
+
+def _loss(output: Any, leaves: set[int]) -> torch.Tensor | None:
+    own = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if isinstance(own, torch.Tensor) and own.requires_grad and own.numel() == 1:
+        return own
+    parts = []
+    for _, tensor in result_trees.tensors_of(output):
+        if tensor.requires_grad and id(tensor) not in leaves:
+            value = tensor.abs() if tensor.is_complex() else tensor
+            value = value.to_dense() if value.layout != torch.strided else value
+            parts.append(value.float().square().mean())
+    return torch.stack(parts).sum() if parts else None
+
+
+# --- before and after ----------------------------------------------------------------------------
+
+
+class _Before:
+    """The tensors that the subject and its surroundings hold before the call."""
+
+    def __init__(self, subject: Subject, cut: list[int]) -> None:
+        self.held: dict[int, tuple[str, torch.Tensor, int | None, torch.Tensor | None]] = {}
+        found = list(walk.walk(subject.roots(), limit=lambda: cut.append(1)))
+        size = sum(t.nbytes for _, t in found if t.layout == torch.strided)
+        self.compares_contents = size <= MOST_BYTES
+        self.inference = {id(t) for _, t in found if result_trees.is_inference(t)}
+        self.alive = {id(t) for t in _alive()}
+        for path, t in found:
+            version = _C.version(t)
+            content = (
+                result_trees.own(t) if self.compares_contents and t.device.type == "cpu" else None
+            )
+            self.held[id(t)] = (path, t, version, content)
+
+    def writes(self, subject: Subject, recording: Recording) -> list[Written]:
+        roles = _Roles(subject)
+        found = []
+        for path, t, version, content in self.held.values():
+            counted = version is not None and _C.version(t) != version
+            changed = content is not None and result_trees.compare(
+                [(path, result_trees.own(t))], [(path, content)]
+            )
+            if not counted and not changed:
+                continue
+            history = recording.mutations(t)
+            places = [
+                site_of(
+                    recording.frames(write.stack),
+                    op=write.op,
+                    version_before=None if write.is_inference else write.version_before,
+                    version_after=None if write.is_inference else write.version_after,
+                )
+                for write in history
+            ]
+            # The copies of before and after share a counter with nobody, so these are the call's.
+            lines = sites.distinct(places)
+            found.append(Written(path, roles.of(path, t), lines, counted, len(history)))
+        return found
+
+
+class _Roles:
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.parameters: set[int] = set()
+        self.buffers: set[int] = set()
+        if issubclass(type(subject.owner), torch.nn.Module):
+            self.parameters = {id(t) for t in subject.owner.parameters()}
+            self.buffers = {id(t) for t in subject.owner.buffers()}
+        self.inputs = {id(t) for _, t in walk.walk(subject.inputs)}
+
+    def of(self, path: str, tensor: Any) -> str:
+        if id(tensor) in self.parameters or isinstance(tensor, torch.nn.Parameter):
+            return "parameter"
+        if id(tensor) in self.buffers:
+            return "buffer"
+        if id(tensor) in self.inputs:
+            return "input"
+        name = self.subject.name
+        inside = path == name or path.startswith((f"{name}.", f"{name}["))
+        return "attribute" if inside else "shared"
+
+
+def _kept(
+    subject: Subject, before: _Before, recording: Recording, cut: list[int]
+) -> list[tuple[Kept, torch.Tensor]]:
+    """The inference tensors that are held after the block, except unchanged inputs."""
+    roles = _Roles(subject)
+    found: list[tuple[Kept, torch.Tensor]] = []
+    walked = walk.walk(subject.roots(), limit=lambda: cut.append(1))
+    for path, tensor in walked:
+        if not result_trees.is_inference(tensor):
+            continue
+        role = roles.of(path, tensor)
+        was_before = id(tensor) in before.inference
+        if was_before and role not in {"parameter", "buffer"}:
+            continue
+        birth, mode = None, None
+        if not was_before and len(found) < MOST_BIRTHS:
+            birth, mode = birth_sites(recording, tensor)
+        what = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        found.append((Kept(path, what, role, was_before, birth, mode), tensor))
+    return found
+
+
+def _hidden(
+    kept: list[tuple[Kept, torch.Tensor]], before: _Before, recording: Recording
+) -> list[tuple[Kept, torch.Tensor]]:
+    """New inference tensors that are alive, though no path that the walk knows leads to them."""
+    gc.collect()
+    known = {id(tensor) for _, tensor in kept} | before.alive
+    found: list[tuple[Kept, torch.Tensor]] = []
+    for tensor in _alive():
+        if id(tensor) not in known:
+            birth, mode = None, None
+            if len(found) < MOST_BIRTHS:
+                birth, mode = birth_sites(recording, tensor)
+            what = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+            found.append((Kept("<unknown holder>", what, "hidden", False, birth, mode), tensor))
+    return found
+
+
+def _alive() -> list[torch.Tensor]:
+    """Every inference tensor that Python has."""
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), torch.Tensor) and result_trees.is_inference(thing)
+    ]
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def birth_sites(recording: Any, tensor: torch.Tensor) -> tuple[Site | None, Site | None]:
+    """Where an inference tensor was born, and where the inference_mode that it was born in began.
+
+    (None, None) as far as the recording does not know; the mode is None too where it is the audit's
+    own.
+    """
+    birth = recording.birth(tensor)
+    if birth is None:
+        return None, None
+    born = site_of(
+        recording.frames(birth.stack), op=birth.op, label="the inference tensor is made here"
+    )
+    entered = None
+    if birth.mode:
+        stack = recording.frames(birth.mode)
+        entered = site_of(stack, label="inference_mode is entered here")
+    return born, entered
+
+
+def site_of(stack: Any, **facts: Any) -> Site | None:
+    """The Site of a stack, of the audited code alone: torch's and the audit's callers are left out.
+
+    An installed model is as good as the person's own here: it is what the question is about.
+    """
+    own: list[Frame] = []
+    for frame in stack:
+        if frame.file.startswith(_PACKAGE):
+            break  # from here on it is the audit, and who asked for it
+        own.append(dataclasses.replace(frame, is_user=_is_program(frame)))
+    if not any(frame.is_user for frame in own):
+        return None
+    return sites.site(own, **facts)
+
+
+def _is_program(frame: Frame) -> bool:
+    file = frame.file.replace("\\", "/")
+    if any(part in file for part in _INSTALLED):
+        return not file.startswith(_TORCH)
+    return frame.is_user
+
+
+def _trouble(
+    error: BaseException,
+    recording: Recording | None,
+    kept: list[tuple[Kept, Any]] | tuple[()] = (),
+) -> Trouble:
+    said = [part.strip() for part in str(error).splitlines() if part.strip()]
+    # "Error(s) in loading state_dict for Net:" says what only with the next line.
+    text = " ".join(said[:2] if said and said[0].endswith(":") else said[:1])
+    if len(text) > MOST_TEXT:
+        text = text.partition(". ")[0][: 3 * MOST_TEXT]
+    stack = frames.frames_of_traceback(error.__traceback__)
+    diagnoses: tuple[Diagnosis, ...] = ()
+    if recording is not None and isinstance(error, RuntimeError):
+        with contextlib.suppress(Exception):
+            diagnoses = tuple(recording.explain(error))
+    met: tuple[str, ...] = ()
+    if kept:
+        met = _met(error, kept)
+    words = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return Trouble(words, site_of(stack, label="it fails here"), diagnoses, met)
+
+
+def _met(error: BaseException, kept: list[tuple[Kept, Any]] | tuple[()]) -> tuple[str, ...]:
+    """Which of the kept tensors the failing frames had in hand, those of the innermost first."""
+    live: list[Any] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        live.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    known = {_storage(tensor): item.path for item, tensor in kept}
+    for frame in reversed(live):
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            break
+        held = walk.walk(naming.locals_of(frame), depth=3, most=5000)
+        found = [
+            known[_storage(t)]
+            for _, t in held
+            if result_trees.is_inference(t) and _storage(t) in known
+        ]
+        if found:
+            return tuple(dict.fromkeys(found))
+    return ()
+
+
+def _storage(tensor: torch.Tensor) -> object:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)

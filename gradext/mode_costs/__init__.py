@@ -1,0 +1,1 @@
+"""gradext.compare_modes: what a call costs under each grad mode."""

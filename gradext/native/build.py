@@ -1,0 +1,207 @@
+"""Where the compiled part is, what it was built for, and whether that fits what is here.
+
+Owns finding and loading `gradext._C`. Uses the standard library only, and of gradext only
+`versions`, to load: setup.py and `gradext doctor` use this module when the package itself cannot be
+imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = Path(__file__).resolve().parent.parent
+ABI_SUFFIX = EXTENSION_SUFFIXES[0]  # ".cpython-311-x86_64-linux-gnu.so": names the Python built for
+REINSTALL = "pip install --force-reinstall --no-deps ."  # in a checkout of gradext
+
+
+@dataclass(frozen=True)
+class Build:
+    """One compiled `_C` on disk: its path and what setup.py recorded beside it."""
+
+    library: Path
+    torch: str | None
+    python: str | None
+    cuda: str | None
+    sources: str | None
+
+
+def record_path(library: Path) -> Path:
+    """The file beside a compiled `_C` that says what it was built for."""
+    return library.with_name(library.name.removesuffix(".so").removesuffix(".pyd") + ".json")
+
+
+def read_build(library: Path) -> Build:
+    """What `library` was built for; fields are None where its record is missing or unreadable."""
+    try:
+        record = json.loads(record_path(library).read_text())
+    except (OSError, ValueError):
+        record = {}
+    return Build(library, *(record.get(key) for key in ("torch", "python", "cuda", "sources")))
+
+
+def source_hash(csrc: Path) -> str:
+    """A digest of the C++/CUDA sources: names and bytes of every file under `csrc`."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in csrc.rglob("*") if p.suffix in {".cpp", ".h", ".cu"}):
+        digest.update(path.relative_to(csrc).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def checkout() -> Path | None:
+    """The repository root when this package is imported from a checkout, else None."""
+    root = PACKAGE.parent
+    return root if (root / "setup.py").is_file() and (root / "csrc").is_dir() else None
+
+
+def candidates() -> Iterator[Path]:
+    """The compiled parts in reach, nearest first: beside this package, then along sys.path.
+
+    The second is for a checkout: after `pip install .` the package that Python imports there is
+    the checkout's, while `_C` lies in site-packages.
+    """
+    seen = set()
+    # Outside a checkout another copy's compiled part would belong to another copy's Python code.
+    elsewhere = sys.path if checkout() else []
+    for folder in (PACKAGE, *(Path(entry or ".") / "gradext" for entry in elsewhere)):
+        library = folder / f"_C{ABI_SUFFIX}"
+        if library.is_file() and (resolved := library.resolve()) not in seen:
+            seen.add(resolved)
+            yield resolved
+
+
+def problem(build: Build, torch: ModuleType) -> str | None:
+    """One line that says why `build` cannot serve here and what to run; None if it can."""
+    found = str(torch.__version__)
+    found_cuda = getattr(getattr(torch, "version", None), "cuda", None)
+    again = REINSTALL
+    if checkout() is None:
+        again += " in gradext's source folder"
+    elif build.library.parent == PACKAGE:
+        again = "pip install -e . (or delete that file and run: pip install .)"
+    where = f"the compiled part {build.library}"
+    if build.torch is None:
+        return f"{where} has no build record ({record_path(build.library).name}); run: {again}"
+    if _minor(build.torch) != _minor(found):
+        return f"{where} was built for torch {build.torch}, found torch {found}; run: {again}"
+    if build.cuda and _major(build.cuda) != _major(found_cuda or ""):
+        kind = f"CUDA {found_cuda}" if found_cuda else "no CUDA"
+        return (
+            f"{where} was built for torch {build.torch} with CUDA {build.cuda}, "
+            f"found torch {found} with {kind}; run: {again}"
+        )
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if build.python != here:
+        return f"{where} was built for Python {build.python}, found {here}; run: {again}"
+    root = checkout()
+    if root is not None and build.sources != source_hash(root / "csrc"):
+        return f"{where} was built from other sources than {root / 'csrc'}; run: {again}"
+    return None
+
+
+def nothing_built() -> str:
+    """The line for when no compiled part for this Python is in reach."""
+    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    others = sorted(path.name for path in PACKAGE.glob("_C.*") if path.suffix in {".so", ".pyd"})
+    if others:
+        return (
+            f"the compiled part {PACKAGE / others[0]} was built for another Python, "
+            f"found {here}; run: pip install ."
+        )
+    return f"no compiled part (_C{ABI_SUFFIX}) in {PACKAGE} or on sys.path; run: pip install ."
+
+
+def choose(torch: ModuleType) -> tuple[Build | None, list[str]]:
+    """The first compiled part that fits, and the problems of those passed over before it."""
+    problems: list[str] = []
+    for library in candidates():
+        build = read_build(library)
+        fault = problem(build, torch)
+        if fault is None:
+            return build, problems
+        problems.append(fault)
+    return None, problems or [nothing_built()]
+
+
+def load() -> ModuleType:
+    """Load `gradext._C`. Raises ImportError, one line, when no compiled part fits what is here.
+
+    A leftover that does not fit is named in a warning when another one serves.
+    """
+    from gradext.native import versions
+
+    if (refusal := versions.free_threaded()) is not None:
+        raise ImportError(refusal)
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            "gradext needs torch, which is not installed; run: pip install torch"
+        ) from None
+    build, problems = choose(torch)
+    if build is None:
+        raise ImportError(f"gradext: {problems[0]}")
+    if problems:
+        import warnings
+
+        warnings.warn(
+            f"gradext: passed over a leftover and loaded {build.library}: {problems[0]}",
+            stacklevel=3,
+        )
+    spec = importlib.util.spec_from_file_location("gradext._C", build.library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        # The versions agree and it does not load: say what is known, with the loader's reason.
+        text = str(error).replace("\n", " ")
+        raise ImportError(
+            f"gradext: cannot load {build.library}, built for torch {build.torch}, found torch "
+            f"{torch.__version__} ({text}); run: {REINSTALL}"
+        ) from None
+    sys.modules["gradext._C"] = module
+    failed = [claim for claim, holds in module.self_test() if not holds]
+    if failed:
+        raise ImportError(
+            f"gradext: this torch ({torch.__version__}) does not behave as gradext's reads assume: "
+            f"{'; '.join(failed)}. Please report this with the output of `gradext doctor`."
+        )
+    return module
+
+
+def program_arguments() -> list[str] | None:
+    """The arguments after `gradext` or `python -m gradext`; None in any other process."""
+    words = list(sys.orig_argv)
+    takes_value = False  # the word before is an interpreter option with its value in this word
+    for index, word in enumerate(words[1:], 1):
+        if takes_value:
+            takes_value = False
+        elif word == "-m":
+            return words[index + 2 :] if words[index + 1 : index + 2] == ["gradext"] else None
+        elif word == "-c":
+            return None
+        elif word in {"-W", "-X"}:
+            takes_value = True
+        elif not word.startswith("-"):
+            return words[index + 1 :] if Path(word).stem == "gradext" else None
+    return None
+
+
+def _minor(version: str) -> tuple[str, ...]:
+    return tuple(version.split(".")[:2])
+
+
+def _major(version: str) -> str:
+    return version.split(".")[0]

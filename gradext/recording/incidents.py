@@ -1,0 +1,246 @@
+"""What happens when backward fails, or is about to give wrong gradients, while a recording runs.
+
+The engine's wrapper calls `on_error` and `on_suspicion`; the judge says what is wrong, or a finding
+that was explained before is counted; subscribers are told. No error of gradext reaches the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import errors, forks, interrupts, raw
+from gradext.diagnosis.model import Diagnosis
+from gradext.native import _C
+from gradext.recording import findings, judge, own_errors, running, said, time_share
+from gradext.source import live_frames
+
+if TYPE_CHECKING:
+    from gradext.recording.findings import Finding
+    from gradext.recording.recording import Recording
+
+
+@dataclasses.dataclass(frozen=True)
+class Incident:
+    """Something went wrong: an error raised by backward, or a gradient that is silently wrong.
+
+    Holds no exception, traceback or tensor: only what identifies the exception while it lives.
+    """
+
+    kind: str  # "backward", "silent" or "cut"
+    diagnoses: tuple[Diagnosis, ...]
+    error: str | None = None
+    _mark: tuple[int, int] | None = None  # (process, number), as set on the exception
+
+    def matches(self, error: BaseException) -> bool:
+        """Whether `error` is the exception that this incident was made from."""
+        return self._mark is not None and _mark_of(error) == self._mark
+
+
+# An id() is used again as soon as its exception is gone, and the text of the next may be the same;
+# so an exception that has been seen carries a number of its own.
+_MARK = "_gradext_incident"
+_marks = itertools.count(1)
+
+
+def _mark_of(error: BaseException) -> tuple[int, int] | None:
+    mark = raw.error_dict(error).get(_MARK)
+    return mark if isinstance(mark, tuple) else None
+
+
+incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
+_KEPT = 64
+silent_places: set[Any] = set()  # of the silent writes that the journal alone has shown
+_subscribers: list[Callable[[Incident], None]] = []
+_lock = threading.RLock()
+
+# What is diagnosed needs a copy of the journal, tens of megabytes, so threads that fail at the same
+# time take turns; the second often fails like the first, and its answer is there by then. A thread
+# waits no longer than this: what the one before it is in may be waiting for it (a finalizer that
+# joins a thread).
+_TURN = 0.5  # seconds
+_turn = threading.RLock()
+
+
+def _in_child() -> None:
+    """The thread that holds a lock may be none of a forked process's."""
+    global _lock, _turn
+    _lock = threading.RLock()
+    _turn = threading.RLock()
+
+
+_C.call_in_child(_in_child)
+
+
+def subscribe(callback: Callable[[Incident], None]) -> Callable[[], None]:
+    """Call `callback(incident)` at each incident, on its thread. Returns the way to stop that."""
+    _subscribers.append(callback)
+
+    def unsubscribe() -> None:
+        with contextlib.suppress(ValueError):
+            _subscribers.remove(callback)
+
+    return unsubscribe
+
+
+def is_heard() -> bool:
+    """Whether somebody hears of incidents, and so tells of them."""
+    return bool(_subscribers)
+
+
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    turn = _turn
+    try:
+        turn.acquire(timeout=_TURN)
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # it was never this thread's turn
+            turn.release()
+
+
+def tell(incident: Incident) -> None:
+    with _lock:
+        incidents.append(incident)
+        del incidents[:-_KEPT]
+    for callback in list(_subscribers):
+        try:
+            callback(incident)
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
+            own_errors.count(error, "subscriber")
+
+
+def on_error(error: BaseException, outputs: Any) -> None:
+    """The engine raised. Called inside its wrapper, while the graph is as it failed."""
+    # Kept from here on: while this thread waits for its turn, another may end the recording.
+    recording = next(reversed(running.recordings), None)
+    if recording is None:
+        return
+    if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
+        return  # an inner backward has raised it, and it was seen then
+    try:
+        with _in_turn():
+            found = _explained(error, outputs, recording)
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
+        own_errors.count(fault, "diagnosis of a failed backward")
+        return
+    if found:
+        mark = (os.getpid(), next(_marks))
+        with interrupts.whole():
+            raw.error_dict(error)[_MARK] = mark
+            tell(Incident("backward", tuple(found), errors.describe(error), mark))
+
+
+def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    finding = findings.of_error(error, outputs, recording)
+    if finding is not None:
+        live = [*live_frames.frames_of_error(error), *live_frames.frames_above()]
+        again = recording.known.recall(finding, live)
+        if again is not None:
+            said.remember(error, again)
+            return again
+    found = judge.the_judge().of_backward(error, outputs, recording)
+    if found:
+        said.remember(error, found)
+    if finding is not None:
+        recording.known.keep(finding, found, live)
+    return found
+
+
+def _hidden_cuts(
+    outputs: Any, why: int, gradients: Any, recording: Recording
+) -> Sequence[Diagnosis]:
+    def explain() -> Sequence[Diagnosis]:
+        return judge.the_judge().of_silent_cuts(outputs, why, gradients, recording)
+
+    if not recording.cuts:
+        return ()
+    return _silent(lambda: (True, findings.of_hidden_cuts(outputs, why)), explain, recording)
+
+
+def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+    def explain() -> Sequence[Diagnosis]:
+        found = judge.the_judge().of_silent_writes(outputs, recording)
+        silent_places.update(map(findings.places_of, found))
+        return found
+
+    return _silent(lambda: findings.of_silent_writes(outputs, recording), explain, recording)
+
+
+def _silent(
+    find: Callable[[], tuple[bool, Finding | None]],
+    explain: Callable[[], Sequence[Diagnosis]],
+    recording: Recording,
+) -> Sequence[Diagnosis]:
+    """What is silently wrong: as it was explained before, or explained now if there is time."""
+    again = None
+    with time_share.limited("recognised") as may_look:
+        if not may_look:
+            return ()
+        may_be, finding = find()
+        if may_be and finding is not None:
+            again = recording.known.recall(finding, live_frames.frames_above())
+    if again is not None or not may_be:
+        return again or ()
+    with time_share.limited("explained") as may_look:
+        if not may_look:
+            return ()
+        found = explain()
+    if finding is not None:
+        recording.known.keep(finding, found)
+    return found
+
+
+# Why a backward is looked at before it runs (csrc/recorder/python.h).
+UNCOUNTED_WRITE = 1
+
+
+def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
+    """Before a backward that may be silently wrong; `why` is a sum of reasons."""
+    recording = next(reversed(running.recordings), None)
+    if recording is None:
+        return
+    try:
+        if why & UNCOUNTED_WRITE:
+            with _in_turn():
+                found = _silent_writes(outputs, recording)
+            if found:
+                with interrupts.whole():
+                    tell(Incident("silent", tuple(found)))
+        if why & ~UNCOUNTED_WRITE:
+            with _in_turn():
+                found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recording)
+            if found:
+                with interrupts.whole():
+                    tell(Incident("cut", tuple(found)))
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
+        own_errors.count(fault, "check for silent errors")
+
+
+def incident_of(error: BaseException) -> Incident | None:
+    """The incident that `error`, or what it was raised from, was seen as."""
+    for at in errors.chain(error):
+        for incident in reversed(incidents):
+            if incident.matches(at):
+                return incident
+    return None
+
+
+def forget() -> None:
+    """The last recording has ended: what was seen in it is nobody's any more."""
+    incidents.clear()
+    silent_places.clear()
+
+
+forks.when_settled(_subscribers.clear)  # a report on a child of ours is nobody's business

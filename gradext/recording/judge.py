@@ -1,0 +1,48 @@
+"""Who is asked what went wrong: the rules, which stand above this room, through a Protocol.
+
+gradext._wiring connects gradext.rules.judge, which is imported when it is first asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
+    from gradext.recording.recording import Recording
+
+
+class Judge(Protocol):
+    """What a recording asks. `outputs` are what backward was called on."""
+
+    def explain(self, error: BaseException, recording: Recording) -> Sequence[Diagnosis]:
+        """What caused an error that the program has caught."""
+
+    def of_backward(
+        self, error: BaseException, outputs: Any, recording: Recording
+    ) -> Sequence[Diagnosis]:
+        """What caused an error that the engine raised on the graph below `outputs`."""
+
+    def of_silent_writes(self, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
+        """Saved tensors below `outputs` that were written without a version bump."""
+
+    def of_silent_cuts(
+        self, outputs: Any, why: int, gradients: Any, recording: Recording
+    ) -> Sequence[Diagnosis]:
+        """Values below `outputs` that lost their gradient, and hide it."""
+
+
+_find: Callable[[], Judge] | None = None
+
+
+def connect(find: Callable[[], Judge]) -> None:
+    """Set what finds the judge."""
+    global _find
+    _find = find
+
+
+def the_judge() -> Judge:
+    """The judge that was connected."""
+    assert _find is not None, "gradext._wiring has not run"
+    return _find()

@@ -1,0 +1,54 @@
+"""gradext's own errors: counted here, told in the report, never raised into the program."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from gradext.base import errors
+from gradext.native import _C, torch_internals
+from gradext.recording import time_share
+
+if TYPE_CHECKING:
+    pass
+
+
+_errors: dict[str, int] = {}
+_lock = threading.Lock()
+_unexplained = 0
+
+
+def _in_child() -> None:
+    """The thread that holds the lock may be none of a forked process's."""
+    global _lock
+    _lock = threading.Lock()
+
+
+_C.call_in_child(_in_child)
+
+
+def count(error: BaseException, where: str) -> None:
+    """Count an error of gradext's own; it is reported at the end and goes nowhere else."""
+    text = f"{where}: {errors.describe(error)}"
+    with _lock:
+        _errors[text] = _errors.get(text, 0) + 1
+
+
+def not_explained() -> None:
+    """Count a finding of a guard beyond those that it explains."""
+    global _unexplained
+    _unexplained += 1
+
+
+def lines() -> list[str]:
+    """gradext's own errors so far, and what it left out, one line each."""
+    found = [text if times == 1 else f"{text} ({times} times)" for text, times in _errors.items()]
+    faults, last = _C.recorder_faults()
+    if faults:
+        times = "" if faults == 1 else f" ({faults} times)"
+        found.append(f"recorder: {last}{times}")
+    if _unexplained:
+        found.append(f"{_unexplained} more findings of a guard were not explained")
+    found += [each.line for each in torch_internals.missing]
+    skipped = time_share.skipped()
+    return found if skipped is None else [*found, skipped]

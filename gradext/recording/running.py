@@ -1,0 +1,10 @@
+"""The recordings that run, the innermost last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradext.recording.recording import Recording
+
+recordings: list[Recording] = []

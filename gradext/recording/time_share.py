@@ -1,0 +1,51 @@
+"""How much of the program's time the checks for silent errors may take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+# What may be silently wrong makes a full look at the graph necessary, which takes a while. Never
+# spend more than this share of the program's time on it.
+_SHARE = 0.05
+_looked = {"recognised": 0.0, "explained": 0.0, "since": 0.0, "skipped": 0.0}
+
+
+@contextlib.contextmanager
+def limited(what: str) -> Iterator[bool]:
+    """Counts the processor time of a block; whether its share of the run is not used up yet.
+
+    Recognising has a share of its own: one long explanation must not keep others from being
+    counted.
+    """
+    import time
+
+    may_look = _looked[what] <= 1.0 + _SHARE * (time.perf_counter() - _looked["since"])
+    _looked["skipped"] += not may_look
+    start = time.thread_time()
+    try:
+        yield may_look
+    finally:
+        _looked[what] += time.thread_time() - start
+
+
+def restart() -> None:
+    """Count from now on."""
+    import time
+
+    _looked.update(recognised=0.0, explained=0.0, since=time.perf_counter(), skipped=0.0)
+
+
+def skipped() -> str | None:
+    """One line on the checks that were left out; None where all were made."""
+    if not _looked["skipped"]:
+        return None
+    return (
+        f"{int(_looked['skipped'])} checks for silent errors were left out: they would have "
+        f"taken more than {_SHARE:.0%} of the run"
+    )

@@ -1,0 +1,1 @@
+"""One module per code, or per group of codes that share one cause."""

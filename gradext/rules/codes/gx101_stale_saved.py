@@ -1,0 +1,495 @@
+"""GX101: a saved tensor was written before backward used it, and torch's version check saw it.
+
+The rule works from a copy of the graph (evidence) and a recording's data; it touches no tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import raw
+from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.rules.graph_copy import Graph, Node, Saved
+from gradext.rules.rewrite import fixes
+from gradext.rules.wording import saved_tensors as told
+from gradext.rules.wording.lost_events import forgotten, lost
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+    from gradext.recording.events import Backward, Data, Write
+
+PATTERN = re.compile(
+    r"one of the variables needed for gradient computation has been modified by an inplace"
+    r"|Trying to use a saved tensor that has been detached in-place"
+)
+_DETACHED = re.compile(r"saved tensor that has been detached in-place")
+_DETAIL = re.compile(
+    r"\[(?P<type>[\w.]+) \[(?P<sizes>[\d, ]*)\]\]"
+    r"(?:, which is output (?P<output>\d+) of (?P<node>[\w:]+),)?"
+    r" is at version (?P<version>\d+); expected version (?P<saved>\d+)"
+)
+
+
+@dataclasses.dataclass
+class _Blame:
+    """The writes between the saved version and the current one of one saved tensor."""
+
+    writes: list[Write]
+    touched: list[bool | None]  # whether each write's bytes overlap what was saved
+    gap: tuple[int, int] | None  # versions that no recorded write explains
+    before: Write | None  # the last recorded write before the gap
+    after: Write | None  # the first one after it
+    note: Write | None  # a Python call that explains the gap
+
+
+def stale(
+    error: BaseException,
+    data: Data | None,
+    graph: Graph | None = None,
+    names: Names | None = None,
+) -> list[Diagnosis]:
+    """GX101 for the saved tensor that the engine tripped over, then for the other stale ones."""
+    text = raw.message(error)
+    if not PATTERN.search(text):
+        return []
+    wanted = _DETAIL.search(text)
+    if data is None:
+        return [_from_text(error, text)]
+    if _DETACHED.search(text):
+        return [_detached(error, data, graph, names)]
+    pairs = graph.stale() if graph is not None else []
+    first = _failing(pairs, wanted)
+    if first is None or graph is None or names is None:
+        return [_from_text(error, text, data, _by_versions(data, wanted), graph is None)]
+    pairs.remove(first)
+    return all_stale(graph, [first, *pairs], data, names, failed=True)
+
+
+def all_stale(
+    graph: Graph, pairs: Sequence[tuple[Node, Saved]], data: Data, names: Names, *, failed: bool
+) -> list[Diagnosis]:
+    """One diagnosis for the saved tensors of the same lines. `failed`: backward has raised."""
+    diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
+    counts: dict[tuple[Any, ...], int] = {}
+    for node, saved in pairs[: told.MOST_PAIRS]:
+        if len(diagnoses) >= told.MOST_DIAGNOSES:
+            break
+        diagnosis = _stale_one(graph, node, saved, data, names, failed)
+        key = told.key(diagnosis)
+        diagnoses.setdefault(key, diagnosis)
+        counts[key] = counts.get(key, 0) + 1
+    return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]
+
+
+def _failing(
+    pairs: Sequence[tuple[Node, Saved]], wanted: re.Match[str] | None
+) -> tuple[Node, Saved] | None:
+    """The stale tensor that the message describes; the first that the engine meets if several."""
+    if wanted is None:
+        return pairs[0] if pairs else None
+    sizes = tuple(int(n) for n in re.findall(r"\d+", wanted["sizes"]))
+    version, saved_version = int(wanted["version"]), int(wanted["saved"])
+    fitting = [
+        pair
+        for pair in pairs
+        if pair[1].version == version and pair[1].saved_version == saved_version
+    ]
+    exact = [pair for pair in fitting if pair[1].sizes == sizes]
+    chosen = exact or fitting
+    return chosen[0] if chosen else None
+
+
+def _blame(data: Data, saved: Saved) -> _Blame:
+    from gradext.recording import events
+
+    writes = [
+        write
+        for write in data.writes_of_counter(saved.counter, saved.saved_version)
+        if not write.is_note
+    ]
+    touched = [
+        events.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
+        if saved.is_strided and write.storage == saved.storage
+        else None
+        for write in writes
+    ]
+    gap = None
+    before = after = None
+    at = saved.saved_version
+    known = data.writes_of_counter(saved.counter)
+    for write in writes:
+        if write.version_before > at and gap is None:
+            gap, after = (at, write.version_before), write
+            earlier = [w for w in known if w.order < write.order and not w.is_note]
+            before = earlier[-1] if earlier else None
+        at = max(at, write.version_after)
+    if gap is None and saved.version is not None and at < saved.version:
+        gap = (at, saved.version)
+        before = writes[-1] if writes else None
+    note = None
+    if gap is not None:
+        notes = data.notes_of_counter(saved.counter, gap[0])
+        note = next((n for n in notes if n.version_before < gap[1]), None)
+    return _Blame(writes, touched, gap, before, after, note)
+
+
+def _stale_one(
+    graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
+) -> Diagnosis:
+    name, spoken = told.tensor_text(saved, names)
+    blame = _blame(data, saved)
+    culprits = told.culprits(data, blame.writes, name, blame.touched, blame.note)
+    label = f"{told.op_of(node)} saves {told.quoted(name) if name else 'it'} for backward, "
+    label += f"at version {saved.saved_version}"
+    victims = told.victims_of(data, graph, node, label)
+    message = (
+        f"{spoken} was saved for backward by {node.name} at version {saved.saved_version}; "
+        f"it has been written in place since and is now at version {saved.version}."
+    )
+    notes: list[str] = []
+    window = None
+    if blame.gap is not None and blame.note is None:
+        text, window = _gap(data, blame, victims)
+        notes.append(text)
+        if blame.writes and culprits:
+            window = None
+    if blame.writes and all(touched is False for touched in blame.touched):
+        notes.append(
+            "none of these writes touched the bytes that were saved; torch checks by the version "
+            "counter, which all views of one memory share, and refuses all the same"
+        )
+    if sum(touched is not False for touched in blame.touched) > 1 and len(culprits) > 1:
+        notes.append(
+            "each of the lines named here is enough to break this backward; mend all of them"
+        )
+    if saved.is_output:
+        notes.append(f"{node.name} keeps its own result for its derivative")
+    if blame.writes and not culprits:
+        notes.append(forgotten("the lines of the writes"))
+    if not victims:
+        notes.append(_no_victims(data, node))
+    return Diagnosis(
+        code="GX101",
+        severity="error",
+        message=message,
+        culprits=() if window else culprits,
+        victims=victims,
+        fix=_fix(graph, saved, data, blame, culprits, victims, names, failed),
+        notes=tuple(notes),
+        window=window,
+    )
+
+
+def _no_victims(data: Data, node: Node) -> str:
+    if node.sequence is not None:
+        stack, _ = data.node_stack(node.thread, node.sequence)
+        if stack and not data.frames(stack):
+            return forgotten("the line that saved it")
+    if missing := lost(data, "saves"):
+        return f"the line that saved it is not known: {missing}"
+    if not len(data.saves):
+        return "the light mode records no saves, so the line that saved it is not known"
+    return "the line that saved it was not recorded (its op ran before the recording began)"
+
+
+def _gap(
+    data: Data, blame: _Blame, victims: tuple[Site, ...]
+) -> tuple[str, tuple[Frame, Frame] | None]:
+    assert blame.gap is not None
+    first, last = blame.gap
+    text = f"no recorded op explains the step from version {first} to {last}"
+    if missing := lost(data, "writes"):
+        return f"{text}: {missing}", None
+    text += " (compiled code, a C++ extension or a thread that was not recorded)"
+    start = sites.user_frame(data.frames(blame.before.stack)) if blame.before else None
+    if start is None and victims:
+        start = victims[0].frame
+    end = sites.user_frame(data.frames(blame.after.stack)) if blame.after else None
+    if end is None and data.backwards:
+        end = sites.user_frame(data.frames(data.backwards[-1].stack))
+    return text, (start, end) if start and end else None
+
+
+def _fix(
+    graph: Graph,
+    saved: Saved,
+    data: Data,
+    blame: _Blame,
+    culprits: tuple[Site, ...],
+    victims: tuple[Site, ...],
+    names: Names,
+    failed: bool,
+) -> str:
+    name, _ = names.of_saved(saved)
+    if not culprits:
+        place = f" at {sites.where(victims[0].frame)}" if victims else ""
+        return f"save a copy: use {f'`{name}.clone()`' if name else 'a clone()'}{place}"
+    culprit = culprits[0]
+    write = next(
+        (
+            w
+            for w in blame.writes
+            if (f := sites.user_frame(data.frames(w.stack)))
+            and (f.file, f.line) == sites.line_of(culprit)
+        ),
+        None,
+    )
+    # The backward that raised, which the write has to come after.
+    call = data.backwards[-1] if failed and data.backwards else None
+    stack = data.frames(call.stack) if call is not None else ()
+    last = sites.user_frame(stack)
+    if fixes.is_optimizer_step(culprit):
+        return _fix_step(graph, data, culprit, write, victims, names, call)
+    inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
+    op = (write.op if write else culprit.op) or ""
+    if "embedding_renorm_" in op:
+        return (
+            f"nn.Embedding(max_norm=...) rescales its weight in place when it is called: use "
+            f"`{name or 'weight'}.clone()` at {told.place(victims)}, or do the lookup before that "
+            "line"
+        )
+    if any("/nn/parallel/" in path or "/torch/distributed/" in path for path in inside):
+        return (
+            "DistributedDataParallel copies buffers in place before each forward: construct it "
+            "with broadcast_buffers=False, or run one backward per forward"
+        )
+    if re.search(r"zero_grad", culprit.frame.code):
+        return "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
+    if "copy_buffers" in culprit.frame.code or _is_buffer_copy(culprit):
+        return (
+            f"give the forward a copy of the buffer: `{name or 'buffer'}.clone()` at "
+            f"{told.place(victims)}, or write the buffer after backward()"
+        )
+    is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
+    if is_leaf and write is not None and not write.grad_mode:
+        # An update of a parameter or a buffer: a new tensor in its place would not be the same.
+        below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
+        return (
+            f"move `{fixes.source(culprit)}` ({sites.where(culprit.frame)}) below {below}, or let "
+            f"the forward use a copy: `{name or 'the tensor'}.clone()` at {told.place(victims)}"
+        )
+    copied = f"`{name}`" if name else "the tensor"
+    return (
+        fixes.module_inplace(culprit, op)
+        or fixes.out_of_place(culprit)
+        or f"write into a copy: `.clone()` {copied} before {sites.where(culprit.frame)}, or use "
+        f"`.clone()` of it at {told.place(victims)}"
+    )
+
+
+def _fix_step(
+    graph: Graph,
+    data: Data,
+    culprit: Site,
+    write: Write | None,
+    victims: tuple[Site, ...],
+    names: Names,
+    call: Backward | None,
+) -> str:
+    """An optimizer updated what the graph still needs; `call` is the backward that failed."""
+    backward = data.frames(call.stack) if call is not None else ()
+    step = fixes.step_call(culprit)
+    place = fixes.step_frame(culprit)
+    line = sites.where(place)
+    if any(
+        (f.file, f.line, f.function) == (place.file, place.line, place.function) for f in backward
+    ):
+        return (
+            f"`{step}` ({line}) calls its closure more than once and updates in between: run the "
+            f"forward ({told.place(victims)}) inside the closure, so that each call has a new graph"
+        )
+    last = sites.user_frame(backward)
+    loops = call is not None and any(
+        earlier.stack == call.stack and earlier is not call for earlier in data.backwards
+    )
+    carried = _carried(graph, data, write)
+    if carried is not None:
+        node, made = carried
+        again = write is not None and runs_again(data, node.thread, write.sequence, made)
+        target = names.of_node(node.id) or fixes.carried_name(made, made)
+        what = fixes.detached(target, made)
+        made = fixes.assigning(made, target)
+        if again:
+            return (
+                f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
+                f"made at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum "
+                "the losses and call backward() once"
+            )
+        if loops:
+            spoken = f"`{target}`" if target else "the tensor"
+            return (
+                f"{spoken} is made once, at {sites.where(made.frame)}, before `{step}` ({line}), "
+                "and used in every iteration: compute it again in each one; or, if nothing below "
+                f"it is to be trained, {what} there"
+            )
+    below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
+    return (
+        f"move `{step}` ({line}) below {below} that uses this graph, or run the forward "
+        f"({told.place(victims)}) again after it"
+    )
+
+
+def _is_buffer_copy(culprit: Site) -> bool:
+    return "copy_(" in culprit.frame.code and "buffer" in culprit.frame.code
+
+
+def _carried(graph: Graph, data: Data, write: Write | None) -> tuple[Node, Site] | None:
+    """Where a graph made after `write` still reaches nodes made before it: the carried tensor."""
+    if write is None:
+        return None
+    new = [
+        n.sequence is not None and n.thread == write.thread and n.sequence >= write.sequence
+        for n in graph.nodes
+    ]
+    if not any(new):
+        return None
+    best: Node | None = None
+    for index, node in enumerate(graph.nodes):
+        if not new[index]:
+            continue
+        for following in node.next:
+            if following < 0 or new[following]:
+                continue
+            old = graph.nodes[following]
+            if old.sequence is not None and (
+                best is None or best.sequence is None or old.sequence > best.sequence
+            ):
+                best = old
+    if best is None or best.sequence is None:
+        return None
+    stack, _ = data.node_stack(best.thread, best.sequence)
+    made = sites.site(data.frames(stack))
+    return (best, made) if made is not None else None
+
+
+def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
+    """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
+    wanted = sites.path_of((made.frame, *made.callers))
+    table = data.saves
+    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
+    first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
+    return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})
+
+
+def _by_versions(data: Data, wanted: re.Match[str] | None) -> list[Write]:
+    """Writes that fit the message, where the graph does not show the tensor; the latest counter's.
+
+    The message has the versions, the sizes and the type; a write of a part of the tensor has fewer
+    bytes, never more versions.
+    """
+    if wanted is None:
+        return []
+    version, saved_version = int(wanted["version"]), int(wanted["saved"])
+    table = data.writes
+    fitting = table[(table[:, 11] == version) & (table[:, 10] >= saved_version)]
+    kind = wanted["type"].rsplit(".", 1)[-1]
+    itemsize = _ITEMSIZE.get(kind.replace("CUDA", "").removesuffix("Type"))
+    if itemsize is not None:
+        size = itemsize
+        for number in re.findall(r"\d+", wanted["sizes"]):
+            size *= int(number)
+        whole = fitting[fitting[:, 4] - fitting[:, 3] == size]
+        fitting = whole if len(whole) else fitting
+    if not len(fitting):
+        return []
+    counter = int(fitting[fitting[:, 0].argmax(), 2])
+    writes = data.writes_of_counter(counter, saved_version)
+    return [write for write in writes if not write.is_note and write.version_after <= version]
+
+
+_ITEMSIZE = {
+    "FloatTensor": 4, "DoubleTensor": 8, "HalfTensor": 2, "BFloat16Tensor": 2, "IntTensor": 4,
+    "LongTensor": 8, "ShortTensor": 2, "CharTensor": 1, "ByteTensor": 1, "BoolTensor": 1,
+    "ComplexFloatTensor": 8, "ComplexDoubleTensor": 16,
+}  # fmt: skip
+
+
+def _detached(
+    error: BaseException, data: Data, graph: Graph | None, names: Names | None
+) -> Diagnosis:
+    """detach_() took the history off a tensor that a node had saved; no version moves."""
+    from gradext.source import frames
+
+    taken = data.writes_of_op("aten::detach_")
+    found: tuple[Node | None, Saved | None, Write | None] = (None, None, None)
+    for node in sorted(graph.nodes, key=graph.order, reverse=True) if graph else ():
+        for saved in node.saved:
+            later = [
+                w
+                for w in taken
+                if w.counter == saved.counter
+                and (w.thread != node.thread or w.sequence > (node.sequence or 0))
+            ]
+            if later and found[0] is None:
+                found = (node, saved, later[0])
+    maker, held, write = found
+    if write is None and taken:
+        write = taken[-1]
+    name = names.of_saved(held)[0] if names is not None and held is not None else None
+    spoken = f"`{name}`" if name else "A tensor"
+    culprits: tuple[Site, ...] = ()
+    victims: tuple[Site, ...] = ()
+    if write is not None:
+        label = f"detach_ takes the history off {told.quoted(name)[:60] if name else 'it'}"
+        culprits = sites.distinct([sites.site(data.frames(write.stack), op=write.op, label=label)])
+    if maker is not None and graph is not None:
+        victims = told.victims_of(data, graph, maker, f"{told.op_of(maker)} saves it for backward")
+    if not victims:
+        failed = sites.site(
+            frames.frames_of_traceback(error.__traceback__), label="the backward that failed"
+        )
+        victims = (failed,) if failed else ()
+    fix = "use `.detach()`, which makes a new tensor, instead of `.detach_()`"
+    if culprits and "zero_grad" in culprits[0].frame.code:
+        fix = "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
+    elif culprits:
+        fix = fixes.out_of_place(culprits[0]) or fix
+    return Diagnosis(
+        code="GX101",
+        severity="error",
+        message=(
+            f"{spoken} was saved for backward, and detach_() has taken its history off since: "
+            "backward cannot go on from it."
+        ),
+        culprits=culprits,
+        victims=victims,
+        fix=fix,
+    )
+
+
+def _from_text(
+    error: BaseException,
+    text: str,
+    data: Data | None = None,
+    writes: Sequence[Write] = (),
+    late: bool = False,
+) -> Diagnosis:
+    """GX101 with no graph at hand: explained without a recording, too late, or a C++ Function's."""
+    from gradext.source import frames
+
+    wanted = _DETAIL.search(text)
+    message = "A tensor that was saved for backward has been written in place since."
+    if wanted:
+        message = (
+            f"A [{wanted['sizes']}] tensor was saved for backward at version {wanted['saved']}; "
+            f"it has been written in place since and is now at version {wanted['version']}."
+        )
+    trace = frames.frames_of_traceback(error.__traceback__)
+    failed = sites.site(trace, label="the backward that failed")
+    where = (failed,) if failed else ()
+    if data is None:
+        note = "no recording was on, so the line of the write is not known"
+        fix = "run the script with `gradext run`, or put it under `with gradext.record():`"
+        return Diagnosis("GX101", "error", message, (), where, fix, (note,))
+    culprits = sites.distinct(told.write_site(data, w, None) for w in writes)
+    note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
+    if late:
+        note = "the graph is not at hand any more: these writes fit the versions and the size"
+    fix = (fixes.out_of_place(culprits[0]) if culprits else None) or (
+        "clone() the tensor before it is written"
+    )
+    return Diagnosis("GX101", "error", message, culprits, where, fix, (note,))

@@ -1,0 +1,557 @@
+"""GX302 and GX303: a graph that was used up, and an input that the graph does not contain.
+
+Work from a copy of the graph (evidence) and a recording's data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gradext.base import raw
+from gradext.diagnosis.model import Diagnosis, Site
+from gradext.rules.codes import gx101_stale_saved
+from gradext.rules.graph_copy import Graph, Node
+from gradext.rules.rewrite import fixes
+from gradext.rules.wording.lost_events import lost
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+    from gradext.recording.events import Backward, Data
+
+FREED = re.compile(r"Trying to backward through the graph a second time")
+# 2.13 names the index; older ones say "One of the differentiated Tensors appears to ...".
+UNUSED = re.compile(
+    r"differentiated Tensors?(?: at index (?P<index>\d+))? appears? to not have been used"
+)
+
+
+def second_backward(
+    error: BaseException,
+    data: Data | None,
+    graph: Graph | None = None,
+    names: Names | None = None,
+) -> list[Diagnosis]:
+    """GX302: which forward made the freed graph, which backward freed it, what leads back to it."""
+    if not FREED.search(raw.message(error)):
+        return []
+    if data is None or graph is None or names is None:
+        return [_without_graph(error)]
+    failed = _failed_call(data, graph)
+    earlier = data.backwards if failed is None else data.backwards[:failed]
+    here = None if failed is None else _site_of_call(data, data.backwards[failed])
+    return freed(data, graph, names, earlier, here) or [_without_graph(error)]
+
+
+def _failed_call(data: Data, graph: Graph) -> int | None:
+    """Index of the backward call that failed: the last one that began at the root of `graph`.
+
+    Not simply the last: a reentrant checkpoint calls the engine within a call of the engine.
+    """
+    root = next((node for node in graph.nodes if node.sequence is not None), None)
+    if root is None:
+        return None
+    for index in range(len(data.backwards) - 1, -1, -1):
+        if _contains(data.backwards[index], root):
+            return index
+    return None
+
+
+def _contains(backward: Backward, node: Node) -> bool:
+    nodes = backward.nodes
+    return bool(((nodes[:, 0] == node.thread) & (nodes[:, 1] == node.sequence)).any())
+
+
+def _site_of_call(data: Data, backward: Backward) -> Site | None:
+    return sites.site(data.frames(backward.stack), label="this backward() needs it again")
+
+
+def freed(
+    data: Data,
+    graph: Graph,
+    names: Names,
+    earlier: Sequence[Backward] | None = None,
+    again: Site | None = None,
+) -> list[Diagnosis]:
+    """GX302 for a graph of which `earlier` backward calls have used up a part; else empty.
+
+    `again` is the call that needs it a second time, if there was one already.
+    """
+    if not any(node.is_freed for node in graph.nodes):
+        return []
+    earlier = data.backwards if earlier is None else earlier
+    freeing = _freeing(graph, earlier)
+    entries = _entries(graph, freeing)
+    if not entries:
+        return []
+    outer, index = entries[0]
+    node = graph.nodes[index]
+    call = earlier[freeing[index]] if index in freeing else None
+    first = None
+    if call is not None:
+        first = sites.site(data.frames(call.stack), label="this backward() freed the graph")
+    name = names.of_node(node.id)
+    named = node
+    if name is None and call is not None and outer is not None:
+        # `h` of `h, state = rnn(x, state)` was used up, and `state` itself, made beside it, not.
+        named = _named_above(graph, index, call, names) or node
+        name = names.of_node(named.id)
+    what = f"`{name}`" if name else "this result"
+    made = _site_of(data, named, f"{what} leads back into the graph that was freed")
+    if made is not None:
+        made = fixes.assigning(made, name, _running())
+    linking = _site_of(data, outer, f"{_op(outer)} uses it again") if outer else None
+    maker = _site_of(data, node, f"{_op(node)} made a part of the graph that was freed")
+    whole = outer is None
+    if whole:
+        culprits = sites.distinct([fixes.assigning(maker, name) if maker else None, first, again])
+        message = (
+            f"backward() ran a second time through the same graph: {node.name}, and what lies "
+            "below it, was freed by the first one."
+        )
+    else:
+        culprits = sites.distinct([made, linking, first])
+        carried = _held(made, linking, name)
+        message = (
+            f"The graph of this backward() reaches {node.name} of an earlier one that has already "
+            f"been freed: {carried} was used again with its history."
+        )
+    below = _freed_below(graph, index)
+    victims = sites.distinct(
+        [
+            maker,
+            *(_site_of(data, graph.nodes[other], "") for _, other in entries[1:8]),
+            *(_site_of(data, other, f"{_op(other)} has lost what it saved") for other in below),
+        ]
+    )
+    notes = []
+    if first is not None:
+        notes.append(f"the graph was freed by the backward at {sites.where(first.frame)}")
+    elif not len(data.saves):
+        notes.append("the light mode records no nodes, so the lines of the graph are not known")
+    elif missing := lost(data, "backwards", "saves"):
+        notes.append(f"which backward freed it is not known: {missing}")
+    elif not culprits:
+        notes.append("the graph was made before the recording began")
+    if not culprits and again is not None:
+        culprits = (again,)
+    return [
+        Diagnosis(
+            code="GX302",
+            severity="error",
+            message=message,
+            culprits=culprits,
+            victims=victims,
+            fix=_fix(data, node, name, whole, (made, maker, linking, first, again)),
+            notes=tuple(notes),
+        )
+    ]
+
+
+def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
+    """What links the two graphs, and what holds it: "`net.lif.v`, a buffer,"."""
+    target = name
+    if made is not None:
+        target = target or fixes.carried_name(made, linking)
+    if made is None or target is None:
+        return "a tensor made there"
+    function = made.frame.function.split(".<locals>.")[-1]
+    spoken, how = target, ""
+    owner, _, attribute = target.partition(".")
+    whole = attribute.split("[")[0]
+    if owner == "self" and "." not in whole and "." in function:
+        kind = function.rsplit(".", 2)[-2]
+        how = f"an attribute of {kind}"
+        found = _module_with(kind, whole)
+        if found is not None:
+            path, is_buffer = found
+            spoken = f"{path}.{attribute}"
+            how = f"a buffer of {kind}" if is_buffer else how
+    elif fixes.is_running_sum(made, target):
+        how = "a running sum"
+    elif "[" in target:
+        how = f"an entry of `{target.rpartition('[')[0]}`"
+    elif not attribute:
+        inner = function.rsplit(".", 1)[-1]
+        how = "a global variable" if inner == "<module>" else f"a local of {inner}()"
+    elif _buffer_at(target):
+        how = "a buffer"
+    else:
+        how = f"an attribute of `{target.rpartition('.')[0]}`"
+    return f"`{spoken}`, {how},"
+
+
+def _named_modules() -> Iterator[tuple[str, Any]]:
+    from gradext.objects import naming, walk
+
+    for path, root in walk.modules():
+        seen: set[int] = set()
+        pending = [(path, root)]
+        while pending:
+            name, module = pending.pop()
+            if id(module) not in seen:
+                seen.add(id(module))
+                yield name, module
+                pending += [
+                    (naming.child_path(name, k), m) for k, m in naming._group(module, "_modules")
+                ]
+
+
+def _module_with(kind: str, attribute: str) -> tuple[str, bool] | None:
+    """(path, whether it is a buffer) of the one module of this class that has the attribute."""
+    from gradext.objects import naming
+
+    found = []
+    for path, module in _named_modules():
+        if any(base.__name__ == kind for base in raw.mro_of(type(module))):
+            is_buffer = attribute in dict(naming._group(module, "_buffers"))
+            if is_buffer or attribute in raw.dict_of(module):
+                found.append((path, is_buffer))
+    # Which of several it is that line does not say.
+    return found[0] if len(found) == 1 else None
+
+
+def _buffer_at(path: str) -> bool:
+    from gradext.objects import naming
+
+    owner, _, attribute = path.rpartition(".")
+    return any(
+        name == owner and attribute in dict(naming._group(module, "_buffers"))
+        for name, module in _named_modules()
+    )
+
+
+def _op(node: Node) -> str:
+    return re.sub(r"Backward\d*$", "", node.name.rsplit("::", 1)[-1])
+
+
+def _entries(graph: Graph, freeing: dict[int, int]) -> list[tuple[Node | None, int]]:
+    """(live node or None for a root, index of the used node below it), the newest first."""
+    nodes = graph.nodes
+    # Without a recording that reaches back, what has lost its saved tensors is what was used.
+    gone = [i in freeing for i in range(len(nodes))] if freeing else [n.is_freed for n in nodes]
+    above: dict[int, Node] = {}
+    has_parent = set()
+    for index, node in enumerate(nodes):
+        for following in node.next:
+            has_parent.add(following)
+            if following >= 0 and gone[following] and not gone[index]:
+                above.setdefault(following, node)
+    lost = _leads_to_freed(graph)
+    found: list[tuple[Node | None, int]] = []
+    for index, node in enumerate(nodes):
+        if not gone[index] or node.sequence is None or not lost[index]:
+            continue
+        if index in above:
+            found.append((above[index], index))
+        elif index not in has_parent:
+            found.append((None, index))
+    return sorted(found, key=lambda pair: -(nodes[pair[1]].sequence or 0))
+
+
+def _running() -> set[tuple[str, str]]:
+    """(file, name) of the functions that are being run."""
+    from gradext.source import live_frames
+
+    return {(f.f_code.co_filename, f.f_code.co_name) for f in live_frames.frames_above()}
+
+
+def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node | None:
+    """The nearest node above that a variable holds and that was made before the call freed any."""
+    start = graph.nodes[index]
+    own = call.nodes[call.nodes[:, 0] == start.thread]
+    last = int(own[:, 1].max()) if len(own) else -1
+    above: list[list[int]] = [[] for _ in graph.nodes]
+    for number, node in enumerate(graph.nodes):
+        for following in node.next:
+            if following >= 0:
+                above[following].append(number)
+    pending, seen = list(above[index]), {index}
+    while pending:
+        number = pending.pop(0)
+        node = graph.nodes[number]
+        if number in seen or node.thread != start.thread or (node.sequence or 0) > last:
+            continue
+        seen.add(number)
+        if node.sequence is not None and names.of_node(node.id):
+            return node
+        pending += above[number]
+    return None
+
+
+def _leads_to_freed(graph: Graph) -> list[bool]:
+    """Whether a node at or below each one has lost its saved tensors; the others may run again."""
+    before: list[list[int]] = [[] for _ in graph.nodes]
+    for index, node in enumerate(graph.nodes):
+        for following in node.next:
+            if following >= 0:
+                before[following].append(index)
+    found = [node.is_freed for node in graph.nodes]
+    pending = [index for index, lost in enumerate(found) if lost]
+    while pending:
+        for index in before[pending.pop()]:
+            if not found[index]:
+                found[index] = True
+                pending.append(index)
+    return found
+
+
+def _freed_below(graph: Graph, start: int, most: int = 64) -> list[Node]:
+    """Nodes at or below `start` that have lost what they saved, the newest first."""
+    seen = {start}
+    pending = [start]
+    found = []
+    while pending:
+        node = graph.nodes[pending.pop()]
+        if node.is_freed:
+            found.append(node)
+        for following in node.next:
+            if following >= 0 and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return sorted(found, key=graph.order, reverse=True)[:most]
+
+
+def _freeing(graph: Graph, earlier: Sequence[Backward]) -> dict[int, int]:
+    """For the nodes that were used up: which call, the first without retain_graph, did it."""
+    place = {
+        (node.thread, node.sequence): index
+        for index, node in enumerate(graph.nodes)
+        if node.sequence is not None
+    }
+    found: dict[int, int] = {}
+    for number, backward in enumerate(earlier):
+        if backward.keeps_graph:
+            continue
+        for thread, sequence in backward.nodes.tolist():
+            index = place.get((thread, sequence))
+            if index is not None:
+                found.setdefault(index, number)
+    return found
+
+
+def _site_of(data: Data, node: Node, label: str) -> Site | None:
+    if node.sequence is None:
+        return None
+    stack, _ = data.node_stack(node.thread, node.sequence)
+    return sites.site(data.frames(stack), label=label)
+
+
+def _fix(
+    data: Data,
+    node: Node,
+    name: str | None,
+    whole: bool,
+    lines: tuple[Site | None, Site | None, Site | None, Site | None, Site | None],
+) -> str:
+    made, maker, linking, first, again = lines
+    place = f" at {sites.where(first.frame)}" if first else ""
+    if whole:
+        if first is not None and again is not None and sites.line_of(first) != sites.line_of(again):
+            return (
+                f"keep the graph for the backward at {sites.where(again.frame)}: "
+                f"`retain_graph=True`{place}; or add the losses and call backward() once"
+            )
+        line = f" at {sites.where(made.frame)}" if made else ""
+        return (
+            f"compute the loss{line} again before each backward(), or keep the graph for the next "
+            f"pass: `retain_graph=True`{place}"
+        )
+    if made is None or maker is None:
+        return "detach the tensor that is carried over from the earlier iteration"
+    target = name or fixes.carried_name(made, linking)
+    spoken = f"`{target}`" if target else "the tensor"
+    detached = fixes.detached(target, made)
+    line = sites.where(made.frame)
+    use = f" before {sites.where(linking.frame)} uses it" if linking else ""
+    loops = first is not None and again is not None and sites.line_of(first) == sites.line_of(again)
+    if again is not None and first is not None and not loops:
+        return (
+            f"{spoken}, made at {line}, is used by two losses: add them and call backward() once, "
+            f"or keep the graph for the second: `retain_graph=True`{place}; if the second is not "
+            f"to reach it, {detached}{use}"
+        )
+    if loops and not gx101_stale_saved.runs_again(
+        data, node.thread, 1 + (node.sequence or 0), maker
+    ):
+        return (
+            f"{spoken} is made once, at {line}, and used by every backward(): compute it again in "
+            f"each iteration; or, if nothing below it is to be trained, {detached} there"
+        )
+    return f"cut the history of {spoken}, made at {line}, between the iterations: {detached}{use}"
+
+
+def _without_graph(error: BaseException) -> Diagnosis:
+    from gradext.source import frames
+
+    failed = sites.site(
+        frames.frames_of_traceback(error.__traceback__), label="the backward that failed"
+    )
+    return Diagnosis(
+        code="GX302",
+        severity="error",
+        message="backward() reached a graph, or saved tensors, that an earlier one has freed.",
+        culprits=(failed,) if failed else (),
+        fix="add the losses and call backward() once, detach what is carried over between "
+        "iterations, or pass retain_graph=True to the first backward()",
+        notes=("run it with `gradext run` to see which forward made the freed graph",),
+    )
+
+
+def unused_input(
+    error: BaseException,
+    data: Data | None,
+    graph: Graph | None = None,
+    names: Names | None = None,
+) -> list[Diagnosis]:
+    """GX303: autograd.grad was asked about a tensor that the outputs were not computed from."""
+    wanted = UNUSED.search(raw.message(error))
+    if not wanted:
+        return []
+    from gradext.source import frames, live_frames
+
+    stack = frames.frames_of_traceback(error.__traceback__)
+    call = _grad_frame() if graph is not None else None
+    if call is not None or not any(frame.is_user for frame in stack):
+        live = [(f.f_code, f.f_lasti) for f in live_frames.frames_above()]
+        stack = frames.stack_of(live) or stack
+    asks = sites.site(stack, label="asks for a gradient that does not exist")
+    index = int(wanted["index"]) if wanted["index"] else None
+    unused = _unused(call, names, index) if call is not None else []
+    which = "One of the inputs"
+    if unused:
+        which = ", ".join(item.text for item in unused[:4])
+    elif index is not None:
+        which = f"inputs[{index}]"
+    made = None
+    if unused and data is not None and unused[0].node is not None:
+        label = f"makes {unused[0].text}, which nothing of the outputs was computed from"
+        number, _ = data.node_stack(*unused[0].node)
+        made = sites.site(data.frames(number), label=label)
+    culprits = sites.distinct([made, asks])
+    victims: tuple[Site, ...] = ()
+    if data is not None and graph is not None and graph.nodes:
+        newest = sorted(graph.nodes, key=graph.order, reverse=True)[:256]
+        lines = [_site_of(data, node, _WITHOUT) for node in newest]
+        if asks is not None:
+            lines = [s for s in lines if s is None or sites.line_of(s) != sites.line_of(asks)]
+        outputs = sites.distinct(lines, 2)
+        victims = sites.distinct([asks, *outputs] if made is not None else [*outputs, asks])
+    plural = len(unused) > 1
+    return [
+        Diagnosis(
+            code="GX303",
+            severity="error",
+            message=(
+                f"{which} {'are' if plural else 'is'} not part of the graph that the outputs were "
+                "computed from, so there is no gradient with respect to "
+                f"{'them' if plural else 'it'}."
+            ),
+            culprits=culprits,
+            victims=victims,
+            fix=_fix_unused(unused, made, asks, victims),
+            notes=(),
+        )
+    ]
+
+
+_WITHOUT = "computes the outputs without it"
+
+
+def _fix_unused(
+    unused: list[_Unused], made: Site | None, asks: Site | None, victims: tuple[Site, ...]
+) -> str:
+    name = unused[0].text if unused else "the tensor"
+    allow = "pass allow_unused=True if a missing gradient is expected"
+    if asks is not None:
+        allow = f"pass allow_unused=True at {sites.where(asks.frame)} if it may be missing"
+    if made is not None:
+        used = next((v for v in victims if v.label == _WITHOUT), None)
+        line = sites.where(made.frame)
+        at = f" at {sites.where(used.frame)}" if used else ""
+        return (
+            f"{name} is a new tensor, made at {line}, and the outputs come from another one: "
+            f"compute them from {name}{at}, or ask for the gradient of what they were computed "
+            f"from; or {allow}"
+        )
+    if unused and unused[0].is_parameter:
+        return (
+            f"{name} takes no part in this forward: leave it out of the inputs, or {allow} "
+            "(its gradient is then None)"
+        )
+    return (
+        f"compute the outputs from {name} itself (a copy made by clone(), to(), detach() or a new "
+        f"slice is another tensor); or {allow}"
+    )
+
+
+class _Unused(NamedTuple):
+    """One input without a gradient: its name, and (thread, sequence) of the node that made it."""
+
+    text: str
+    node: tuple[int, int] | None
+    is_parameter: bool
+
+
+def _grad_frame() -> Any:
+    """The frame of torch.autograd.grad, where the inputs are to be seen."""
+    from gradext.source import live_frames
+
+    for frame in live_frames.frames_above():
+        if frame.f_code.co_name == "grad" and frame.f_code.co_filename.endswith(
+            ("torch/autograd/__init__.py", "torch\\autograd\\__init__.py")
+        ):
+            return frame
+    return None
+
+
+def inputs_of_grad() -> Sequence[Any] | None:
+    """What the call of torch.autograd.grad() that is running was asked about; None without one."""
+    from gradext.objects import naming
+
+    frame = _grad_frame()
+    return None if frame is None else _inputs_in(dict(naming.locals_of(frame)))
+
+
+def _inputs_in(local: dict[str, Any]) -> Sequence[Any] | None:
+    import torch
+
+    inputs = local.get("inputs")
+    if issubclass(type(inputs), torch.Tensor):
+        return (inputs,)
+    return inputs if type(inputs) in (list, tuple) else None
+
+
+def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]:
+    """The inputs that no node of the outputs' graph belongs to; that of the message first."""
+    import torch
+
+    from gradext.native import _C
+    from gradext.objects import naming
+    from gradext.rules import graph_copy
+
+    local = dict(naming.locals_of(frame))
+    inputs = _inputs_in(local)
+    outputs = local.get("t_outputs", local.get("outputs"))
+    if inputs is None or outputs is None:
+        return []
+    rows, whole = graph_copy.rows_below(outputs)
+    made = {id(row[0]) for row in rows}
+    leaves = {id(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad")}
+    found: list[_Unused] = []
+    for number, item in enumerate(inputs):
+        if not issubclass(type(item), torch.Tensor):
+            continue
+        own, _ = _C.graph([item], 1)
+        in_graph = id(item) in leaves if not own else id(own[0][0]) in made
+        if number != index and (in_graph or not whole):
+            continue
+        facts = naming.facts_of(item)
+        name = names.of(facts.id) if names and facts else None
+        node = (own[0][2], own[0][3]) if own and own[0][3] is not None else None
+        is_parameter = bool(names and facts and names.is_parameter(facts.id))
+        text = f"`{name}`" if name else f"inputs[{number}]"
+        found.insert(0 if number == index else len(found), _Unused(text, node, is_parameter))
+    return found

@@ -1,0 +1,125 @@
+"""GX401 from the journal alone: declared writes without a bump, and writes through `.data`.
+
+What a guard finds by the bytes is gradext.rules.codes.gx401_405_changed_bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradext.diagnosis.model import Diagnosis, Site
+from gradext.rules.graph_copy import Graph, Node, Saved
+from gradext.rules.rewrite import fixes
+from gradext.rules.wording import saved_tensors as told
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+    from gradext.recording.events import Data, Write
+
+
+def _uncounted(data: Data) -> dict[int, list[Write]]:
+    """By storage, the writes to memory of which some write did not move the counter."""
+    table = data.writes
+    storages = set(table[(table[:, 14] & 3) != 0][:, 1].tolist())
+    found: dict[int, list[Write]] = {}
+    for storage in storages:
+        found[storage] = data.writes_of_storage(storage)
+    return found
+
+
+def _suspects(by_storage: dict[int, list[Write]], saved: Saved, node: Node) -> list[Write]:
+    """Writes to the saved bytes, after they were saved, that moved another counter or none."""
+    if not saved.is_strided or node.sequence is None:
+        return []
+    found = []
+    for write in by_storage.get(saved.storage, ()):
+        if write.begin == write.end or write.is_inference:
+            continue
+        counted = write.counter == saved.counter and not write.declared_only
+        if counted:
+            continue
+        if write.thread == node.thread and write.sequence <= node.sequence:
+            continue  # before the save
+        found.append(write)
+    return found
+
+
+def any_silent(data: Data, graph: Graph) -> bool:
+    """Whether silent() would find something; much cheaper than finding out what."""
+    by_storage = _uncounted(data)
+    return bool(by_storage) and any(
+        saved.storage in by_storage and _suspects(by_storage, saved, node)
+        for node in graph.nodes
+        for saved in node.saved
+    )
+
+
+def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
+    """GX401 from the journal alone: declared writes without a bump, and writes through `.data`."""
+    from gradext.recording import events
+
+    by_storage = _uncounted(data)
+    if not by_storage:
+        return []
+    diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
+    counts: dict[tuple[Any, ...], int] = {}
+    left = told.MOST_PAIRS
+    for node in sorted(graph.nodes, key=graph.order, reverse=True):
+        for saved in node.saved:
+            writes = [
+                write
+                for write in _suspects(by_storage, saved, node)
+                if events.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
+            ]
+            if not writes or saved.is_stale:
+                continue  # a stale one raises by itself
+            if len(diagnoses) >= told.MOST_DIAGNOSES or left == 0:
+                break
+            left -= 1
+            diagnosis = _silent_one(graph, node, saved, writes, data, names)
+            key = told.key(diagnosis)
+            diagnoses.setdefault(key, diagnosis)
+            counts[key] = counts.get(key, 0) + 1
+    return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]
+
+
+def _silent_one(
+    graph: Graph, node: Node, saved: Saved, writes: list[Write], data: Data, names: Names
+) -> Diagnosis:
+    name, spoken = told.tensor_text(saved, names)
+    culprits = told.culprits(data, writes, name)
+    label = f"{told.op_of(node)} saves {told.quoted(name) if name else 'it'} for backward"
+    victims = told.victims_of(data, graph, node, label)
+    first = writes[0]
+    op = first.op.rsplit("::", 1)[-1]
+    how = f"{op} wrote its memory through a tensor with another version counter"
+    if first.declared_only:
+        how = f"{op} wrote it without moving its version counter"
+    if culprits and fixes.is_optimizer_step(culprits[0]):
+        fix = told.later_step(culprits[0], victims, first)
+    else:
+        fix = without_data(culprits[0]) if culprits else ""
+    return Diagnosis(
+        code="GX401",
+        severity="error",
+        message=(
+            f"{spoken} was saved for backward by {node.name}, and {how}: backward computes with "
+            "the new values, and the gradients are wrong without an error."
+        ),
+        culprits=culprits,
+        victims=victims,
+        fix=fix,
+        notes=(told.why_unseen(first),),
+    )
+
+
+def without_data(culprit: Site) -> str:
+    place = sites.where(culprit.frame)
+    if ".data" in culprit.frame.code:
+        return (
+            f"at {place} make a new tensor instead of writing through `.data` "
+            "(`x = x * factor`), so that autograd knows of it; or write after backward()"
+        )
+    text = fixes.out_of_place(culprit)
+    return text or f"write into a `.clone()` at {place}, or after backward()"

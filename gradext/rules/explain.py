@@ -1,0 +1,88 @@
+"""gradext.explain: from an exception that autograd raised to its diagnoses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import errors, raw
+from gradext.diagnosis.model import Diagnosis
+from gradext.recording import findings, incidents, running, said
+from gradext.rules.codes import (
+    gx101_stale_saved,
+    gx102_106_refused_write,
+    gx201_203_inference_tensor,
+    gx301_graph_cut,
+    gx302_303_graph_freed,
+)
+from gradext.source import live_frames
+
+if TYPE_CHECKING:
+    from gradext.recording.recording import Recording
+
+# In the order in which they are asked.
+_RULES = (
+    gx102_106_refused_write.refused_write,
+    gx302_303_graph_freed.second_backward,
+    gx302_303_graph_freed.unused_input,
+    gx101_stale_saved.stale,
+    gx201_203_inference_tensor.misused,
+    gx301_graph_cut.no_gradient,
+)
+
+
+def explain(error: BaseException, recording: Recording | None = None) -> list[Diagnosis]:
+    """What caused `error`, an exception that autograd raised: culprit, victim, fix.
+
+    Call it in the `except` block while a recording is on (gradext.record(), gradext.install() or
+    `gradext run`). Without one, only what the exception itself shows can be said. Empty when the
+    error is none that gradext knows.
+
+    Args:
+        error: the exception, or one raised from it.
+        recording: defaults to the one that is running.
+
+    Raises:
+        TypeError: `error` is no exception.
+    """
+    if not issubclass(type(error), BaseException):
+        name = raw.type_name(type(error))
+        raise TypeError(f"gradext.explain: expected an exception, got {name}")
+    chain = errors.chain(error)
+    for at in chain:
+        known = _seen_before(at, recording)
+        if known:
+            return list(known)
+    if recording is None and running.recordings:
+        recording = running.recordings[-1]
+    keys: list[tuple[findings.Finding | None, list[Any]]] = []
+    for at in chain:
+        finding = None
+        if recording is not None:
+            finding = findings.of_refusal(at, recording, raw.message(at))
+        live = (
+            [*live_frames.frames_of_error(at), *live_frames.frames_above()]
+            if finding is not None
+            else []
+        )
+        if finding is not None and recording is not None:
+            again = recording.known.recall(finding, live)
+            if again:
+                return list(again)
+        keys.append((finding, live))
+    data = recording.data if recording is not None else None
+    for at, (finding, live) in zip(chain, keys, strict=True):
+        for rule in _RULES:
+            found = rule(at, data)
+            if found:
+                if finding is not None and recording is not None:
+                    recording.known.keep(finding, found, live)
+                return found
+    return []
+
+
+def _seen_before(error: BaseException, recording: Recording | None) -> Sequence[Diagnosis] | None:
+    if recording is not None:
+        return said.of(error, recording)
+    incident = incidents.incident_of(error)
+    return incident.diagnoses if incident is not None else None

@@ -1,0 +1,1 @@
+"""What to type instead: changed source text for a help line."""

@@ -1,0 +1,1 @@
+"""Sentences and sites that several rules share."""

@@ -1,0 +1,277 @@
+"""One cut of a gradient path, as it is told: its lines, what it is called, what mends it.
+
+Reads a recording's births and flows, and source text. Owns no rule; touches no tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gradext.diagnosis.model import Site
+from gradext.recording import events
+from gradext.recording.events import Birth, Flow
+from gradext.rules.rewrite import fixes
+from gradext.source import mode_blocks, sites
+
+if TYPE_CHECKING:
+    from gradext.recording.events import Data
+    from gradext.rules.wording.chains import Step
+    from gradext.rules.wording.lost_gradients import Owners
+
+APPLY = "autograd.Function.apply"
+_COMPARES = {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}
+_COMPARES |= {"logical_and": "and", "logical_or": "or", "logical_not": "not", "isclose": "isclose"}
+_SPOKEN = {name: f"the comparison `{sign}`" for name, sign in list(_COMPARES.items())[:6]}
+_SPOKEN["to_copy"] = "the cast"
+_STAND_INS = {
+    "argmax": "softmax (or gumbel_softmax) in place of argmax",
+    "argmin": "softmax of the negated values in place of argmin",
+    "argsort": "a soft ranking in place of argsort",
+    "multinomial": "gumbel_softmax in place of multinomial, or the score of what was drawn "
+    "(`log_prob`)",
+    "to_copy": "the floating values in place of the cast",
+    "bucketize": "the distance to the boundaries in place of bucketize",
+    "searchsorted": "the distance to the boundaries in place of searchsorted",
+    "one_hot": "softmax in place of one_hot",
+}
+# What leaves the graph on its way to Python.
+_LEAVES = re.compile(r"\.(?:detach\(\)|data)(?:\.\w+\([^()]*\))*\.(?:numpy|tolist|item)\(\)")
+_READS = {
+    "aten::_local_scalar_dense": "item()",
+    "Tensor.numpy": "numpy()",
+    "Tensor.tolist": "tolist()",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One place where gradient was lost.
+
+    Attributes:
+        sites: the line, then where the mode was entered and the op within it, where there is one.
+        what: "`.detach()`", for a sentence. why: the rest of it.
+        kind: what the fix depends on.
+    """
+
+    step: Step
+    sites: tuple[Site, ...]
+    what: str
+    kind: str
+    mode: mode_blocks.Mode | None = None
+
+
+def describe(data: Data, step: Step) -> Cut | None:
+    origin = step.origin
+    running = data.frames(origin.stack)
+    op = origin.op
+    here = sites.site(running, op=op)
+    if isinstance(origin, Birth):
+        mode = mode_blocks.find(data.frames(origin.mode), running)
+        return _of_mode(step, here, mode, "inference_mode")
+    if origin.has(events.IN_INFERENCE):
+        mode = mode_blocks.find(data.frames(origin.mode), running)
+        return _of_mode(step, here, mode, "inference_mode")
+    if origin.op == APPLY and origin.has(events.CUT) and here is not None:
+        # Its inputs required grad; in forward() every function runs without grad mode.
+        here = dataclasses.replace(here, label="the Function returns this without a gradient")
+        return Cut(step, (here,), "an autograd.Function", "function")
+    if origin.has(events.NO_GRAD):
+        function = origin.has(events.IN_FUNCTION)
+        mode = mode_blocks.find(data.frames(origin.mode), running, in_function=function)
+        return _of_mode(step, here, mode, "forward" if function else "no_grad")
+    if here is None:
+        return None
+    if origin.has(events.CUT) and origin.has(events.FROM_INFERENCE):
+        return _of_inference(data, step, here)
+    if origin.has(events.GRAD_CALL):
+        here = dataclasses.replace(here, label="gives gradients that are constants")
+        return Cut(step, (here,), "`torch.autograd.grad()` without create_graph=True", "grad")
+    if origin.has(events.TO_PYTHON):
+        read = _READS.get(op, op)
+        if op == "aten::_local_scalar_dense" and ".item(" not in here.frame.code:
+            converted = re.search(r"\b(float|int|bool)\(", here.frame.code)
+            if converted:
+                here = dataclasses.replace(here, label=f"{converted[1]}() leaves the graph here")
+                return Cut(step, (here,), f"`{converted[1]}()`", "read")
+        here = dataclasses.replace(here, label=f"{read} takes the value out of the graph")
+        return Cut(step, (here,), f"`.{read}`", "read")
+    if origin.has(events.FROM_PYTHON):
+        here = dataclasses.replace(here, label=f"{short(op)}() copies the value, not its history")
+        return Cut(step, (here,), f"`{op}()`", "copy")
+    if op in ("aten::detach", "aten::detach_", "Tensor.data"):
+        left = _LEAVES.search(here.frame.code)
+        if left is not None:
+            here = dataclasses.replace(
+                here, label=f"{left[0][1:]} takes the value out of the graph"
+            )
+            return Cut(step, (here,), f"`{left[0]}`", "read")
+        name = {"aten::detach": ".detach()", "aten::detach_": ".detach_()"}.get(op, ".data")
+        here = dataclasses.replace(here, label=f"{name} leaves the graph here")
+        after = step.after.origin if step.after is not None else None
+        # numpy() takes no tensor that requires grad: detach() alone is not to blame.
+        needed = isinstance(after, Flow) and after.op == "Tensor.numpy"
+        return Cut(step, (here,), f"`{name}`", "read" if needed else "detach")
+    if origin.has(events.NOT_FLOATING):
+        what = _SPOKEN.get(short(op), f"`{short(op)}`")
+        gives = "truth values" if short(op) in _COMPARES else "whole numbers"
+        here = dataclasses.replace(here, label=f"{what} gives {gives}, which carry no gradient")
+        return Cut(step, (here,), what, "integer")
+    here = dataclasses.replace(here, label=f"{short(op)} is not differentiable")
+    return Cut(step, (here,), f"`{short(op)}`", "op")
+
+
+def _of_inference(data: Data, step: Step, here: Site) -> Cut:
+    """An op of an inference tensor that requires grad: autograd does not see it at all."""
+    here = dataclasses.replace(here, label=f"{short(step.origin.op)} is not recorded because of it")
+    made: Site | None = None
+    mode: mode_blocks.Mode | None = None
+    for number in step.origin.parents if isinstance(step.origin, Flow) else ():
+        birth = data.origin(number)
+        if isinstance(birth, Birth):
+            running = data.frames(birth.stack)
+            made = sites.site(running, op=birth.op, label="makes the inference tensor")
+            mode = mode_blocks.find(data.frames(birth.mode), running)
+            break
+    told = sites.distinct([made, mode.site if mode is not None else None, here])
+    return Cut(step, told, "an inference tensor that requires grad", "inference")
+
+
+def _of_mode(step: Step, here: Site | None, mode: mode_blocks.Mode | None, name: str) -> Cut | None:
+    """A cut because of a mode: the line within its block, what entered it, the op itself."""
+    if mode is None:
+        if here is None:
+            return None
+        here = dataclasses.replace(here, label=f"runs under {name}")
+        return Cut(step, (here,), f"`{name}`", name)
+    entered = mode.site
+    inside = mode.inside or here
+    told: list[Site | None]
+    spoken = f"`{mode.name}`"
+    if mode.name == "forward":
+        spoken = "the forward() of an autograd.Function"
+        told = [entered, here]
+    elif mode.how == "switch":
+        told = [entered, inside]
+    else:
+        if inside is not None:
+            inside = dataclasses.replace(inside, op=step.origin.op, label=f"runs under {mode.name}")
+        told = [inside, entered, here]
+    if here is not None and here is not inside:
+        label = f"{short(step.origin.op)} makes no node"
+        told = [dataclasses.replace(s, label=label) if s is here else s for s in told]
+    return Cut(step, sites.distinct(told), spoken, name, mode)
+
+
+def short(op: str) -> str:
+    return op.rsplit("::", 1)[-1].rsplit(".", 1)[-1].lstrip("_")
+
+
+def best(data: Data, cuts: Sequence[Cut], names: Owners) -> Cut | None:
+    """The cut that matters: of what is trained rather than of what is not, then the nearest."""
+    if not cuts:
+        return None
+
+    def rank(cut: Cut) -> tuple[bool, bool, int, int]:
+        origin = cut.step.origin
+        idle = False  # known to lead to nothing that is trained
+        if isinstance(origin, Flow) and origin.has(events.SOURCE_IS_LEAF) and names.optimized:
+            idle = origin.source not in names.optimized
+        return (idle, not cut.step.is_sure, cut.step.depth, -origin.order)
+
+    return min(cuts, key=rank)
+
+
+def _way_back(data: Data, cut: Cut) -> str | None:
+    """What to do where the value came back from Python, on another line."""
+    for step in cut.step.way():
+        origin = step.origin
+        if isinstance(origin, Flow) and origin.has(events.FROM_PYTHON):
+            entry = sites.site(data.frames(origin.stack))
+            if entry is None or sites.line_of(entry) == sites.line_of(cut.sites[0]):
+                return None
+            return (
+                f"use it itself (torch.stack for several) at {sites.where(entry.frame)} instead "
+                f"of `{origin.op}()`"
+            )
+    return None
+
+
+def fix(data: Data, cut: Cut) -> str:
+    site = cut.sites[0] if cut.sites else None
+    if site is None:
+        return "compute the loss from tensors that require grad"
+    line = sites.where(site.frame)
+    mode = cut.mode
+    if mode is not None:
+        at = sites.where(mode.site.frame)
+        if mode.name == "forward":
+            if "checkpoint" in mode.site.label:
+                return (
+                    f"pass use_reentrant=False to the checkpoint at {at}; or make its input "
+                    "require grad: `h.requires_grad_(True)` before the call"
+                )
+            return (
+                f"hand everything that is to be trained to the Function's apply() as an input, at "
+                f"{at}: what its forward() finds elsewhere gets no gradient"
+            )
+        if mode.how == "switch":
+            return (
+                f"switch grad mode on again after {at}: `torch.set_grad_enabled(True)`, or use "
+                "`with torch.no_grad():` around what needs none"
+            )
+        if mode.how == "decorator":
+            return f"take the decorator at {at} off the function whose result is trained through"
+        if mode.how == "with":
+            return f"move `{fixes.source(site)}` ({line}) out of the block that begins at {at}"
+        return f"compute it outside of what `{fixes.source(mode.site)}` ({at}) runs"
+    if cut.kind == "inference":
+        return (
+            f"make the tensor outside inference_mode ({line}), or under `torch.no_grad()`; or make "
+            "it anew outside: `p = nn.Parameter(p.detach().clone())`"
+        )
+    if cut.kind == "grad":
+        return f"pass `create_graph=True` to torch.autograd.grad at {line}"
+    if cut.kind == "detach":
+        without = fixes.without_call(site, cut.what.strip("`.()"))
+        if without == "":
+            other = "detach a copy that the loss is not made of"
+            if cut.what == "`.detach_()`":
+                other = "detach a copy: `.detach()`"
+            return f"take `{fixes.source(site)}` out, at {line}, or {other}"
+        if without is not None:
+            return f"take {cut.what} out at {line}: `{without}`"
+        return f"take {cut.what} out at {line}, or detach a copy that the loss is not made of"
+    if cut.kind == "read":
+        back = _way_back(data, cut)
+        kept = None
+        if cut.what in ("`.item()`", "`.tolist()`"):
+            kept = fixes.without_call(site, cut.what.strip("`.()"))
+        if kept and back is None:
+            back = "compute on with torch"
+        if kept:
+            return f"keep the value a tensor at {line}: `{kept}`, and {back}"
+        return (
+            f"keep the value a tensor at {line}: compute on with torch instead of {cut.what} and "
+            f"what follows it{f', and {back}' if back else ''}"
+        )
+    if cut.kind == "copy":
+        return (
+            f"use the tensor itself at {line} (torch.stack for several) instead of {cut.what}, "
+            "which copies numbers"
+        )
+    if cut.kind == "integer":
+        op = short(cut.step.origin.op)
+        stand_in = _STAND_INS.get(op, "the values that it was made of")
+        if op in _COMPARES:
+            stand_in = f"sigmoid of the difference in place of {cut.what}"
+        through = "the straight-through `soft + (hard - soft).detach()`"
+        return f"compute on with something differentiable at {line}: {stand_in}, or {through}"
+    if cut.kind == "function":
+        return (
+            "let the Function's forward() return a floating tensor that it does not hand to "
+            f"ctx.mark_non_differentiable; it is applied at {line}"
+        )
+    return f"replace {cut.what} at {line} by an op that has a derivative"

@@ -1,0 +1,181 @@
+"""What is said of a tensor that was saved for backward and of those who wrote it.
+
+Shared by the rules that tell of one: stale (GX101), silent_writes (GX401) and guarded (GX401,
+GX402). Works from a copy of the graph (evidence) and a recording's data; touches no tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import package
+from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.rules.graph_copy import Graph, Node, Saved
+from gradext.rules.rewrite import fixes
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+    from gradext.recording.events import Data, Write
+
+MOST_DIAGNOSES = 8
+MOST_PAIRS = 256  # stale tensors that are looked at; a parameter may be saved 10,000 times
+
+
+def victims_of(data: Data, graph: Graph, node: Node, label: str) -> tuple[Site, ...]:
+    """The line that made `node`, then the lines that it stands for."""
+    found: list[Site | None] = []
+    at: Node = node
+    if node.sequence is None and node.inner_of >= 0:
+        at = graph.nodes[node.inner_of]
+    if at.sequence is None:
+        return ()
+    stack, origin = data.node_stack(at.thread, at.sequence)
+    found.append(sites.site(data.frames(stack), op=None, label=label))
+    for line in _save_lines(node):
+        found.append(Site(frame=line, label="saves it"))
+    if origin is not None:
+        stack, _ = data.node_stack(*origin)
+        found.append(sites.site(data.frames(stack), label="the forward that was differentiated"))
+    return sites.distinct(found)
+
+
+def _save_lines(node: Node) -> list[Frame]:
+    """The lines in a user's autograd.Function that call save_for_backward."""
+    import dis
+
+    from gradext.source import frames
+
+    found = []
+    for code in node.forward_code or ():
+        if not package.is_user_file(code.co_filename):
+            continue
+        for instruction in dis.get_instructions(code):
+            if instruction.argval == "save_for_backward":
+                found.append(frames.frame_of(code, instruction.offset))
+    return found
+
+
+def tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
+    """(its name or None, how a sentence speaks of it)."""
+    kind = str(saved.dtype).removeprefix("torch.")
+    shape = f"{kind} {list(saved.sizes)}"
+    name, exact = names.of_saved(saved)
+    if name is None:
+        article = "An" if kind.startswith("i") else "A"
+        return None, f"{article} {shape} tensor"
+    if exact:
+        return name, f"`{name}` ({shape})"
+    return name, f"A {shape} alias of `{name}`"
+
+
+def write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Site | None:
+    op = write.op
+    if name is None:
+        place = sites.site(data.frames(write.stack))
+        name = fixes.written_name(place) if place and not place.stack else None
+    label = f"{_verb(write)} {quoted(name)}"
+    if write.version_after > write.version_before:
+        label += f": version {write.version_before} -> {write.version_after}"
+    if times > 1:
+        label += f", the first of {times} writes on this line"
+    return sites.site(
+        data.frames(write.stack),
+        op=op,
+        version_before=write.version_before,
+        version_after=write.version_after,
+        label=label,
+        times=times,
+    )
+
+
+def _verb(write: Write) -> str:
+    if write.is_note:
+        return f"{write.op.rsplit('.', 1)[-1]}() counts a write of"
+    return f"{write.op.rsplit('::', 1)[-1]} writes"
+
+
+def quoted(name: str | None) -> str:
+    return f"`{name}`" if name else "it in place"
+
+
+def culprits(
+    data: Data,
+    writes: Sequence[Write],
+    name: str | None,
+    touched: Sequence[bool | None] | None = None,
+    note: Write | None = None,
+) -> tuple[Site, ...]:
+    """Lines that wrote, those that touched saved bytes first, then in order of time.
+
+    Args:
+        touched: for each write, whether it reached what was saved; None: all did.
+        note: a Python call that moves the counter without a write.
+    """
+    ranked = sorted(
+        zip(writes, touched or [True] * len(writes), strict=True),
+        key=lambda pair: (pair[1] is False, pair[0].order),
+    )
+    by_line: dict[tuple[str, int], list[Write]] = {}
+    for write, _ in ranked:
+        frame = sites.user_frame(data.frames(write.stack))
+        if frame is not None:
+            by_line.setdefault((frame.file, frame.line), []).append(write)
+    found = [write_site(data, same[0], name, len(same)) for same in by_line.values()]
+    if note is not None:
+        found.append(write_site(data, note, name))
+    return sites.distinct(found)
+
+
+def op_of(node: Node) -> str:
+    name = node.name.rsplit("::", 1)[-1]
+    found = re.fullmatch(r"(\w+?)Backward\d*", name)
+    return found[1] if found else name
+
+
+def place(victims: tuple[Site, ...]) -> str:
+    return sites.where(victims[0].frame) if victims else "the line that saves it"
+
+
+def key(diagnosis: Diagnosis) -> tuple[Any, ...]:
+    return (
+        diagnosis.code,
+        tuple(sites.line_of(site) for site in diagnosis.culprits),
+        tuple(sites.line_of(site) for site in diagnosis.victims),
+    )
+
+
+def with_count(diagnosis: Diagnosis, count: int) -> Diagnosis:
+    if count == 1:
+        return diagnosis
+    more = f"{count - 1} more saved tensor{'s' if count > 2 else ''} of the same lines "
+    more += f"{'are' if count > 2 else 'is'} stale as well"
+    return dataclasses.replace(diagnosis, notes=(*diagnosis.notes, more))
+
+
+def why_unseen(write: Write) -> str:
+    """Why torch's check does not see a write that changed a saved tensor."""
+    if write.declared_only:
+        return (
+            f"{write.op} declares the write in its schema and does not count it, so torch's check "
+            "cannot see it"
+        )
+    return (
+        "`.data` (like numpy, DLPack and a storage) shares the memory and not the version counter, "
+        "so torch's check cannot see the write"
+    )
+
+
+def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) -> str:
+    """The fix where an optimizer's step wrote what a graph still needs."""
+    step, line = fixes.step_call(culprit), sites.where(fixes.step_frame(culprit))
+    fix = (
+        f"move `{step}` ({line}) below the last backward() that uses this graph, or run the "
+        f"forward ({place(victims)}) again after it"
+    )
+    if write is not None and write.declared_only:
+        fix += "; without fused=True torch raises here"
+    return fix

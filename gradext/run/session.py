@@ -1,0 +1,590 @@
+"""One recorded run of a program: collects its diagnoses, writes the JSON, prints the report.
+
+Owns what is known of the run and where it goes; `program` executes code, `autostart` switches a
+process on. Keeps Diagnoses and texts only: never an exception, a
+traceback or a graph, so that the program's memory lives as long as without gradext.
+
+A run has one root process, which reports, and children, which write their own file for the root to
+merge. Whatever fails in here is noted for the end of the report and does not reach the program.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from gradext._version import __version__
+from gradext.base import errors, interrupts, torch_import
+from gradext.base.text import clean
+from gradext.run import ending, results_file
+from gradext.run.settings import CannotWrite, Entry, Settings
+
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
+
+MAX_KEPT = 200  # different diagnoses of one process; a run that has more has one cause
+MAX_LISTED = 8  # process ids in one line of the report
+INTERRUPTED = 130
+
+P = ParamSpec("P")
+
+
+def _guarded(method: Callable[P, None]) -> Callable[P, None]:
+    """Nothing that fails in `method` reaches the program; it is told at the end of the report.
+
+    Signals' handlers run after it, and what they raise is the program's.
+    """
+
+    @functools.wraps(method)
+    def safe(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            session: Any = args[0]
+            session.here()
+            method(*args, **kwargs)
+        except BaseException as error:
+            if interrupts.is_the_programs(error):
+                raise
+            session._note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
+
+    return interrupts.deferring(safe)
+
+
+class Session:
+    """What one process knows of the run. There is at most one in a process: `current()`.
+
+    Args:
+        settings: the run's.
+        write_early: the root writes its file before the program begins, not only when the program
+            turns out to use torch.
+    """
+
+    def __init__(self, settings: Settings, *, write_early: bool = True) -> None:
+        self.settings = settings
+        self.exit_code: int | None = None
+        self.by_cell = False  # a notebook: what a cell does is told again if it is done again
+        self._write_early = write_early
+        self._pid = self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[object, ...], Entry] = {}
+        self._more = 0
+        # The entries of each thread's last error: whether the program catches it is not known yet.
+        self._open: dict[int, set[tuple[object, ...]]] = {}
+        self._error: str | None = None
+        self._uncaught_texts: list[str] = []
+        self._seen_main = self._interrupted = False
+        self._own: list[str] = []
+        self._failed_write = False
+        self._written = 0.0
+        self._old_last: int | None = None
+        self._torch_seen = False
+        self._recording: Any = None
+        self._undo: list[Callable[[], None]] = []
+        self._finished = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the session of the process that asks."""
+        return _current is self
+
+    @property
+    def is_root(self) -> bool:
+        self.here()
+        return self._pid == self.settings.root
+
+    @property
+    def path(self) -> str:
+        self.here()
+        return self.settings.path if self.is_root else f"{self.settings.path}.{self._pid}"
+
+    # --- beginning and end --------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start recording as soon as torch is there. Raises CannotWrite before anything happens."""
+        global _current
+        if self.is_root and self.settings.keep and self._write_early:
+            self._check_path()
+            self._write(raise_errors=True)
+        # Registered before the program can register anything, and so called after all of that,
+        # when its threads have ended too.
+        atexit.register(self._at_exit)
+        self._undo.append(lambda: atexit.unregister(self._at_exit))
+        _current = self
+        self._undo.append(ending.hook_os_exit(self))
+        self._undo.append(torch_import.when_imported(self._start_recording))
+
+    def end(self) -> None:
+        """Stop recording and forget the hooks; reports what was not reported yet."""
+        global _current
+        self._at_exit()
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        _current = None
+
+    def _start_recording(self) -> None:
+        import gradext
+
+        self._torch_seen = True
+        try:
+            gradext._C  # noqa: B018 loads the compiled part
+            for name, module in list(sys.modules.items()):
+                # A module of gradext that imports torch must be whole before it is used here.
+                own = name.startswith("gradext.") and torch_import.is_initializing(module)
+                if own and torch_import.when_done(module, self._start_recording):
+                    return
+            gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
+            from gradext.recording import incidents, recording
+
+            ending.hear_of_forks(current)
+            settings = self.settings
+            self._recording = recording.start(
+                saves=settings.saves,
+                memory=None if settings.memory is None else settings.memory * 2**20,
+                births=settings.births,
+                cuts=settings.cuts,
+            )
+            self._undo.append(incidents.subscribe(self.on_incident))
+            if settings.guard:
+                from gradext.byte_guard import guard
+
+                self._undo.append(guard.start_quietly())
+            self._watch_multiprocessing()
+        except Exception as error:
+            said = str(error) if isinstance(error, ImportError) else errors.describe(error)
+            line = said if said.startswith("gradext") else f"gradext: {said}"
+            say(f"{line} (this program goes on without being recorded)")
+            return
+        if self.is_root and self.settings.keep and not self._write_early:
+            try:
+                self._check_path()
+                self._write(raise_errors=True)
+            except CannotWrite as error:
+                self.settings = self.settings._replace(keep=False)
+                say(f"gradext: {error}")
+
+    # --- what happens in the program ------------------------------------------------------------
+
+    @_guarded
+    def on_incident(self, incident: Any) -> None:
+        """An error of backward or of a write, as it is raised; or a silent one. Any thread."""
+        with self._lock:
+            silent = incident.error is None
+            new = False
+            keys = set()
+            for diagnosis in incident.diagnoses:
+                entry, is_new = self._add(Entry(diagnosis, silent=silent, error=incident.error))
+                new |= is_new
+                if entry is not None:
+                    entry.incident = incident
+                    if self.by_cell:
+                        entry.uncaught = entry.printed = False
+                    keys.add(entry.key())
+            if not silent:
+                # The program went on to this error: it has caught the one before, if that was one.
+                thread = threading.get_ident()
+                changed = self._open.get(thread) != keys
+                self._open[thread] = keys
+                # A loop that catches such errors must not spend its time on our file.
+                new |= changed and time.monotonic() - self._written > 0.5
+            if new:
+                self._write()
+
+    @_guarded
+    def uncaught(
+        self,
+        error: BaseException,
+        *,
+        in_thread: bool = False,
+        because: BaseException | None = None,
+    ) -> None:
+        """The program, or one of its threads, ends with `error`. Its traceback is printed.
+
+        `because` is what it was handling, where the exception itself does not know.
+        """
+        with self._lock:
+            if not isinstance(error, SystemExit):
+                if not in_thread or self._error is None:
+                    self._error = errors.describe(error)
+                if not in_thread:
+                    self._seen_main = True
+                    self._interrupted = isinstance(error, KeyboardInterrupt)
+            chain = errors.chain(error, because)
+            self._uncaught_texts += map(errors.describe, chain)
+            self._merge_children()
+            for exception in chain:
+                self._blame(exception)
+            # The last error of this thread is among them, or was caught.
+            self._open.pop(threading.get_ident(), None)
+            self._write()
+
+    def _blame(self, exception: BaseException) -> None:
+        """Mark the diagnoses of `exception` as those of an error that nobody caught."""
+        known = [e for e in self._entries.values() if e.incident and e.incident.matches(exception)]
+        for entry in known:
+            entry.uncaught, entry.printed = True, False
+        if known or self._recording is None or isinstance(exception, SystemExit):
+            return
+        text = errors.describe(exception)
+        if any(entry.is_told_in(text) for entry in self._entries.values()):
+            return  # the child has explained it, and knows more
+        from gradext.rules import explain
+
+        for found in explain.explain(exception, self._recording):
+            entry = Entry(found, error=text)
+            # Two exceptions of one chain can have one explanation: that is not twice.
+            same = self._entries.get(entry.key()) or self._add(entry)[0]
+            if same is not None:
+                same.uncaught, same.printed = True, False
+
+    def exits(self, end: SystemExit, code: int) -> None:
+        """sys.exit(), which may be how the program answers to an error that it caught."""
+        self.here()
+        self.exit_code = code
+        if code != 0:
+            self.uncaught(end)
+
+    def settle(self) -> None:
+        """The program has gone on: whatever was not uncaught so far was caught."""
+        self.here()
+        with self._lock:
+            self._open.clear()
+
+    def _add(self, entry: Entry) -> tuple[Entry | None, bool]:
+        """The entry that stands for this diagnosis, None where there are too many, and if new."""
+        key = entry.key()
+        known = self._entries.get(key)
+        if known is not None:
+            known.count += entry.count
+            known.error = entry.error or known.error
+            known.silent &= entry.silent
+            return known, False
+        if len(self._entries) >= MAX_KEPT:
+            self._more += 1
+            caught = (k for k, e in self._entries.items() if not (e.silent or self._is_error(e)))
+            oldest = next(caught, None)
+            if oldest is None:
+                return None, False
+            del self._entries[oldest]
+        self._entries[key] = entry
+        return entry, True
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def _is_error(self, entry: Entry) -> bool:
+        """Not caught, or not yet: the program may still be about to catch its last error."""
+        return (
+            entry.uncaught or entry.open or any(entry.key() in keys for keys in self._open.values())
+        )
+
+    def _severity(self, entry: Entry) -> str:
+        told_as_is = entry.silent or self._is_error(entry)
+        return entry.diagnosis.severity if told_as_is else "warning"
+
+    def _ordered(self) -> list[Entry]:
+        """Those of the uncaught error, then the silent errors, then the warnings."""
+
+        def rank(entry: Entry) -> int:
+            if self._severity(entry) != "error":
+                return 3
+            return 2 if entry.silent else 0 if entry.uncaught else 1
+
+        return sorted(self._entries.values(), key=rank)
+
+    def diagnoses(self) -> list[Diagnosis]:
+        """What is known now, most important first, as it will be reported."""
+        self.here()
+        with self._lock:
+            return self._as_told(self._ordered())
+
+    def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
+        """With what was seen of them as notes; what several processes met alike is told once."""
+        alike: dict[tuple[object, ...], list[Entry]] = {}
+        for entry in entries:
+            alike.setdefault((*entry.key()[:-1], self._severity(entry)), []).append(entry)
+        told = []
+        for group in alike.values():
+            first, count = group[0].diagnosis, sum(entry.count for entry in group)
+            notes = list(first.notes)
+            if count > len(group):
+                notes.append(f"this happened {count} times")
+            if children := [entry.pid for entry in group if entry.pid is not None]:
+                word = "process" if len(children) == 1 else "processes"
+                too = "also " if len(children) < len(group) else ""
+                listed = ", ".join(str(pid) for pid in children[:MAX_LISTED])
+                more = len(children) - MAX_LISTED
+                listed += f" and {more} more" if more > 0 else ""
+                notes.append(f"{too}in the child {word} {listed}")
+            severity = self._severity(group[0])
+            told.append(dataclasses.replace(first, severity=severity, notes=tuple(notes)))
+        return told
+
+    def _json(self) -> dict[str, Any]:
+        torch = sys.modules.get("torch")
+        version = getattr(torch, "__version__", None)
+        report: dict[str, Any] = {
+            "gradext": __version__,
+            "torch": None if version is None else str(version),
+            "exit_code": self.exit_code,
+            "error": self._error,
+            "diagnoses": [self._entry_json(entry) for entry in self._ordered()],
+        }
+        if not self.is_root:
+            report["run"] = self.settings.run
+            report["own"] = self._own
+            report["entries"] = [
+                entry.pack(is_open=self._is_error(entry)) for entry in self._entries.values()
+            ]
+        return report
+
+    def _entry_json(self, entry: Entry) -> dict[str, Any]:
+        report = entry.diagnosis.to_json()
+        report["severity"] = self._severity(entry)
+        if entry.count > 1:
+            report["count"] = entry.count
+        if entry.pid is not None:
+            report["pid"] = entry.pid
+        return report
+
+    def _check_path(self) -> None:
+        if (why := results_file.problem(self.settings.path)) is not None:
+            raise CannotWrite(why)
+
+    def _write(self, raise_errors: bool = False) -> None:
+        """The JSON as things stand. Whole or not at all, so that a kill leaves a file to read."""
+        told = bool(self._entries or self._own)
+        if self.is_root:
+            wanted = self.settings.keep and (self._write_early or self._torch_seen or told)
+        else:
+            wanted = told
+        if not wanted:
+            return
+        text = json.dumps(self._json(), indent=1) + "\n"
+        folder, name = os.path.split(self.path)
+        draft = os.path.join(folder, f".{name}.{self._pid}.tmp")
+        try:
+            with interrupts.whole():
+                try:
+                    with open(draft, "w", encoding="utf-8") as file:
+                        file.write(text)
+                    os.replace(draft, self.path)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        os.unlink(draft)
+                    raise
+                self._written = time.monotonic()
+        except OSError as error:
+            if raise_errors:
+                raise CannotWrite(f"cannot write {clean(self.path)}: {error.strerror}") from None
+            if not self._failed_write:
+                self._failed_write = True
+                self._note_own(f"cannot write {self.path}: {error.strerror}")
+
+    @_guarded
+    def report(self) -> None:
+        """Print on stderr what was not printed yet. Only the root does: it knows of the others."""
+        with self._lock:
+            entries = [entry for entry in self._ordered() if not entry.printed]
+            if not self.is_root or not entries:
+                return
+            for entry in entries:
+                entry.printed = True
+            self._print(self._as_told(entries))
+
+    def _print(self, diagnoses: list[Diagnosis]) -> None:
+        from gradext.reporters import diagnosis_text as reporter
+
+        header = None
+        if len(diagnoses) > 1:
+            count = {"error": 0, "warning": 0}
+            for diagnosis in diagnoses:
+                count[diagnosis.severity] = count.get(diagnosis.severity, 0) + 1
+            header = "gradext: " + ", ".join(
+                f"{n} {word}{'s' if n > 1 else ''}" for word, n in count.items() if n
+            )
+        text = reporter.report(diagnoses, color=_color(), header=header)
+        _say(f"\n{text}")
+
+    def _note_own(self, line: str) -> None:
+        if len(self._own) < 20:
+            self._own.append(line)
+
+    @_guarded
+    def _report_own_errors(self) -> None:
+        lines = list(self._own)
+        self._own.clear()
+        if "gradext.recording.incidents" in sys.modules:
+            from gradext.recording import own_errors
+
+            lines += own_errors.lines()
+        if self._more:
+            lines.append(f"{self._more} more diagnoses were not kept")
+        for line in lines:
+            say(f"gradext: {line}")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _at_exit(self) -> None:
+        """The last word of this process; everything of the program has ended."""
+        self.here()
+        if self._finished:
+            return
+        self._finished = True
+        self._finish()
+        if self._recording is not None:
+            with contextlib.suppress(Exception):
+                self._recording.stop()
+        if self.is_root:
+            self._report_own_errors()
+
+    @_guarded
+    def at_os_exit(self, status: int) -> None:
+        # Whoever calls it may do so because another thread hangs: never wait for that one.
+        if self._finished or not self._lock.acquire(timeout=1.0):
+            return
+        try:
+            error = sys.exc_info()[1]
+            if status != 0 and error is not None and not self._seen_main:
+                self.uncaught(SystemExit(status), because=error)
+            if isinstance(status, int):
+                self.exit_code = status & 0xFF
+            self._at_exit()
+        finally:
+            self._lock.release()
+
+    @_guarded
+    def _finish(self) -> None:
+        with self._lock:
+            last: Any = getattr(sys, "last_exc", getattr(sys, "last_value", None))
+            fresh = isinstance(last, BaseException) and id(last) != self._old_last
+            if fresh and not self._seen_main and self.exit_code is None:
+                self.uncaught(last)  # the program put its own sys.excepthook in the place of ours
+            if self.exit_code is None and self._seen_main:
+                self.exit_code = INTERRUPTED if self._interrupted else 1
+            self._open.clear()
+            if self.is_root:
+                self._merge_children()
+            self._write()
+            self.report()
+
+    # --- children ---------------------------------------------------------------------------------
+
+    def _merge_children(self) -> None:
+        """Take over what the children of this run have written, and their files with it."""
+        if not self.is_root:
+            return
+        folder, name = os.path.split(self.settings.path)
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            return
+        for found in names:
+            start, _, pid = found.rpartition(".")
+            if start != name or not pid.isdecimal():
+                continue
+            path = os.path.join(folder, found)
+            try:
+                with open(path, encoding="utf-8") as file:
+                    content = json.load(file)
+                if content.get("run") != self.settings.run:
+                    continue  # another run's, or no file of gradext
+                entries = [Entry.unpack(packed, int(pid)) for packed in content["entries"]]
+                own = [f"{line} (in process {pid})" for line in content["own"]]
+                os.unlink(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
+            for line in own:
+                self._note_own(line)
+            for entry in entries:
+                key = entry.key()
+                # What a child has written again includes what it had written before.
+                known = self._entries.pop(key, None)
+                entry.printed = known is not None and known.printed
+                # A pool hands the error that its worker caught to the parent, as a text.
+                entry.uncaught |= any(entry.is_told_in(text) for text in self._uncaught_texts)
+                self._add(entry)
+
+    def here(self) -> None:
+        """If this process is a forked copy: what it knows and writes is its own from here on."""
+        if self._process == os.getpid():
+            return
+        self._lock = threading.RLock()
+        self._entries = {}
+        self._open = {}
+        self._uncaught_texts = []
+        self._own = []
+        self._more = 0
+        self._error = self.exit_code = None
+        self._old_last = id(getattr(sys, "last_value", None))
+        self._seen_main = self._interrupted = self._finished = False
+        self._pid = self._process = os.getpid()
+
+    @_guarded
+    def ends_with(self, error: BaseException) -> None:
+        """What ends a child process of multiprocessing."""
+        if isinstance(error, SystemExit):
+            from gradext.run.program import exit_code
+
+            self.exits(error, exit_code(error))
+        else:
+            self.uncaught(error)
+
+    @_guarded
+    def process_ends(self) -> None:
+        """The last call into Python of a process that atexit does not know the end of."""
+        self._at_exit()
+
+    @_guarded
+    def _watch_multiprocessing(self) -> None:
+        ending.watch_multiprocessing(self)
+
+
+_current: Session | None = None
+
+
+def current() -> Session | None:
+    """This process's session."""
+    return _current
+
+
+def _color() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in {"", "0"}:
+        return True
+    try:
+        return bool(sys.stderr.isatty())
+    except Exception:
+        return False
+
+
+def say(line: str) -> None:
+    """Print one line on stderr, whatever it was made of."""
+    _say(clean(line))
+
+
+def _say(text: str) -> None:
+    """Print on stderr, whatever the program has done to it; `text` is safe to print."""
+    for stream in (sys.stderr, sys.__stderr__):
+        if stream is None:
+            continue
+        try:
+            stream.write(text + "\n")
+            stream.flush()
+            return
+        except UnicodeEncodeError:
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            with contextlib.suppress(Exception):
+                stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+                stream.flush()
+                return
+        except Exception:
+            continue

@@ -1,0 +1,53 @@
+"""What importing gradext does: load its compiled part, or leave torch alone for a while.
+
+In a program that is recorded, torch must be imported by the program itself: what it sets before
+that, such as OMP_NUM_THREADS, must still count.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gradext.base import torch_import
+from gradext.native import build
+
+
+def begin() -> None:
+    """Called once, by the package. Raises ImportError, one line, where _C is missing."""
+    arguments = build.program_arguments()
+    if not _leaves_torch_alone(arguments):
+        _load_or_exit(arguments)
+    elif arguments is None:
+        from gradext.run import autostart  # lazy: only where the environment asks
+
+        autostart.start()
+    elif arguments[:1] not in (["run"], ["explain"]):
+        # Another gradext program, in an environment that asks for recording: not recorded.
+        torch_import.when_imported(load)
+
+
+def load() -> None:
+    """Load the compiled part, and what is registered for its ops from Python."""
+    from gradext import ops  # noqa: F401
+
+
+def _leaves_torch_alone(arguments: list[str] | None) -> bool:
+    if arguments is not None and arguments[:1] in (["run"], ["explain"]):
+        return True
+    if not {"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys():
+        return False
+    from gradext.run import autostart  # lazy: most programs have no such variable
+
+    return autostart.wanted()
+
+
+def _load_or_exit(arguments: list[str] | None) -> None:
+    # `gradext doctor` exists for the case that the compiled part does not load, so that one command
+    # may go on without it; the rest of the program ends in one line instead of a traceback.
+    try:
+        load()
+    except ImportError as error:
+        if arguments is None:
+            raise
+        if arguments[:1] != ["doctor"]:
+            raise SystemExit(str(error)) from None

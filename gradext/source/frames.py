@@ -1,0 +1,155 @@
+"""Code objects and instructions turned into files, lines and columns, and whose code they are.
+
+Late and in Python: the recorder keeps numbers, and a frame becomes a name only when somebody reads
+it. Owns the rule of what is the user's code; knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import os
+import sys
+import types
+from collections.abc import Iterable
+
+from gradext.base.package import is_user_file
+from gradext.diagnosis.model import Frame
+
+# What stands behind the last frame that was kept of a stack deeper than the recorder goes.
+CUT = Frame("<more callers>", 0, "", is_user=False)
+
+_FX_CODE = "<eval_with_key>"  # the file name of code that torch.fx generates
+
+
+def absolute(file: str) -> str:
+    """`file` as an absolute path; made-up names ("<string>") stay."""
+    return file if file.startswith("<") else os.path.abspath(file)
+
+
+def function_name(code: types.CodeType) -> str:
+    """The qualified name where Python keeps one (3.11+)."""
+    return getattr(code, "co_qualname", code.co_name)
+
+
+def frame_of(code: types.CodeType, instruction: int) -> Frame:
+    """The place in `code` of the instruction at byte offset `instruction`."""
+    return _frame_of(code, instruction, code.co_filename)
+
+
+@functools.lru_cache(maxsize=65536)
+def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
+    # Code objects that differ in nothing but their file are equal.
+    line, end_line, column, end_column = _position(code, instruction)
+    file = absolute(code.co_filename)
+    source = linecache.getline(code.co_filename, line) if line else ""
+    return Frame(
+        file=file,
+        line=line or code.co_firstlineno,
+        function=function_name(code),
+        code=source.strip(),
+        column=_characters(source, column),
+        end_line=end_line,
+        end_column=_characters(
+            source if end_line == line else linecache.getline(code.co_filename, end_line or 0),
+            end_column,
+        ),
+        is_user=is_user_file(file),
+    )
+
+
+def _position(
+    code: types.CodeType, instruction: int
+) -> tuple[int, int | None, int | None, int | None]:
+    positions = getattr(code, "co_positions", None)
+    if positions is not None and instruction >= 0:
+        for index, (line, end_line, column, end_column) in enumerate(positions()):
+            if index == instruction // 2:
+                if line is not None:
+                    return line, end_line, column, end_column
+                break
+    for start, end, line in code.co_lines():
+        if start <= instruction < end and line is not None:
+            return line, None, None, None
+    return code.co_firstlineno, None, None, None
+
+
+def _characters(source: str, column: int | None) -> int | None:
+    """CPython's columns count bytes of UTF-8; people count characters."""
+    if column is None:
+        return None
+    if source.isascii():
+        return column
+    return len(source.encode("utf-8", "replace")[:column].decode("utf-8", "replace"))
+
+
+def stack_of(frames: Iterable[tuple[types.CodeType | None, int]]) -> tuple[Frame, ...]:
+    """Frames innermost first; generated fx code is replaced by the user's lines it came from.
+
+    Without code (the recorder keeps so many frames of a stack and no more) CUT is put.
+    """
+    stack: list[Frame] = []
+    for code, instruction in frames:
+        if code is None:
+            stack.append(CUT)
+            continue
+        frame = frame_of(code, instruction)
+        if frame.file.startswith(_FX_CODE):
+            stack.extend(_fx_origin(code, frame.line))
+        stack.append(frame)
+    return tuple(stack)
+
+
+def _fx_origin(code: types.CodeType, line: int) -> list[Frame]:
+    """The user's frames that an fx graph remembers for a line of its generated code."""
+    fx = sys.modules.get("torch.fx.graph_module")
+    if fx is None:
+        return []
+    import gc
+
+    for module in gc.get_referrers(code):
+        # A code object is referred to by its function, that by its class, an fx GraphModule's own.
+        if not isinstance(module, types.FunctionType):
+            continue
+        for owner in gc.get_objects():
+            # By type: isinstance() asks the object, and a dead weakref.proxy raises when asked.
+            if issubclass(type(owner), fx.GraphModule) and type(owner).forward is module:
+                return _frames_of_node(owner, line, module.__code__.co_firstlineno)
+    return []
+
+
+def _frames_of_node(module: object, line: int, first: int) -> list[Frame]:
+    graph = getattr(module, "graph", None)
+    numbers = getattr(module, "_lineno_map", None) or {}
+    start = getattr(module, "_prologue_start", 0) or 0
+    if graph is None:
+        return []
+    nodes = list(graph.nodes)
+    index = numbers.get(line - start)
+    if index is None or not 0 <= index < len(nodes):
+        return []
+    text = nodes[index].meta.get("stack_trace") or ""
+    return list(reversed(frames_in_text(text)))
+
+
+def frames_in_text(text: str) -> list[Frame]:
+    """The frames of a printed traceback, in its order (outermost first)."""
+    import re
+
+    frames = []
+    for match in re.finditer(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(.*))?', text):
+        file, line, function, code = match.groups()
+        file = absolute(file)
+        frames.append(
+            Frame(file, int(line), function, (code or "").strip(), is_user=is_user_file(file))
+        )
+    return frames
+
+
+def frames_of_traceback(traceback: types.TracebackType | None) -> tuple[Frame, ...]:
+    """The frames of a traceback, innermost first."""
+    found = []
+    while traceback is not None:
+        found.append((traceback.tb_frame.f_code, traceback.tb_lasti))
+        traceback = traceback.tb_next
+    return stack_of(reversed(found))

@@ -1,0 +1,1 @@
+"""The autograd state of one tensor, or of every tensor in an object."""

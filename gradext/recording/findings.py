@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 MOST_PLACES = 1024  # findings that are remembered
 # Explanations of one finding, for what differs between its times: shapes, bytes, names.
 MOST_VARIANTS = 8
-_KINDS = (
-    ("stale", re.compile(r"has been modified by an inplace")),
-    ("freed", re.compile(r"backward through the graph a second time|after they have already been")),
-)
-_VERSIONS = re.compile(r"is at version \d+; expected version \d+")
-_NUMBERS = re.compile(r"\d+")
 _LEAD = r"(?:A \S+ \[[^]]*\] alias of |A gradient with respect to |backward\(\) of )?"
 # The names at the start of a message: of one tensor, or of several that it is about.
 _NAMES = re.compile(_LEAD + r"((?:(?:`[^`]+`|inputs\[\d+\])(?:, )?)+)")
@@ -109,100 +103,6 @@ class Known:
         variants = self._places.setdefault(finding.places, [])
         del variants[MOST_VARIANTS - 1 :]
         variants.append(_variant(finding, diagnoses, live))
-
-
-def of_error(error: BaseException, outputs: Any, recording: Recording) -> Finding | None:
-    """The finding that an error of backward stands for; None where it is of no such kind."""
-    text = raw.message(error)
-    kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
-    if kind is None:
-        return _of_other_error(error, text, outputs, recording)
-    found, places, details, tensor, counter = _C.finding(kind, outputs, recording._since)
-    if not found or places is None:
-        return None
-    return Finding(
-        (kind, _NUMBERS.sub("#", text), places),
-        (details, _VERSIONS.sub("", text)),
-        text,
-        tensor,
-        counter,
-    )
-
-
-def _of_other_error(
-    error: BaseException, text: str, outputs: Any, recording: Recording
-) -> Finding | None:
-    from gradext.rules.codes import gx301_graph_cut, gx302_303_graph_freed
-
-    if not issubclass(type(error), RuntimeError):
-        return None
-    if (unused := gx302_303_graph_freed.UNUSED.search(text)) is not None:
-        return _of_unused(text, outputs, unused["index"])
-    if gx301_graph_cut.ANY.search(text) is not None:
-        return _of_cut(error, text, outputs)
-    return of_refusal(error, recording, text, is_backward=True)
-
-
-def _of_unused(text: str, outputs: Any, index: str | None) -> Finding | None:
-    """GX303, by the call, and by where its inputs and its outputs were made."""
-    from gradext.rules.codes import gx302_303_graph_freed
-
-    call = gx302_303_graph_freed.inputs_of_grad()
-    if call is None:
-        return None
-    inputs = tuple(item for item in call if issubclass(type(item), torch.Tensor))
-    (_, places, details, _, _), told = _C.finding_unused(outputs, inputs)
-    if places is None or len(inputs) != len(call):
-        return None
-    unused = [tensor for tensor, is_in_graph in told if not is_in_graph]
-    first = int(index) if index is not None else None
-    if first is not None and first < len(told):
-        # The one of the error's text is told first, as the rule of GX303 does.
-        unused = [told[first][0], *(t for t in unused if t != told[first][0])]
-    tensor, *more = unused or [0]
-    return Finding(("unused", text, places), (details,), "", tensor, 0, tuple(more))
-
-
-def _of_cut(error: BaseException, text: str, outputs: Any) -> Finding | None:
-    """GX301, by the call, and by what the tensor that has no history was made of."""
-    from gradext.rules.codes import gx301_graph_cut
-
-    roots, asked = gx301_graph_cut.in_question(error, outputs)
-    _, places, details, tensor, counter = _C.finding_cut(tuple(roots))
-    if places is None:
-        return None
-    return Finding(("cut", text, asked, places), (details,), "", tensor, counter)
-
-
-def of_refusal(
-    error: BaseException, recording: Recording, text: str, *, is_backward: bool = False
-) -> Finding | None:
-    """GX102 to GX106 and GX201 to GX203, by the line that was refused and those before it.
-
-    None for an error of another kind, and where the recorder knows nothing of the refused call.
-    """
-    from gradext.rules.codes import gx102_106_refused_write, gx201_203_inference_tensor
-
-    if not recording.is_running or not issubclass(type(error), RuntimeError):
-        return None
-    is_inference = gx201_203_inference_tensor.ANY.search(text) is not None
-    if not is_inference and gx102_106_refused_write.ANY.search(text) is None:
-        return None
-    if not is_inference and gx102_106_refused_write.is_indirect(text):
-        view = gx102_106_refused_write.view_used(error)
-        if view is None:
-            return None
-        _, places, details, _, _ = _C.finding_used(view, error.__traceback__)
-        return None if places is None else Finding(("used", text, places), (details,))
-    is_noted, places, details, tensor, counter = _C.finding_refused(
-        text, error.__traceback__, is_backward, recording._since
-    )
-    if places is None or not (is_noted or is_inference):
-        return None
-    where = ("refused", _NUMBERS.sub("#", text), is_noted, places)
-    if not is_inference:
-        return Finding(where, (details,))
-    return Finding(where, (details,), "", tensor, counter, by_shape=True)
 
 
 def of_hidden_cuts(outputs: Any, why: int) -> Finding | None:

@@ -141,7 +141,7 @@ def on_error(error: BaseException, outputs: Any) -> None:
 
 
 def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
-    finding = findings.of_error(error, outputs, recording)
+    finding = judge.the_judge().recognise(error, outputs, recording)
     if finding is not None:
         live = [*live_frames.frames_of_error(error), *live_frames.frames_above()]
         again = recording.known.recall(finding, live)

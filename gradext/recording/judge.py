@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
+    from gradext.recording.findings import Finding
     from gradext.recording.recording import Recording
 
 
@@ -18,6 +19,9 @@ class Judge(Protocol):
 
     def explain(self, error: BaseException, recording: Recording) -> Sequence[Diagnosis]:
         """What caused an error that the program has caught."""
+
+    def recognise(self, error: BaseException, outputs: Any, recording: Recording) -> Finding | None:
+        """The finding that such an error stands for; None where it is of no known kind."""
 
     def of_backward(
         self, error: BaseException, outputs: Any, recording: Recording

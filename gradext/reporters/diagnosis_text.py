@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from gradext.base import op_names
 from gradext.base.text import clean, clean_lines
 from gradext.diagnosis.model import CODES, Diagnosis, Frame, Site
 from gradext.reporters import excerpt
@@ -212,7 +213,7 @@ def _label(site: Site, code: str, words: dict[str, str]) -> str:
 
 def _names(label: str, op: str) -> bool:
     """Whether the label has the operator's name, in full ("aten::mul_") or short ("mul_")."""
-    short = op.rsplit("::", 1)[-1].split(".", 1)[0]
+    short = op_names.short(op).split(".", 1)[0]
     return re.search(rf"(?<!\w){re.escape(short)}(?!\w)", label) is not None
 
 

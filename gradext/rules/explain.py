@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import errors, raw
 from gradext.diagnosis.model import Diagnosis
 from gradext.recording import findings, incidents, running, said
+from gradext.rules import recognise
 from gradext.rules.codes import (
     gx101_stale_saved,
     gx102_106_refused_write,
@@ -59,7 +60,7 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
     for at in chain:
         finding = None
         if recording is not None:
-            finding = findings.of_refusal(at, recording, raw.message(at))
+            finding = recognise.of_refusal(at, recording, raw.message(at))
         live = (
             [*live_frames.frames_of_error(at), *live_frames.frames_above()]
             if finding is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from gradext.base import op_names
 from gradext.native import _C
 
 MOST_NODES = 1 << 18
@@ -188,7 +189,7 @@ def _is_readable(kind: type, name: str) -> bool:
     # extensions share one.
     if kind.__name__ == "CppFunction":
         plain = ("AccumulateGrad", "GraphRoot", "Identity", "CopyBackwards", "CopySlices", "Error")
-        return name.rsplit("::", 1)[-1] in plain
+        return op_names.short(name) in plain
     return True
 
 

@@ -19,12 +19,13 @@ from gradext.rules.codes import (
     gx401_silent_write,
 )
 from gradext.rules.explain import explain
+from gradext.rules.recognise import of_error as recognise
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
     from gradext.recording.recording import Recording
 
-__all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes"]
+__all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes", "recognise"]
 
 _PATTERNS = (
     gx101_stale_saved.PATTERN,

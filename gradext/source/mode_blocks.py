@@ -11,8 +11,7 @@ import linecache
 from collections.abc import Sequence
 
 from gradext.diagnosis.model import Frame, Site
-from gradext.rules.rewrite import fixes
-from gradext.source import sites, syntax
+from gradext.source import sites, statements, syntax
 
 # The names under which torch's context managers are called in a stack, innermost first.
 _ENTERS = {
@@ -165,7 +164,7 @@ def _decorator_frame(inner: Frame, name: str) -> Frame:
 
 
 def _is_with(site: Site) -> bool:
-    node = fixes.statement(site)
+    node = statements.statement(site)
     if isinstance(node, (ast.With, ast.AsyncWith)):
         return True
     # `with` in the middle of an expression of several lines, or code that cannot be read.

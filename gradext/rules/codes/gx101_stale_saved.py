@@ -10,13 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.base import raw
+from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import detach, in_place, optimizer_step
 from gradext.rules.wording import saved_tensors as told
 from gradext.rules.wording.lost_events import forgotten, lost
-from gradext.source import sites
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -143,7 +143,9 @@ def _stale_one(
     name, spoken = told.tensor_text(saved, names)
     blame = _blame(data, saved)
     culprits = told.culprits(data, blame.writes, name, blame.touched, blame.note)
-    label = f"{told.op_of(node)} saves {told.quoted(name) if name else 'it'} for backward, "
+    label = (
+        f"{op_names.of_node(node.name)} saves {told.quoted(name) if name else 'it'} for backward, "
+    )
     label += f"at version {saved.saved_version}"
     victims = told.victims_of(data, graph, node, label)
     message = (
@@ -242,7 +244,7 @@ def _fix(
     call = data.backwards[-1] if failed and data.backwards else None
     stack = data.frames(call.stack) if call is not None else ()
     last = sites.user_frame(stack)
-    if fixes.is_optimizer_step(culprit):
+    if optimizer_step.is_optimizer_step(culprit):
         return _fix_step(graph, data, culprit, write, victims, names, call)
     inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
     op = (write.op if write else culprit.op) or ""
@@ -268,14 +270,13 @@ def _fix(
     if is_leaf and write is not None and not write.grad_mode:
         # An update of a parameter or a buffer: a new tensor in its place would not be the same.
         below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
-        return (
-            f"move `{fixes.source(culprit)}` ({sites.where(culprit.frame)}) below {below}, or let "
-            f"the forward use a copy: `{name or 'the tensor'}.clone()` at {told.place(victims)}"
-        )
+        line = f"`{statements.text_of(culprit)}` ({sites.where(culprit.frame)})"
+        copied = f"`{name or 'the tensor'}.clone()` at {told.place(victims)}"
+        return f"move {line} below {below}, or let the forward use a copy: {copied}"
     copied = f"`{name}`" if name else "the tensor"
     return (
-        fixes.module_inplace(culprit, op)
-        or fixes.out_of_place(culprit)
+        in_place.module_inplace(culprit, op)
+        or in_place.out_of_place(culprit)
         or f"write into a copy: `.clone()` {copied} before {sites.where(culprit.frame)}, or use "
         f"`.clone()` of it at {told.place(victims)}"
     )
@@ -292,8 +293,8 @@ def _fix_step(
 ) -> str:
     """An optimizer updated what the graph still needs; `call` is the backward that failed."""
     backward = data.frames(call.stack) if call is not None else ()
-    step = fixes.step_call(culprit)
-    place = fixes.step_frame(culprit)
+    step = optimizer_step.step_call(culprit)
+    place = optimizer_step.step_frame(culprit)
     line = sites.where(place)
     if any(
         (f.file, f.line, f.function) == (place.file, place.line, place.function) for f in backward
@@ -310,9 +311,9 @@ def _fix_step(
     if carried is not None:
         node, made = carried
         again = write is not None and runs_again(data, node.thread, write.sequence, made)
-        target = names.of_node(node.id) or fixes.carried_name(made, made)
-        what = fixes.detached(target, made)
-        made = fixes.assigning(made, target)
+        target = names.of_node(node.id) or detach.carried_name(made, made)
+        what = detach.detached(target, made)
+        made = detach.assigning(made, target)
         if again:
             return (
                 f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
@@ -437,7 +438,9 @@ def _detached(
         label = f"detach_ takes the history off {told.quoted(name)[:60] if name else 'it'}"
         culprits = sites.distinct([sites.site(data.frames(write.stack), op=write.op, label=label)])
     if maker is not None and graph is not None:
-        victims = told.victims_of(data, graph, maker, f"{told.op_of(maker)} saves it for backward")
+        victims = told.victims_of(
+            data, graph, maker, f"{op_names.of_node(maker.name)} saves it for backward"
+        )
     if not victims:
         failed = sites.site(
             frames.frames_of_traceback(error.__traceback__), label="the backward that failed"
@@ -447,7 +450,7 @@ def _detached(
     if culprits and "zero_grad" in culprits[0].frame.code:
         fix = "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
     elif culprits:
-        fix = fixes.out_of_place(culprits[0]) or fix
+        fix = in_place.out_of_place(culprits[0]) or fix
     return Diagnosis(
         code="GX101",
         severity="error",
@@ -489,7 +492,7 @@ def _from_text(
     note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
     if late:
         note = "the graph is not at hand any more: these writes fit the versions and the size"
-    fix = (fixes.out_of_place(culprits[0]) if culprits else None) or (
+    fix = (in_place.out_of_place(culprits[0]) if culprits else None) or (
         "clone() the tensor before it is written"
     )
     return Diagnosis("GX101", "error", message, culprits, where, fix, (note,))

@@ -13,11 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.base import raw
+from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import detach, in_place
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.recording.events import Data, Refused, View
@@ -190,7 +190,7 @@ def _used_afterwards(
         victims = sites.distinct([*victims[:2], use])
     kind = _KINDS[code]
     mode = "inference_mode" if "inference" in text else "no_grad"
-    op = _short(culprits[0].op) if culprits[0].op else "A write"
+    op = op_names.short(culprits[0].op) if culprits[0].op else "A write"
     return [
         Diagnosis(
             code=code,
@@ -303,7 +303,7 @@ def _writes_before(
             continue
         found = []
         for write in writes:
-            label = f"{_short(write.op)} writes the memory of the view"
+            label = f"{op_names.short(write.op)} writes the memory of the view"
             if write.version_after > write.version_before:
                 label += f": version {write.version_before} -> {write.version_after}"
             found.append(
@@ -348,19 +348,15 @@ def _fix_afterwards(
             "write into a `.clone()` there"
         )
     if code == "GX106":
-        cloned = fixes.cloned_value(maker)
+        cloned = detach.cloned_value(maker)
         return f"clone what the Function returns, at {line}" + (f": `{cloned}`" if cloned else "")
-    other = fixes.out_of_place(culprits[0])
-    again = f"move `{fixes.source(maker)}` ({line}) below the write at {write}"
+    other = in_place.out_of_place(culprits[0])
+    again = f"move `{statements.text_of(maker)}` ({line}) below the write at {write}"
     if sites.line_of(maker) == sites.line_of(culprits[0]) or isinstance(
-        fixes.statement(maker), fixes.BLOCKS
+        statements.statement(maker), statements.BLOCKS
     ):
         again = f"take the views again after the write at {write}"
     return f"{again}; or {other or 'write out of place'}"
-
-
-def _short(op: str | None) -> str:
-    return op.rsplit("::", 1)[-1] if op else "the operation"
 
 
 def _label(code: str, op: str | None) -> str:
@@ -371,11 +367,11 @@ def _label(code: str, op: str | None) -> str:
         "GX105": "writes one of several views",
         "GX106": "writes a view that a custom Function returned",
     }[code]
-    return f"{_short(op)} {what}" if op else what
+    return f"{op_names.short(op)} {what}" if op else what
 
 
 def _message(code: str, culprit: Site, text: str) -> str:
-    op = _short(culprit.op)
+    op = op_names.short(culprit.op)
     op = op[0].upper() + op[1:] if op.startswith("the ") else op
     if code == "GX102" and "resize" in text:
         return (
@@ -433,7 +429,7 @@ def _victims(code: str, event: _Seen | None, data: Data | None, culprit: Site) -
         # The very object first, then the tightest around it, then the latest.
         views.sort(key=lambda v: (v.tensor != event.tensor, v.end - v.begin, -v.order))
         for view in views:
-            label = f"{_short(view.op)} makes the view"
+            label = f"{op_names.short(view.op)} makes the view"
             found.append(sites.site(data.frames(view.stack), op=view.op, label=label))
     for name, thread, sequence in event.chain:
         if sequence < 0 or name.endswith("AccumulateGrad"):
@@ -458,7 +454,11 @@ def _views_in_function(event: _Seen, data: Data) -> list[Site | None]:
     for view in reversed(data.views_of_storage(event.storage)):
         if view.order > event.order or view.creation_meta != "no_grad_mode":
             continue
-        made = sites.site(data.frames(view.stack), op=view.op, label=f"{_short(view.op)} views it")
+        made = sites.site(
+            data.frames(view.stack),
+            op=view.op,
+            label=f"{op_names.short(view.op)} views it",
+        )
         if made is not None and made.frame.function.rsplit(".", 1)[-1] == "forward":
             call = made.callers[0] if made.callers else None
             label = "the Function returns the view"
@@ -477,12 +477,12 @@ _VIEW_NODES = re.compile(
 
 
 def _is_view_node(name: str) -> bool:
-    return bool(_VIEW_NODES.match(name.rsplit("::", 1)[-1]))
+    return bool(_VIEW_NODES.match(op_names.short(name)))
 
 
 def _is_function(name: str) -> bool:
     """A user's autograd.Function: its node is named after the class, without a number."""
-    short = name.rsplit("::", 1)[-1]
+    short = op_names.short(name)
     return short.endswith("Backward") and not _VIEW_NODES.match(short)
 
 
@@ -491,12 +491,12 @@ def _is_hook_function(name: str) -> bool:
 
 
 def _op_name(name: str) -> str:
-    short = name.rsplit("::", 1)[-1]
+    short = op_names.short(name)
     return re.sub(r"Backward\d*$", "", short)
 
 
 def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _Seen | None) -> str:
-    other = fixes.out_of_place(culprit)
+    other = in_place.out_of_place(culprit)
     if code == "GX102" and "has been used in an in-place" in text:
         call = sites.where(culprit.frame)
         return (
@@ -504,7 +504,7 @@ def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _
             "new tensor and drop mark_dirty()"
         )
     if code == "GX102":
-        update = fixes.no_grad_block(culprit)
+        update = in_place.under(culprit, "no_grad")
         return (
             f"an update or an initialisation belongs outside the graph: {update}; if the result is "
             f"to be part of the graph, {other or 'make a new tensor instead'}"
@@ -512,20 +512,20 @@ def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _
     if code == "GX103" or (code == "GX105" and seen is not None and seen.base_is_leaf):
         return (
             f"{other or 'make a new tensor instead'}; if it initialises or updates the leaf, put "
-            f"the view and the write under no_grad: {fixes.no_grad_block(culprit)}"
+            f"the view and the write under no_grad: {in_place.under(culprit, 'no_grad')}"
         )
     maker = sites.where(victims[0].frame) if victims else "the line that made the view"
     if code == "GX104":
         mode = "inference_mode" if "inference" in text else "no_grad"
         return (
             f"make the view at {maker} outside {mode}; or, if the write is to stay out of the "
-            f"graph, put it under the same mode: {fixes.under(culprit, mode)}"
+            f"graph, put it under the same mode: {in_place.under(culprit, mode)}"
         )
     if code == "GX105":
         return _fix_of_several(culprit, victims, other)
     if seen is not None and any(_is_hook_function(name) for name, _, _ in seen.chain):
-        return fixes.module_inplace(culprit, culprit.op or "") or other or "write out of place"
-    cloned = fixes.cloned_value(victims[0]) if victims else None
+        return in_place.module_inplace(culprit, culprit.op or "") or other or "write out of place"
+    cloned = detach.cloned_value(victims[0]) if victims else None
     if cloned:
         return f"clone what the Function returns, at {maker}: `{cloned}`"
     return f"clone what the Function returns, at {maker}; or {other or 'write out of place'}"
@@ -534,7 +534,7 @@ def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _
 def _fix_of_several(culprit: Site, victims: tuple[Site, ...], other: str | None) -> str:
     """One view at a time may be written; several of one call may not."""
     first = other or "write out of place"
-    loop = fixes.loop_over(victims[0]) if victims else None
+    loop = statements.loop_over(victims[0]) if victims else None
     if loop is not None:
         return (
             f"{first}, and collect the results with torch.stack; or take one view at a time: "
@@ -543,7 +543,7 @@ def _fix_of_several(culprit: Site, victims: tuple[Site, ...], other: str | None)
     if victims and sites.line_of(victims[0]) != sites.line_of(culprit):
         return (
             f"{first}, and build the whole again with torch.stack or cat; or slice instead of "
-            f"`{fixes.source(victims[0])}` ({sites.where(victims[0].frame)}): a slice may be "
+            f"`{statements.text_of(victims[0])}` ({sites.where(victims[0].frame)}): a slice may be "
             "written"
         )
     return f"{first}, and build the whole again with torch.stack or cat"

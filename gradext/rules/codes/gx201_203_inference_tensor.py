@@ -12,11 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.base import package, raw
+from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
-from gradext.rules.rewrite import fixes
 from gradext.rules.wording.lost_events import lost
-from gradext.source import mode_blocks, sites
+from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
     from gradext.recording.events import Birth, Data, Refused
@@ -286,10 +285,6 @@ def _spoken(found: _Found | None) -> str:
     return f"`{found.name}`{kind}{of}"
 
 
-def _short(op: str | None) -> str:
-    return op.rsplit("::", 1)[-1].rsplit(".", 1)[-1].lstrip("_") if op else "this line"
-
-
 def _quoted(found: _Found | None) -> str:
     return f"`{found.name}`" if found is not None and found.name else "it"
 
@@ -297,18 +292,18 @@ def _quoted(found: _Found | None) -> str:
 def _victim_label(code: str, op: str | None, found: _Found | None) -> str:
     name = _quoted(found)
     if code == "GX201":
-        return f"{_short(op)} would have to save {name} for backward"
+        return f"{op_names.bare(op)} would have to save {name} for backward"
     if code == "GX202":
-        return f"{_short(op)} writes {name} outside inference_mode"
+        return f"{op_names.bare(op)} writes {name} outside inference_mode"
     if found is not None and found.is_leftover:
-        return f"{_short(op)} needs the version counter that {name} never got"
-    return f"{_short(op)} uses {name} as a tensor of autograd"
+        return f"{op_names.bare(op)} needs the version counter that {name} never got"
+    return f"{op_names.bare(op)} uses {name} as a tensor of autograd"
 
 
 def _birth_label(birth: Birth, found: _Found | None) -> str:
     made = found.holder or found.name if found is not None else None
     # A parameter is a detached alias of its data: nobody has written that detach().
-    op = "" if birth.op == "aten::detach" else f"{_short(birth.op)} "
+    op = "" if birth.op == "aten::detach" else f"{op_names.bare(birth.op)} "
     return f"{op}makes {f'`{made}`' if made else 'it'} under inference_mode"
 
 
@@ -325,20 +320,22 @@ def _message(
         return (
             f"{spoken} was made under inference_mode{where} and has been given other memory since: "
             "it no longer counts as an inference tensor, but it has no version counter, and "
-            f"{_short(op)} needs one."
+            f"{op_names.bare(op)} needs one."
         )
     said = f"{spoken} is an inference tensor, made under inference_mode{where}"
     if code == "GX201":
         return (
-            f"{said}; {_short(op)} needs it for backward, and autograd saves no tensor whose "
+            f"{said}; {op_names.bare(op)} needs it for backward, and autograd saves no tensor whose "
             "writes it cannot count."
         )
     if code == "GX202":
         return (
-            f"{said}; outside that mode {_short(op)} may not write it in place, since nothing "
+            f"{said}; outside that mode {op_names.bare(op)} may not write it in place, since nothing "
             "would count the write."
         )
-    return f"{said}; outside that mode {_short(op)} cannot use it: autograd does not follow it."
+    return (
+        f"{said}; outside that mode {op_names.bare(op)} cannot use it: autograd does not follow it."
+    )
 
 
 def _fix(
@@ -385,7 +382,7 @@ def _instead(mode: mode_blocks.Mode | None) -> str:
         return f"decorate with `@torch.no_grad()` instead of inference_mode, at {line}"
     if mode.how == "with":
         return f"use `torch.no_grad()` instead of inference_mode, at {line}"
-    call = fixes.source(mode.site)
+    call = statements.text_of(mode.site)
     if mode.how == "switch":
         return (
             f"leave the mode that `{call}` ({line}) enters before the tensor is made, or enter "

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.base import package, raw
+from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording import events
 from gradext.recording.events import Birth, Flow
 from gradext.rules.wording import chains
-from gradext.rules.wording.cuts import Cut, best, describe, fix, short
+from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_events import lost
 from gradext.rules.wording.lost_gradients import Owners, listed, names_lost
 from gradext.source import sites
@@ -182,7 +182,7 @@ def _after(data: Data, cut: Cut) -> list[Site | None]:
     for step in cut.step.way():
         if step is cut.step:
             continue
-        label = f"{short(step.origin.op)} computes with the value that was cut off"
+        label = f"{op_names.bare(step.origin.op)} computes with the value that was cut off"
         site = sites.site(data.frames(step.origin.stack), op=step.origin.op, label=label)
         if site is not None and sites.line_of(site) not in taken:
             return [site]

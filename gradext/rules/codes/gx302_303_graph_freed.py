@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradext.base import raw
+from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.rules.codes import gx101_stale_saved
 from gradext.rules.graph_copy import Graph, Node
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import detach
 from gradext.rules.wording.lost_events import lost
 from gradext.source import sites
 
@@ -101,12 +101,16 @@ def freed(
     what = f"`{name}`" if name else "this result"
     made = _site_of(data, named, f"{what} leads back into the graph that was freed")
     if made is not None:
-        made = fixes.assigning(made, name, _running())
-    linking = _site_of(data, outer, f"{_op(outer)} uses it again") if outer else None
-    maker = _site_of(data, node, f"{_op(node)} made a part of the graph that was freed")
+        made = detach.assigning(made, name, _running())
+    linking = (
+        _site_of(data, outer, f"{op_names.of_node(outer.name)} uses it again") if outer else None
+    )
+    maker = _site_of(
+        data, node, f"{op_names.of_node(node.name)} made a part of the graph that was freed"
+    )
     whole = outer is None
     if whole:
-        culprits = sites.distinct([fixes.assigning(maker, name) if maker else None, first, again])
+        culprits = sites.distinct([detach.assigning(maker, name) if maker else None, first, again])
         message = (
             f"backward() ran a second time through the same graph: {node.name}, and what lies "
             "below it, was freed by the first one."
@@ -123,7 +127,10 @@ def freed(
         [
             maker,
             *(_site_of(data, graph.nodes[other], "") for _, other in entries[1:8]),
-            *(_site_of(data, other, f"{_op(other)} has lost what it saved") for other in below),
+            *(
+                _site_of(data, other, f"{op_names.of_node(other.name)} has lost what it saved")
+                for other in below
+            ),
         ]
     )
     notes = []
@@ -154,7 +161,7 @@ def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
     """What links the two graphs, and what holds it: "`net.lif.v`, a buffer,"."""
     target = name
     if made is not None:
-        target = target or fixes.carried_name(made, linking)
+        target = target or detach.carried_name(made, linking)
     if made is None or target is None:
         return "a tensor made there"
     function = made.frame.function.split(".<locals>.")[-1]
@@ -169,7 +176,7 @@ def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
             path, is_buffer = found
             spoken = f"{path}.{attribute}"
             how = f"a buffer of {kind}" if is_buffer else how
-    elif fixes.is_running_sum(made, target):
+    elif detach.is_running_sum(made, target):
         how = "a running sum"
     elif "[" in target:
         how = f"an entry of `{target.rpartition('[')[0]}`"
@@ -221,10 +228,6 @@ def _buffer_at(path: str) -> bool:
         name == owner and attribute in dict(naming._group(module, "_buffers"))
         for name, module in _named_modules()
     )
-
-
-def _op(node: Node) -> str:
-    return re.sub(r"Backward\d*$", "", node.name.rsplit("::", 1)[-1])
 
 
 def _entries(graph: Graph, freeing: dict[int, int]) -> list[tuple[Node | None, int]]:
@@ -361,9 +364,9 @@ def _fix(
         )
     if made is None or maker is None:
         return "detach the tensor that is carried over from the earlier iteration"
-    target = name or fixes.carried_name(made, linking)
+    target = name or detach.carried_name(made, linking)
     spoken = f"`{target}`" if target else "the tensor"
-    detached = fixes.detached(target, made)
+    detached = detach.detached(target, made)
     line = sites.where(made.frame)
     use = f" before {sites.where(linking.frame)} uses it" if linking else ""
     loops = first is not None and again is not None and sites.line_of(first) == sites.line_of(again)

@@ -14,11 +14,11 @@ from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
 from gradext.recording.events import Flow
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import detach, optimizer_step
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_gradients import Owners, listed, names_lost
-from gradext.source import sites
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.recording.events import Data
@@ -101,8 +101,8 @@ def _rebuilt(
     undo = ""
     if flag is not None and flag.value and set_at is not None:
         at = sites.where(set_at.frame)
-        undo = f"take `{fixes.source(set_at)}` ({at}) out, and "
-        without = fixes.without_call(set_at, "requires_grad_")
+        undo = f"take `{statements.text_of(set_at)}` ({at}) out, and "
+        without = detach.without_call(set_at, "requires_grad_")
         if without:
             undo = f"take `.requires_grad_()` out at {at}: `{without}`, and "
     return Diagnosis(
@@ -176,7 +176,9 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
         if of_gradients and merge.has(events.TAINT_GRAD):
             cut = min(of_gradients, key=lambda told: told.step.depth)
             diagnosis = _constant_term(data, merge, cut, live, names)
-            if diagnosis is not None and fixes.is_step_along(diagnosis.victims[0], cut.sites[0]):
+            if diagnosis is not None and optimizer_step.is_step_along(
+                diagnosis.victims[0], cut.sites[0]
+            ):
                 continue
         elif merge.has(events.TAINT_PYTHON) and cuts:
             missed = graph.misses(names)

@@ -10,12 +10,13 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.codes import gx401_silent_write
 from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import saved_tensors
-from gradext.source import sites
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -33,7 +34,7 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
     node, item = _node(facts), saved_of(facts["saved"], facts["attribute"])
     name, spoken = saved_tensors.tensor_text(item, names)
     graph = Graph((node,), True)
-    label = f"{saved_tensors.op_of(node)} saves {f'`{name}`' if name else 'it'} for backward"
+    label = f"{op_names.of_node(node.name)} saves {f'`{name}`' if name else 'it'} for backward"
     victims = saved_tensors.victims_of(data, graph, node, label)
     blame = _blame(facts, item, data, name)
     hooked = bool(facts["is_hooked"])
@@ -115,13 +116,13 @@ def _line(data: Data, stack: int, label: str) -> Site | None:
     place = sites.site(data.frames(stack), label=label)
     if place is None:
         return None
-    statement = fixes.statement(place)
+    statement = statements.statement(place)
     columns: tuple[int | None, int | None] = (None, None)
     end = place.frame.line
     if (
         statement is not None
         and statement.lineno == end
-        and not isinstance(statement, fixes.BLOCKS)
+        and not isinstance(statement, statements.BLOCKS)
     ):
         columns = (statement.col_offset, statement.end_col_offset)
         end = statement.end_lineno or end
@@ -135,7 +136,7 @@ def _how(blame: _Blame) -> str:
     if not blame.writes:
         return "its memory has been written since, past every version counter"
     first = blame.writes[0]
-    op = first.op.rsplit("::", 1)[-1]
+    op = op_names.short(first.op)
     if first.declared_only:
         return f"{op} wrote it without moving its version counter"
     return f"{op} has written its memory since"
@@ -180,10 +181,10 @@ def _fix(blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: boo
         return f"save {copied} at {there}, or keep the memory to torch until backward() has run"
     culprit = blame.culprits[0]
     place = sites.where(culprit.frame)
-    if fixes.is_optimizer_step(culprit):
+    if optimizer_step.is_optimizer_step(culprit):
         return saved_tensors.later_step(culprit, victims, blame.writes[0] if blame.writes else None)
     if hooked:
-        better = fixes.out_of_place(culprit)
+        better = in_place.out_of_place(culprit)
         copying = "or let the pack hook return a copy (`tensor.clone()`)"
         return f"{better}; {copying}" if better else f"write into a copy at {place}, {copying}"
     if blame.exchanged:
@@ -222,7 +223,7 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
     culprits = sites.distinct(
         sites.site(data.frames(write.stack), op=write.op, label=label) for write in writes
     )
-    producer, writer = _short(facts["producer"]), _short(facts["writer"])
+    producer, writer = op_names.short(facts["producer"]), op_names.short(facts["writer"])
     stack, _ = data.node_stack(*facts["producer_id"])
     shares = f"{producer}'s backward hands one gradient to several nodes"
     victims = sites.distinct([sites.site(data.frames(stack), label=shares)] if stack else [])
@@ -230,7 +231,7 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
     fix = ""
     window = None
     if culprits:
-        fix = fixes.out_of_place(culprits[0]) or ""
+        fix = in_place.out_of_place(culprits[0]) or ""
         fix = fix or f"return a new tensor at {sites.where(culprits[0].frame)}"
         fix += "; never write into the gradient that autograd passes in"
     else:
@@ -245,7 +246,7 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
         severity="error",
         message=(
             f"The gradient that {producer} hands to several nodes was written in place by {who} "
-            f"{writer} before {_short(facts['consumer'])} had used it: the other gradients are "
+            f"{writer} before {op_names.short(facts['consumer'])} had used it: the other gradients are "
             "wrong without an error."
         ),
         culprits=culprits,
@@ -256,10 +257,6 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
         ),
         window=window,
     )
-
-
-def _short(name: str) -> str:
-    return name.rsplit("::", 1)[-1]
 
 
 def _in_the_engine(data: Data, write: Write) -> bool:
@@ -277,7 +274,7 @@ def _in_the_engine(data: Data, write: Write) -> bool:
 
 def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis:
     """GX404: one write through expanded or self-overlapping memory."""
-    op = facts["op"].rsplit("::", 1)[-1]
+    op = op_names.short(facts["op"])
     sizes, strides, written = facts["sizes"], facts["strides"], facts["written_sizes"]
     label = f"{op} writes a {written} part of it"
     culprits = sites.distinct([sites.site(data.frames(facts["line"]), op=facts["op"], label=label)])
@@ -345,7 +342,7 @@ def watched(facts: dict[str, Any], name: str, data: Data) -> Diagnosis:
         window = (after, before) if after and before else None
         notes.append("no op wrote there, and no one line of Python is known to have")
     fix = "leave it out of what is trained: optimizer, in-place updates, buffers in training mode"
-    if culprits and fixes.is_optimizer_step(culprits[0]):
+    if culprits and optimizer_step.is_optimizer_step(culprits[0]):
         fix = f"take `{name}` out of the optimizer at {sites.where(culprits[0].frame)}"
     elif name.rsplit(".", 1)[-1] in _STATISTICS:
         fix = "call .eval() on the module: in training mode it updates its running statistics"

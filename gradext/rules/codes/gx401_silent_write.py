@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import fixes
+from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import saved_tensors as told
 from gradext.source import sites
 
@@ -89,14 +90,16 @@ def _silent_one(
 ) -> Diagnosis:
     name, spoken = told.tensor_text(saved, names)
     culprits = told.culprits(data, writes, name)
-    label = f"{told.op_of(node)} saves {told.quoted(name) if name else 'it'} for backward"
+    label = (
+        f"{op_names.of_node(node.name)} saves {told.quoted(name) if name else 'it'} for backward"
+    )
     victims = told.victims_of(data, graph, node, label)
     first = writes[0]
-    op = first.op.rsplit("::", 1)[-1]
+    op = op_names.short(first.op)
     how = f"{op} wrote its memory through a tensor with another version counter"
     if first.declared_only:
         how = f"{op} wrote it without moving its version counter"
-    if culprits and fixes.is_optimizer_step(culprits[0]):
+    if culprits and optimizer_step.is_optimizer_step(culprits[0]):
         fix = told.later_step(culprits[0], victims, first)
     else:
         fix = without_data(culprits[0]) if culprits else ""
@@ -121,5 +124,5 @@ def without_data(culprit: Site) -> str:
             f"at {place} make a new tensor instead of writing through `.data` "
             "(`x = x * factor`), so that autograd knows of it; or write after backward()"
         )
-    text = fixes.out_of_place(culprit)
+    text = in_place.out_of_place(culprit)
     return text or f"write into a `.clone()` at {place}, or after backward()"

@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Site
 from gradext.recording import events
 from gradext.recording.events import Birth, Flow
-from gradext.rules.rewrite import fixes
-from gradext.source import mode_blocks, sites
+from gradext.rules.rewrite import detach
+from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
     from gradext.recording.events import Data
@@ -99,7 +100,9 @@ def describe(data: Data, step: Step) -> Cut | None:
         here = dataclasses.replace(here, label=f"{read} takes the value out of the graph")
         return Cut(step, (here,), f"`.{read}`", "read")
     if origin.has(events.FROM_PYTHON):
-        here = dataclasses.replace(here, label=f"{short(op)}() copies the value, not its history")
+        here = dataclasses.replace(
+            here, label=f"{op_names.bare(op)}() copies the value, not its history"
+        )
         return Cut(step, (here,), f"`{op}()`", "copy")
     if op in ("aten::detach", "aten::detach_", "Tensor.data"):
         left = _LEAVES.search(here.frame.code)
@@ -115,17 +118,19 @@ def describe(data: Data, step: Step) -> Cut | None:
         needed = isinstance(after, Flow) and after.op == "Tensor.numpy"
         return Cut(step, (here,), f"`{name}`", "read" if needed else "detach")
     if origin.has(events.NOT_FLOATING):
-        what = _SPOKEN.get(short(op), f"`{short(op)}`")
-        gives = "truth values" if short(op) in _COMPARES else "whole numbers"
+        what = _SPOKEN.get(op_names.bare(op), f"`{op_names.bare(op)}`")
+        gives = "truth values" if op_names.bare(op) in _COMPARES else "whole numbers"
         here = dataclasses.replace(here, label=f"{what} gives {gives}, which carry no gradient")
         return Cut(step, (here,), what, "integer")
-    here = dataclasses.replace(here, label=f"{short(op)} is not differentiable")
-    return Cut(step, (here,), f"`{short(op)}`", "op")
+    here = dataclasses.replace(here, label=f"{op_names.bare(op)} is not differentiable")
+    return Cut(step, (here,), f"`{op_names.bare(op)}`", "op")
 
 
 def _of_inference(data: Data, step: Step, here: Site) -> Cut:
     """An op of an inference tensor that requires grad: autograd does not see it at all."""
-    here = dataclasses.replace(here, label=f"{short(step.origin.op)} is not recorded because of it")
+    here = dataclasses.replace(
+        here, label=f"{op_names.bare(step.origin.op)} is not recorded because of it"
+    )
     made: Site | None = None
     mode: mode_blocks.Mode | None = None
     for number in step.origin.parents if isinstance(step.origin, Flow) else ():
@@ -160,13 +165,9 @@ def _of_mode(step: Step, here: Site | None, mode: mode_blocks.Mode | None, name:
             inside = dataclasses.replace(inside, op=step.origin.op, label=f"runs under {mode.name}")
         told = [inside, entered, here]
     if here is not None and here is not inside:
-        label = f"{short(step.origin.op)} makes no node"
+        label = f"{op_names.bare(step.origin.op)} makes no node"
         told = [dataclasses.replace(s, label=label) if s is here else s for s in told]
     return Cut(step, sites.distinct(told), spoken, name, mode)
-
-
-def short(op: str) -> str:
-    return op.rsplit("::", 1)[-1].rsplit(".", 1)[-1].lstrip("_")
 
 
 def best(data: Data, cuts: Sequence[Cut], names: Owners) -> Cut | None:
@@ -225,8 +226,10 @@ def fix(data: Data, cut: Cut) -> str:
         if mode.how == "decorator":
             return f"take the decorator at {at} off the function whose result is trained through"
         if mode.how == "with":
-            return f"move `{fixes.source(site)}` ({line}) out of the block that begins at {at}"
-        return f"compute it outside of what `{fixes.source(mode.site)}` ({at}) runs"
+            return (
+                f"move `{statements.text_of(site)}` ({line}) out of the block that begins at {at}"
+            )
+        return f"compute it outside of what `{statements.text_of(mode.site)}` ({at}) runs"
     if cut.kind == "inference":
         return (
             f"make the tensor outside inference_mode ({line}), or under `torch.no_grad()`; or make "
@@ -235,12 +238,12 @@ def fix(data: Data, cut: Cut) -> str:
     if cut.kind == "grad":
         return f"pass `create_graph=True` to torch.autograd.grad at {line}"
     if cut.kind == "detach":
-        without = fixes.without_call(site, cut.what.strip("`.()"))
+        without = detach.without_call(site, cut.what.strip("`.()"))
         if without == "":
             other = "detach a copy that the loss is not made of"
             if cut.what == "`.detach_()`":
                 other = "detach a copy: `.detach()`"
-            return f"take `{fixes.source(site)}` out, at {line}, or {other}"
+            return f"take `{statements.text_of(site)}` out, at {line}, or {other}"
         if without is not None:
             return f"take {cut.what} out at {line}: `{without}`"
         return f"take {cut.what} out at {line}, or detach a copy that the loss is not made of"
@@ -248,7 +251,7 @@ def fix(data: Data, cut: Cut) -> str:
         back = _way_back(data, cut)
         kept = None
         if cut.what in ("`.item()`", "`.tolist()`"):
-            kept = fixes.without_call(site, cut.what.strip("`.()"))
+            kept = detach.without_call(site, cut.what.strip("`.()"))
         if kept and back is None:
             back = "compute on with torch"
         if kept:
@@ -263,7 +266,7 @@ def fix(data: Data, cut: Cut) -> str:
             "which copies numbers"
         )
     if cut.kind == "integer":
-        op = short(cut.step.origin.op)
+        op = op_names.bare(cut.step.origin.op)
         stand_in = _STAND_INS.get(op, "the values that it was made of")
         if op in _COMPARES:
             stand_in = f"sigmoid of the difference in place of {cut.what}"

@@ -7,15 +7,14 @@ GX402). Works from a copy of the graph (evidence) and a recording's data; touche
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import fixes
-from gradext.source import sites
+from gradext.rules.rewrite import optimizer_step
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -76,7 +75,7 @@ def write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Si
     op = write.op
     if name is None:
         place = sites.site(data.frames(write.stack))
-        name = fixes.written_name(place) if place and not place.stack else None
+        name = statements.written_name(place) if place and not place.stack else None
     label = f"{_verb(write)} {quoted(name)}"
     if write.version_after > write.version_before:
         label += f": version {write.version_before} -> {write.version_after}"
@@ -130,12 +129,6 @@ def culprits(
     return sites.distinct(found)
 
 
-def op_of(node: Node) -> str:
-    name = node.name.rsplit("::", 1)[-1]
-    found = re.fullmatch(r"(\w+?)Backward\d*", name)
-    return found[1] if found else name
-
-
 def place(victims: tuple[Site, ...]) -> str:
     return sites.where(victims[0].frame) if victims else "the line that saves it"
 
@@ -171,7 +164,7 @@ def why_unseen(write: Write) -> str:
 
 def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) -> str:
     """The fix where an optimizer's step wrote what a graph still needs."""
-    step, line = fixes.step_call(culprit), sites.where(fixes.step_frame(culprit))
+    step, line = optimizer_step.step_call(culprit), sites.where(optimizer_step.step_frame(culprit))
     fix = (
         f"move `{step}` ({line}) below the last backward() that uses this graph, or run the "
         f"forward ({place(victims)}) again after it"

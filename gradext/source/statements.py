@@ -1,0 +1,136 @@
+"""The statement at a line of the program, read: what it writes, assigns, and goes over.
+
+Works on source text through `ast` only.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from gradext.diagnosis.model import Site
+from gradext.source import syntax
+
+BLOCKS = (
+    *(ast.For, ast.AsyncFor, ast.While, ast.If, ast.With, ast.AsyncWith, ast.Try),
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+)  # fmt: skip
+
+
+def statement(site: Site) -> ast.stmt | None:
+    """The innermost statement at the site's line."""
+    if syntax.around(site.frame.file, site.frame.line) is None:
+        try:
+            body = ast.parse(site.frame.code).body
+        except (SyntaxError, ValueError):
+            return None
+        return body[0] if body else None
+    best: ast.stmt | None = None
+    for node in around(site):
+        if best is None or _span(node) <= _span(best):
+            best = node
+    return best
+
+
+def around(site: Site) -> list[ast.stmt]:
+    """Those around the site's line, outermost first; a decorator is no part of what it is on."""
+    line = site.frame.line
+    found = syntax.statements(site.frame.file, line)
+    return [node for node in found if node.lineno <= line]
+
+
+def _span(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno
+
+
+def receiver(node: ast.expr) -> ast.expr:
+    """`plane` of `plane.sub_(m).div_(s)`; `x` of `torch.relu_(x)` and `F.relu(x)`."""
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        owner = node.func.value
+        node = node.args[0] if is_namespace(owner) and node.args else owner
+    return node
+
+
+def is_namespace(node: ast.expr) -> bool:
+    """Whether an expression is torch, or a module of it: its functions take the tensor first."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and node.id in {"torch", "F", "nn", "functional", "init"}
+
+
+def loop_of(site: Site, name: str) -> ast.For | None:
+    """The for loop around the site's line whose variable is `name`: a new value reaches nobody."""
+    found = None
+    for node in around(site):
+        if isinstance(node, ast.For) and any(
+            isinstance(n, ast.Name) and n.id == name for n in ast.walk(node.target)
+        ):
+            found = node
+    return found
+
+
+def first_line(text: str) -> str:
+    lines = text.splitlines()
+    return lines[0] if len(lines) == 1 else lines[0] + " ..."
+
+
+def text_of(site: Site) -> str:
+    """The site's statement on one line, without its comment."""
+    node = statement(site)
+    if node is None or isinstance(node, BLOCKS):
+        return re.sub(r"\s+#[^'\"]*$", "", site.frame.code)
+    return first_line(ast.unparse(node))
+
+
+def loop_over(site: Site) -> str | None:
+    """What the `for` statement at the site's line goes over, if that is one tensor's rows."""
+    node = statement(site)
+    if not isinstance(node, ast.For) or node.lineno != site.frame.line:
+        return None
+    over = node.iter
+    if (
+        isinstance(over, ast.Call)
+        and isinstance(over.func, ast.Name)
+        and over.func.id in {"zip", "enumerate"}
+        and over.args
+    ):
+        over = over.args[0]
+    return ast.unparse(over) if isinstance(over, (ast.Name, ast.Attribute)) else None
+
+
+def written_name(site: Site) -> str | None:
+    """What the statement calls the tensor that it writes: `radius` of `radius *= 2`."""
+    node = statement(site)
+    target: ast.expr | None = None
+    if isinstance(node, ast.AugAssign):
+        target = node.target
+    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0] if isinstance(node.targets[0], ast.Subscript) else None
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        out = next((k.value for k in node.value.keywords if k.arg == "out"), None)
+        if out is not None:
+            target = out
+        elif isinstance(called, ast.Attribute) and called.attr.endswith("_"):
+            target = receiver(node.value)
+    while isinstance(target, ast.Subscript):
+        target = target.value
+    return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
+
+
+def assigned_names(site: Site) -> list[str]:
+    """The targets of the assignment at the site's line: `out` and `h` of `out, h = f(x)`."""
+    node = statement(site)
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = list(node.targets)
+    elif isinstance(node, (ast.AnnAssign, ast.AugAssign)):
+        targets = [node.target]
+    found = []
+    while targets:
+        target = targets.pop(0)
+        if isinstance(target, (ast.Tuple, ast.List)):
+            targets = [*target.elts, *targets]
+        elif isinstance(target, (ast.Name, ast.Attribute, ast.Subscript)):
+            found.append(ast.unparse(target))
+    return found

@@ -1,7 +1,7 @@
 """guard(): fingerprints of what is saved for backward, compared when backward uses it.
 
 Owns the switch of the C++ guard, and how a finding reaches the program: a warning, or an error.
-What is wrong and who did it is said by gradext.rules.codes.gx401_405_changed_bytes.
+What is wrong and who did it is said by gradext.rules.codes.gx401_402_saved_bytes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ class guard:
             self._recording = None
 
     def _changed(self) -> list[Diagnosis]:
-        from gradext.rules.codes import gx401_405_changed_bytes
+        from gradext.rules.codes import (
+            gx405_watched_tensor,
+        )
 
         found: list[tuple[str, Diagnosis]] = []
         try:
@@ -155,10 +157,10 @@ class guard:
                 again = recording.known.recall(finding, ())
                 if again is None:
                     data = data or recording.data
-                    again = (gx401_405_changed_bytes.watched(facts, name, data),)
+                    again = (gx405_watched_tensor.watched(facts, name, data),)
                     recording.known.keep(finding, again)
                 found.append((name, again[0]))
-            return gx401_405_changed_bytes.together(found)
+            return gx405_watched_tensor.together(found)
         except BaseException as error:
             if interrupts.is_the_programs(error):
                 raise
@@ -290,7 +292,11 @@ def _on_finding(kind: str, facts: dict[str, Any]) -> None:
 
 def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     from gradext.objects.naming import Names
-    from gradext.rules.codes import gx401_405_changed_bytes
+    from gradext.rules.codes import (
+        gx401_402_saved_bytes,
+        gx403_gradient_written,
+        gx404_overlapping_write,
+    )
 
     if not running.recordings or not _guards:
         return None
@@ -305,11 +311,11 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
         return None
     data = running.recordings[-1].data
     if kind == "saved":
-        found = gx401_405_changed_bytes.changed(facts, data, Names(live))
+        found = gx401_402_saved_bytes.changed(facts, data, Names(live))
     elif kind == "gradient":
-        found = gx401_405_changed_bytes.gradient_written(facts, data)
+        found = gx403_gradient_written.gradient_written(facts, data)
     else:
-        found = gx401_405_changed_bytes.overlapping(facts, data)
+        found = gx404_overlapping_write.overlapping(facts, data)
     known.keep(finding, [found])
     return found
 

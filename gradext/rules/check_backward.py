@@ -11,7 +11,7 @@ from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
 from gradext.recording import running
 from gradext.rules.codes import gx101_stale_saved, gx401_silent_write
-from gradext.rules.codes import gx302_303_graph_freed as graphs
+from gradext.rules.codes import gx302_graph_freed as graphs
 from gradext.rules.graph_copy import read
 from gradext.source import live_frames
 

@@ -14,7 +14,8 @@ from gradext.rules.codes import (
     gx102_106_refused_write,
     gx201_203_inference_tensor,
     gx301_graph_cut,
-    gx302_303_graph_freed,
+    gx302_graph_freed,
+    gx303_unused_input,
 )
 from gradext.source import live_frames
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 # In the order in which they are asked.
 _RULES = (
     gx102_106_refused_write.refused_write,
-    gx302_303_graph_freed.second_backward,
-    gx302_303_graph_freed.unused_input,
+    gx302_graph_freed.second_backward,
+    gx303_unused_input.unused_input,
     gx101_stale_saved.stale,
     gx201_203_inference_tensor.misused,
     gx301_graph_cut.no_gradient,

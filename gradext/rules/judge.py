@@ -14,7 +14,8 @@ from gradext.rules.codes import (
     gx102_106_refused_write,
     gx201_203_inference_tensor,
     gx301_graph_cut,
-    gx302_303_graph_freed,
+    gx302_graph_freed,
+    gx303_unused_input,
     gx304_silent_cut,
     gx401_silent_write,
 )
@@ -29,8 +30,8 @@ __all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes", "reco
 
 _PATTERNS = (
     gx101_stale_saved.PATTERN,
-    gx302_303_graph_freed.FREED,
-    gx302_303_graph_freed.UNUSED,
+    gx302_graph_freed.FREED,
+    gx303_unused_input.UNUSED,
     gx102_106_refused_write.ANY,
     gx201_203_inference_tensor.ANY,
     gx301_graph_cut.ANY,
@@ -51,8 +52,8 @@ def of_backward(error: BaseException, outputs: Any, recording: Recording) -> lis
     names = Names([*live_frames.frames_of_error(error), *live_frames.frames_above()])
     return (
         gx101_stale_saved.stale(error, data, live, names)
-        or gx302_303_graph_freed.second_backward(error, data, live, names)
-        or gx302_303_graph_freed.unused_input(error, data, live, names)
+        or gx302_graph_freed.second_backward(error, data, live, names)
+        or gx303_unused_input.unused_input(error, data, live, names)
         or gx102_106_refused_write.refused_write(error, data)
     )
 

@@ -17,7 +17,7 @@ from gradext.rules.codes import (
     gx102_106_refused_write,
     gx201_203_inference_tensor,
     gx301_graph_cut,
-    gx302_303_graph_freed,
+    gx303_unused_input,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _of_other_error(
 ) -> Finding | None:
     if not issubclass(type(error), RuntimeError):
         return None
-    if (unused := gx302_303_graph_freed.UNUSED.search(text)) is not None:
+    if (unused := gx303_unused_input.UNUSED.search(text)) is not None:
         return _of_unused(text, outputs, unused["index"])
     if gx301_graph_cut.ANY.search(text) is not None:
         return _of_cut(error, text, outputs)
@@ -64,7 +64,7 @@ def _of_other_error(
 
 def _of_unused(text: str, outputs: Any, index: str | None) -> Finding | None:
     """GX303, by the call, and by where its inputs and its outputs were made."""
-    call = gx302_303_graph_freed.inputs_of_grad()
+    call = gx303_unused_input.inputs_of_grad()
     if call is None:
         return None
     inputs = tuple(item for item in call if issubclass(type(item), torch.Tensor))

@@ -297,7 +297,7 @@ from gradext.source import frames
 from gradext.byte_guard import guard
 from gradext.recording import incidents
 from gradext.recording import own_errors
-from gradext.rules.codes import gx401_405_changed_bytes
+from gradext.rules.codes import gx401_402_saved_bytes
 from gradext.diagnosis import ignore_comments
 
 me = threading.get_ident()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.rules.rewrite import detach, in_place
+from gradext.rules.wording import refused_writes
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites, statements
+from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.recording.events import Data, Refused, View
@@ -41,24 +41,6 @@ _OTHER = re.compile(
 ANY = re.compile("|".join(pattern.pattern for _, pattern in _CODES) + "|" + _OTHER.pattern)
 # The write has been done already, and the tensor is used afterwards.
 _INDIRECT = re.compile(r"its base or another view of its base has been modified")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """The refused tensor, from a Refused event or from a tensor that is still there.
-
-    Attributes:
-        order: of the event; a view counts only if it was made before.
-        chain: (name, thread, sequence) of the nodes towards the base, nearest first.
-    """
-
-    order: int
-    storage: int
-    begin: int
-    end: int
-    tensor: int
-    chain: tuple[tuple[str, int, int], ...]
-    base_is_leaf: bool
 
 
 def is_indirect(text: str) -> bool:
@@ -86,7 +68,7 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
     seen = _seen_in(event) if event is not None else None
     stack = (data.frames(event.stack) if event is not None and data is not None else ()) or trace
     op = event.op if event is not None else None
-    culprit = sites.site(stack, op=op, label=_label(code, op))
+    culprit = sites.site(stack, op=op, label=refused_writes.label(code, op))
     if culprit is None:
         return []
     culprits: tuple[Site, ...] = (culprit,)
@@ -97,11 +79,11 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
         Diagnosis(
             code=code,
             severity="error",
-            message=_message(code, culprits[0], text),
+            message=refused_writes.message(code, culprits[0], text),
             culprits=culprits,
             victims=victims,
-            fix=_fix(code, culprit, victims, text, seen),
-            notes=_notes(code, seen, data, victims),
+            fix=refused_writes.fix(code, culprit, victims, text, seen),
+            notes=refused_writes.notes(code, seen, data, victims),
         )
     ]
 
@@ -123,8 +105,8 @@ def _event(text: str, data: Data | None, trace: Sequence[Frame], strict: bool) -
     return None if strict else latest
 
 
-def _seen_in(event: Refused) -> _Seen:
-    return _Seen(
+def _seen_in(event: Refused) -> refused_writes.Seen:
+    return refused_writes.Seen(
         order=event.order,
         storage=event.storage,
         begin=event.begin,
@@ -201,7 +183,7 @@ def _used_afterwards(
             ),
             culprits=culprits,
             victims=victims,
-            fix=_fix_afterwards(code, culprits, victims, use, mode),
+            fix=refused_writes.fix_afterwards(code, culprits, victims, use, mode),
             notes=tuple(notes),
         )
     ]
@@ -261,7 +243,7 @@ def _live_view(error: BaseException, code: str, use: Frame) -> tuple[Any, Any] |
     return best[1] if best is not None else None
 
 
-def _seen_of(tensor: Any, facts: Any) -> _Seen:
+def _seen_of(tensor: Any, facts: Any) -> refused_writes.Seen:
     from gradext.native import _C
     from gradext.recording.events import extent
 
@@ -273,7 +255,7 @@ def _seen_of(tensor: Any, facts: Any) -> _Seen:
         chain.append((name, thread, -1 if sequence is None else sequence))
         at = following[0] if following else -1
     begin, end = extent(tensor)
-    return _Seen(
+    return refused_writes.Seen(
         order=1 << 62,
         storage=facts.storage,
         begin=begin,
@@ -285,8 +267,8 @@ def _seen_of(tensor: Any, facts: Any) -> _Seen:
 
 
 def _writes_before(
-    code: str, seen: _Seen | None, data: Data
-) -> tuple[tuple[Site, ...], _Seen | None]:
+    code: str, seen: refused_writes.Seen | None, data: Data
+) -> tuple[tuple[Site, ...], refused_writes.Seen | None]:
     """Lines that wrote the memory after the view was made, the first one first."""
     wanted = _METAS.get(code, ())
     if code == "GX106":
@@ -316,102 +298,23 @@ def _writes_before(
                 )
             )
         if seen is None:
-            seen = _Seen(1 << 62, view.storage, view.begin, view.end, view.tensor, (), False)
+            seen = refused_writes.Seen(
+                1 << 62, view.storage, view.begin, view.end, view.tensor, (), False
+            )
         return sites.distinct(found), seen
     return (), seen
 
 
-def _as_view(seen: _Seen) -> View:
+def _as_view(seen: refused_writes.Seen) -> View:
     """A view that the journal does not have (made before it began): everything came after."""
     from gradext.recording.events import View
 
     return View(-1, "", seen.storage, seen.begin, seen.end, seen.tensor, 0, 0, 0, "default")
 
 
-def _fix_afterwards(
-    code: str, culprits: tuple[Site, ...], victims: tuple[Site, ...], use: Site, mode: str
-) -> str:
-    maker = next(
-        (v for v in victims if sites.line_of(v) != sites.line_of(use)),
-        victims[0] if victims else None,
-    )
-    if maker is None:
-        return (
-            f"make the view again after the write and before {sites.where(use.frame)}, or write "
-            "out of place"
-        )
-    line = sites.where(maker.frame)
-    write = sites.where(culprits[0].frame)
-    if code == "GX104":
-        return (
-            f"make the view at {line} outside {mode}, or again after the write at {write}; or "
-            "write into a `.clone()` there"
-        )
-    if code == "GX106":
-        cloned = detach.cloned_value(maker)
-        return f"clone what the Function returns, at {line}" + (f": `{cloned}`" if cloned else "")
-    other = in_place.out_of_place(culprits[0])
-    again = f"move `{statements.text_of(maker)}` ({line}) below the write at {write}"
-    if sites.line_of(maker) == sites.line_of(culprits[0]) or isinstance(
-        statements.statement(maker), statements.BLOCKS
-    ):
-        again = f"take the views again after the write at {write}"
-    return f"{again}; or {other or 'write out of place'}"
-
-
-def _label(code: str, op: str | None) -> str:
-    what = {
-        "GX102": "writes a leaf that requires grad",
-        "GX103": "writes a view of a leaf that requires grad",
-        "GX104": "writes the view with grad mode on",
-        "GX105": "writes one of several views",
-        "GX106": "writes a view that a custom Function returned",
-    }[code]
-    return f"{op_names.short(op)} {what}" if op else what
-
-
-def _message(code: str, culprit: Site, text: str) -> str:
-    op = op_names.short(culprit.op)
-    op = op[0].upper() + op[1:] if op.startswith("the ") else op
-    if code == "GX102" and "resize" in text:
-        return (
-            f"{op} changes the size of a leaf tensor that requires grad; autograd cannot follow it."
-        )
-    if code == "GX102" and "out=" in text:
-        return (
-            f"{op} was told by out= to write into a leaf tensor that requires grad, with grad mode "
-            "on; autograd does not follow a result through out=."
-        )
-    if code == "GX102":
-        return (
-            f"{op} writes in place into a leaf tensor that requires grad (a parameter, or a tensor "
-            "made with requires_grad=True), with grad mode on."
-        )
-    if code == "GX103":
-        return (
-            f"{op} writes in place into a view of a leaf tensor that requires grad, with grad "
-            "mode on: the write would change the leaf itself."
-        )
-    if code == "GX104":
-        mode = "inference_mode" if "inference" in text else "no_grad"
-        return (
-            f"{op} writes, with grad mode on, into a view that was made under {mode}: autograd "
-            "did not track how the view was made and cannot hand the write on to its base."
-        )
-    if code == "GX105":
-        maker = re.search(r"Output \d+ of (\w+?)(?:Backward\d*)? is a view", text)
-        what = f" ({maker[1]})" if maker else ""
-        return (
-            f"{op} writes in place into one of several views that one function returned{what}; "
-            "autograd cannot rewrite the history of its siblings."
-        )
-    return (
-        f"{op} writes in place into a view that an autograd.Function returned (or an input that it "
-        "returned as it was); the write would override the Function's own backward."
-    )
-
-
-def _victims(code: str, event: _Seen | None, data: Data | None, culprit: Site) -> tuple[Site, ...]:
+def _victims(
+    code: str, event: refused_writes.Seen | None, data: Data | None, culprit: Site
+) -> tuple[Site, ...]:
     """Lines that made the view, the nearest that is not the culprit's own line first."""
     if event is None or data is None or code == "GX102":
         return ()
@@ -449,7 +352,7 @@ def _victims(code: str, event: _Seen | None, data: Data | None, culprit: Site) -
     return tuple(places[:3])
 
 
-def _views_in_function(event: _Seen, data: Data) -> list[Site | None]:
+def _views_in_function(event: refused_writes.Seen, data: Data) -> list[Site | None]:
     """Where nothing required grad there is no node: the call, and the line within forward()."""
     for view in reversed(data.views_of_storage(event.storage)):
         if view.order > event.order or view.creation_meta != "no_grad_mode":
@@ -486,85 +389,6 @@ def _is_function(name: str) -> bool:
     return short.endswith("Backward") and not _VIEW_NODES.match(short)
 
 
-def _is_hook_function(name: str) -> bool:
-    return "BackwardHookFunction" in name
-
-
 def _op_name(name: str) -> str:
     short = op_names.short(name)
     return re.sub(r"Backward\d*$", "", short)
-
-
-def _fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: _Seen | None) -> str:
-    other = in_place.out_of_place(culprit)
-    if code == "GX102" and "has been used in an in-place" in text:
-        call = sites.where(culprit.frame)
-        return (
-            f"hand the Function a copy at {call} (`.apply(x.clone())`), or let forward() compute a "
-            "new tensor and drop mark_dirty()"
-        )
-    if code == "GX102":
-        update = in_place.under(culprit, "no_grad")
-        return (
-            f"an update or an initialisation belongs outside the graph: {update}; if the result is "
-            f"to be part of the graph, {other or 'make a new tensor instead'}"
-        )
-    if code == "GX103" or (code == "GX105" and seen is not None and seen.base_is_leaf):
-        return (
-            f"{other or 'make a new tensor instead'}; if it initialises or updates the leaf, put "
-            f"the view and the write under no_grad: {in_place.under(culprit, 'no_grad')}"
-        )
-    maker = sites.where(victims[0].frame) if victims else "the line that made the view"
-    if code == "GX104":
-        mode = "inference_mode" if "inference" in text else "no_grad"
-        return (
-            f"make the view at {maker} outside {mode}; or, if the write is to stay out of the "
-            f"graph, put it under the same mode: {in_place.under(culprit, mode)}"
-        )
-    if code == "GX105":
-        return _fix_of_several(culprit, victims, other)
-    if seen is not None and any(_is_hook_function(name) for name, _, _ in seen.chain):
-        return in_place.module_inplace(culprit, culprit.op or "") or other or "write out of place"
-    cloned = detach.cloned_value(victims[0]) if victims else None
-    if cloned:
-        return f"clone what the Function returns, at {maker}: `{cloned}`"
-    return f"clone what the Function returns, at {maker}; or {other or 'write out of place'}"
-
-
-def _fix_of_several(culprit: Site, victims: tuple[Site, ...], other: str | None) -> str:
-    """One view at a time may be written; several of one call may not."""
-    first = other or "write out of place"
-    loop = statements.loop_over(victims[0]) if victims else None
-    if loop is not None:
-        return (
-            f"{first}, and collect the results with torch.stack; or take one view at a time: "
-            f"`for i in range(len({loop})): {loop}[i]...` at {sites.where(victims[0].frame)}"
-        )
-    if victims and sites.line_of(victims[0]) != sites.line_of(culprit):
-        return (
-            f"{first}, and build the whole again with torch.stack or cat; or slice instead of "
-            f"`{statements.text_of(victims[0])}` ({sites.where(victims[0].frame)}): a slice may be "
-            "written"
-        )
-    return f"{first}, and build the whole again with torch.stack or cat"
-
-
-def _notes(
-    code: str, seen: _Seen | None, data: Data | None, victims: tuple[Site, ...]
-) -> tuple[str, ...]:
-    if code == "GX106" and seen and any(_is_hook_function(name) for name, _, _ in seen.chain):
-        return (
-            "register_full_backward_hook() passes the module's inputs and results through an "
-            "autograd.Function, which makes views of them",
-        )
-    if code == "GX102" or victims:
-        return ()
-    if data is None:
-        return ("no recording was on, so the line that made the view is not known",)
-    if not len(data.saves) and code in {"GX103", "GX106"}:
-        return ("the light mode records no nodes, so the line that made the view is not known",)
-    if seen is None:
-        return ("the refused write was not recorded, so the line that made the view is not known",)
-    if missing := lost(data, "views", "saves"):
-        return (f"the line that made the view is not known: {missing}",)
-    return ("the view was made before the recording began",)

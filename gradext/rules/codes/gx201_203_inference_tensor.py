@@ -323,19 +323,18 @@ def _message(
             f"{op_names.bare(op)} needs one."
         )
     said = f"{spoken} is an inference tensor, made under inference_mode{where}"
+    by = op_names.bare(op)
     if code == "GX201":
         return (
-            f"{said}; {op_names.bare(op)} needs it for backward, and autograd saves no tensor whose "
-            "writes it cannot count."
+            f"{said}; {by} needs it for backward, and autograd saves no tensor whose writes it "
+            "cannot count."
         )
     if code == "GX202":
         return (
-            f"{said}; outside that mode {op_names.bare(op)} may not write it in place, since nothing "
-            "would count the write."
+            f"{said}; outside that mode {by} may not write it in place, since nothing would count "
+            "the write."
         )
-    return (
-        f"{said}; outside that mode {op_names.bare(op)} cannot use it: autograd does not follow it."
-    )
+    return f"{said}; outside that mode {by} cannot use it: autograd does not follow it."
 
 
 def _fix(

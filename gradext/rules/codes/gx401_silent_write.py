@@ -1,6 +1,6 @@
 """GX401 from the journal alone: declared writes without a bump, and writes through `.data`.
 
-What a guard finds by the bytes is gradext.rules.codes.gx401_405_changed_bytes.
+What a guard finds by the bytes is gradext.rules.codes.gx401_402_saved_bytes.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
-from gradext.diagnosis.model import Diagnosis, Site
+from gradext.diagnosis.model import Diagnosis
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import in_place, optimizer_step
+from gradext.rules.rewrite import optimizer_step
+from gradext.rules.wording import saved_tensors
 from gradext.rules.wording import saved_tensors as told
-from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -102,7 +102,7 @@ def _silent_one(
     if culprits and optimizer_step.is_optimizer_step(culprits[0]):
         fix = told.later_step(culprits[0], victims, first)
     else:
-        fix = without_data(culprits[0]) if culprits else ""
+        fix = saved_tensors.without_data(culprits[0]) if culprits else ""
     return Diagnosis(
         code="GX401",
         severity="error",
@@ -115,14 +115,3 @@ def _silent_one(
         fix=fix,
         notes=(told.why_unseen(first),),
     )
-
-
-def without_data(culprit: Site) -> str:
-    place = sites.where(culprit.frame)
-    if ".data" in culprit.frame.code:
-        return (
-            f"at {place} make a new tensor instead of writing through `.data` "
-            "(`x = x * factor`), so that autograd knows of it; or write after backward()"
-        )
-    text = in_place.out_of_place(culprit)
-    return text or f"write into a `.clone()` at {place}, or after backward()"

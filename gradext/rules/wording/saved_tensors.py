@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import optimizer_step
+from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.source import sites, statements
 
 if TYPE_CHECKING:
@@ -172,3 +172,14 @@ def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) ->
     if write is not None and write.declared_only:
         fix += "; without fused=True torch raises here"
     return fix
+
+
+def without_data(culprit: Site) -> str:
+    place = sites.where(culprit.frame)
+    if ".data" in culprit.frame.code:
+        return (
+            f"at {place} make a new tensor instead of writing through `.data` "
+            "(`x = x * factor`), so that autograd knows of it; or write after backward()"
+        )
+    text = in_place.out_of_place(culprit)
+    return text or f"write into a `.clone()` at {place}, or after backward()"

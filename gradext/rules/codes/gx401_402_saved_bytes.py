@@ -1,0 +1,192 @@
+"""GX401 to GX405 as a guard finds them: from bytes that changed to the line that changed them.
+
+The guard (csrc/guard) says which tensor, when it was saved and, for raw writes, between which
+lines; the journal says which ops wrote to that memory. These rules put the two together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import op_names
+from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
+from gradext.rules.rewrite import in_place, optimizer_step
+from gradext.rules.wording import guarded_writes, saved_tensors
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+    from gradext.recording.events import Data, Write
+
+
+def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
+    """GX401 or GX402: a saved tensor's bytes are not those that were saved."""
+    node, item = _node(facts), saved_of(facts["saved"], facts["attribute"])
+    name, spoken = saved_tensors.tensor_text(item, names)
+    graph = Graph((node,), True)
+    label = f"{op_names.of_node(node.name)} saves {f'`{name}`' if name else 'it'} for backward"
+    victims = saved_tensors.victims_of(data, graph, node, label)
+    blame = _blame(facts, item, data, name)
+    hooked = bool(facts["is_hooked"])
+    how = _how(blame)
+    if hooked:
+        message = (
+            f"{spoken} was saved for backward by {node.name} through saved-tensor hooks, which "
+            f"switch torch's check off, and {how}: backward computes with the new values, and the "
+            "gradients are wrong without an error."
+        )
+    else:
+        message = (
+            f"{spoken} was saved for backward by {node.name}, and {how}: backward computes with "
+            "the new values, and the gradients are wrong without an error."
+        )
+    window = None
+    notes = list(blame.notes)
+    if not blame.culprits:
+        window = _window(facts, data, victims)
+    return Diagnosis(
+        code="GX402" if hooked else "GX401",
+        severity="error",
+        message=message,
+        culprits=blame.culprits,
+        victims=victims,
+        fix=_fix(blame, victims, name, hooked),
+        notes=tuple(notes),
+        window=window,
+    )
+
+
+@dataclasses.dataclass
+class _Blame:
+    """What changed the bytes: ops of the journal, an exchange of memory, or a line of Python."""
+
+    culprits: tuple[Site, ...] = ()
+    writes: tuple[Write, ...] = ()
+    exchanged: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _blame(facts: dict[str, Any], item: Saved, data: Data, name: str | None) -> _Blame:
+    from gradext.recording import events
+
+    since = facts["order"]
+    writes = [
+        write
+        for write in data.writes_of_storage(item.storage)
+        if write.order > since
+        and write.begin != write.end
+        and (
+            not item.is_strided
+            or events.overlap(write, item.offset, item.itemsize, item.sizes, item.strides)
+        )
+    ]
+    if writes:
+        counted = facts["is_hooked"] and not writes[0].declared_only
+        notes = () if counted else (saved_tensors.why_unseen(writes[0]),)
+        return _Blame(saved_tensors.culprits(data, writes, name), tuple(writes), False, notes)
+    exchanges = [write for write in data.exchanges(item.counter) if write.order > since]
+    if exchanges:
+        label = f"gives {f'`{name}`' if name else 'the tensor'} other memory"
+        found = [sites.site(data.frames(w.stack), op=w.op, label=label) for w in exchanges]
+        note = "assigning to `.data` exchanges the memory and leaves the version counter as it is"
+        return _Blame(sites.distinct(found), tuple(exchanges), True, (note,))
+    if facts["line"]:
+        label = f"changes the bytes of {f'`{name}`' if name else 'the saved tensor'}"
+        found = [guarded_writes.line_of(data, facts["line"], label)]
+        return _Blame(sites.distinct(found), (), False, (guarded_writes.UNDECLARED,))
+    note = (
+        "no op wrote there, and no one line of Python is known to have: another thread, a C "
+        "extension, or a debugger that holds the trace function"
+    )
+    return _Blame((), (), False, (note,))
+
+
+def _how(blame: _Blame) -> str:
+    if blame.exchanged:
+        return "`.data = ...` has given it other memory since"
+    if not blame.writes:
+        return "its memory has been written since, past every version counter"
+    first = blame.writes[0]
+    op = op_names.short(first.op)
+    if first.declared_only:
+        return f"{op} wrote it without moving its version counter"
+    return f"{op} has written its memory since"
+
+
+def _window(
+    facts: dict[str, Any], data: Data, victims: tuple[Site, ...]
+) -> tuple[Frame, Frame] | None:
+    after = sites.user_frame(data.frames(facts["after"])) if facts["after"] else None
+    before = sites.user_frame(data.frames(facts["before"])) if facts["before"] else None
+    if after is None and victims:
+        after = victims[0].frame
+    if before is None:
+        before = sites.user_frame(data.frames(facts["now"]))
+    if before is None and data.backwards:
+        before = sites.user_frame(data.frames(data.backwards[-1].stack))
+    return (after, before) if after and before else None
+
+
+def _node(facts: dict[str, Any]) -> Node:
+    from gradext.rules.graph_copy import _forward_code
+
+    thread, sequence = facts["id"]
+    return Node(
+        name=facts["name"],
+        thread=thread,
+        sequence=None if sequence == (1 << 64) - 1 else sequence,
+        next=(),
+        inner_of=-1,
+        saved=(),
+        hooked=(),
+        is_freed=False,
+        is_readable=True,
+        forward_code=_forward_code(facts["node"]),
+    )
+
+
+def _fix(blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: bool) -> str:
+    copied = f"`{name}.clone()`" if name else "a `.clone()`"
+    there = saved_tensors.place(victims)
+    if not blame.culprits:
+        return f"save {copied} at {there}, or keep the memory to torch until backward() has run"
+    culprit = blame.culprits[0]
+    place = sites.where(culprit.frame)
+    if optimizer_step.is_optimizer_step(culprit):
+        return saved_tensors.later_step(culprit, victims, blame.writes[0] if blame.writes else None)
+    if hooked:
+        better = in_place.out_of_place(culprit)
+        copying = "or let the pack hook return a copy (`tensor.clone()`)"
+        return f"{better}; {copying}" if better else f"write into a copy at {place}, {copying}"
+    if blame.exchanged:
+        return (
+            f"at {place} exchange the memory after backward(), or run the forward ({there}) "
+            "again after it"
+        )
+    if blame.writes:
+        return saved_tensors.without_data(culprit)
+    code = culprit.frame.code
+    function = culprit.frame.function.rsplit(".", 1)[-1]
+    if function in {"forward", "setup_context"}:
+        return (
+            f"at {place} write into a fresh tensor and return that; a Function that does write its "
+            "input calls ctx.mark_dirty(input) and returns it, and writes with torch ops"
+        )
+    if "numpy" in code or re.match(r"[\w.\[\]]+\[.*\]\s*[-+*/]?=", code):
+        return (
+            f"give torch a copy of its own (`torch.tensor(array)`, or {copied} before the memory "
+            f"is handed out) instead of sharing what {place} writes, or write after backward()"
+        )
+    return f"write into {copied} at {place}, or after backward() has run"
+
+
+# --- GX403 ------------------------------------------------------------------------------------
+
+
+# --- GX404 ------------------------------------------------------------------------------------
+
+
+# --- GX405 ------------------------------------------------------------------------------------

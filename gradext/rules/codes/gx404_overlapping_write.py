@@ -1,0 +1,35 @@
+"""GX404: a write through a view whose elements share memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradext.base import op_names
+from gradext.diagnosis.model import Diagnosis
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.recording.events import Data
+
+
+def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis:
+    """GX404: one write through expanded or self-overlapping memory."""
+    op = op_names.short(facts["op"])
+    sizes, strides, written = facts["sizes"], facts["strides"], facts["written_sizes"]
+    label = f"{op} writes a {written} part of it"
+    culprits = sites.distinct([sites.site(data.frames(facts["line"]), op=facts["op"], label=label)])
+    label = f"makes a {sizes} tensor with strides {strides}: several elements are one"
+    victims = sites.distinct([sites.site(data.frames(facts["made"]), label=label)])
+    there = sites.where(victims[0].frame) if victims else "where it is made"
+    return Diagnosis(
+        code="GX404",
+        severity="warning",
+        message=(
+            f"{op} wrote a {written} part of a {sizes} tensor whose memory overlaps itself "
+            f"(strides {strides}): elements that it does not name changed as well."
+        ),
+        culprits=culprits,
+        victims=victims,
+        fix=f"give it memory of its own at {there}: `.clone()` (or `.repeat()` for `.expand()`)",
+        notes=("torch refuses this for the whole tensor, and not for a part of it",),
+    )

@@ -1,0 +1,20 @@
+"""Lines that a loop runs again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradext.diagnosis.model import Site
+from gradext.source import sites
+
+if TYPE_CHECKING:
+    from gradext.recording.events import Data
+
+
+def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
+    """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
+    wanted = sites.path_of((made.frame, *made.callers))
+    table = data.saves
+    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
+    first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
+    return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})

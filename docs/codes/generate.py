@@ -18,11 +18,10 @@ import tempfile
 from pathlib import Path
 
 from gradext.commands import explain
-from gradext.diagnosis.model import CODES
+from gradext.diagnosis.codes import CODES
 
 HERE = Path(__file__).resolve().parent
 INDEX = "README.md"
-GUARDED = ("GX402", "GX403", "GX404")  # found with --guard alone
 REPORT = re.compile(r"^(?:gradext: |(?:error|warning)\[GX\d{3}\])", re.M)
 
 
@@ -56,7 +55,7 @@ def fill(code: str) -> None:
     """
     path = explain.PAGES / f"{code}.md"
     text = path.read_text(encoding="utf-8")
-    report = printed(example(text, "Wrong"), *(["--guard"] if code in GUARDED else []))
+    report = printed(example(text, "Wrong"), *(["--guard"] if CODES[code].needs_guard else []))
     pattern = rf"<!-- generated: {code} -->\n.*?<!-- /generated -->"
     has_marks = re.search(pattern, text, re.S) is not None
     if has_marks and report is None:
@@ -74,7 +73,7 @@ def files() -> dict[str, str]:
     rows = [
         f"| {f'[{code}]({code}.md)' if pages[code] else code} | `{name}` | "
         f"{explain.title(code) if pages[code] else explain.NOT_YET} |"
-        for code, name in CODES.items()
+        for code, (name, *_) in CODES.items()
     ]
     head = [
         "# Diagnosis codes",

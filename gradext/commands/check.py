@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradext.base import errors
+from gradext.base import errors, terminal
 from gradext.base.text import clean
 
 BAD_INPUT = 2
@@ -200,13 +200,15 @@ def _write(file: str | None, report: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar on stderr that says how far a long run is; nothing unless a person watches."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = terminal.console(sys.stderr)
     # No thread that redraws it: the ops run in forks of this process.
     with Progress(
-        console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not terminal.is_terminal(sys.stderr),
     ) as progress:
         tasks: dict[str, Any] = {}
 

@@ -9,29 +9,7 @@ import dataclasses
 from typing import Any
 
 from gradext.base import display
-
-# The stable codes and their names; a code is never used again for something else.
-CODES = {
-    "GX101": "stale-saved-tensor",
-    "GX102": "leaf-written-in-place",
-    "GX103": "view-of-leaf-written",
-    "GX104": "no-grad-view-written",
-    "GX105": "multi-output-view-written",
-    "GX106": "custom-function-view-written",
-    "GX201": "inference-tensor-saved",
-    "GX202": "inference-tensor-written",
-    "GX203": "inference-tensor-misused",
-    "GX204": "inference-tensor-cached",
-    "GX301": "graph-cut",
-    "GX302": "graph-freed",
-    "GX303": "unused-input",
-    "GX304": "silent-cut",
-    "GX401": "silent-write",
-    "GX402": "check-disabled",
-    "GX403": "gradient-written",
-    "GX404": "overlapping-write",
-    "GX405": "watched-tensor-changed",
-}
+from gradext.diagnosis.codes import CODES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +68,7 @@ class Diagnosis:
 
     Attributes:
         code, name: a key of CODES and its name.
-        severity: "error" or "warning".
+        severity: "error" or "warning"; its code's unless given.
         message: one sentence that says what happened to which tensor.
         culprits: most likely first, at most three. victims: likewise.
         fix: what to change, specific to the pattern, ready to be typed.
@@ -99,17 +77,21 @@ class Diagnosis:
     """
 
     code: str
-    severity: str
-    message: str
+    severity: str = ""
+    message: str = ""
     culprits: tuple[Site, ...] = ()
     victims: tuple[Site, ...] = ()
     fix: str = ""
     notes: tuple[str, ...] = ()
     window: tuple[Frame, Frame] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.severity:
+            object.__setattr__(self, "severity", CODES[self.code].severity)
+
     @property
     def name(self) -> str:
-        return CODES[self.code]
+        return CODES[self.code].name
 
     def __str__(self) -> str:
         return display.show("diagnosis_text.text", self)

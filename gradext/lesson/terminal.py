@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
+from gradext.base import terminal
 from gradext.lesson.core import Chapter, Chart, ClaimResult, Row, Value
 
 # Longer lines are harder to read than to scroll.
@@ -63,7 +65,7 @@ class TerminalReporter:
 
     def __init__(self, console: Console | None = None, glyphs: Glyphs | None = None) -> None:
         # highlight=False: rich would colour every number and quote in prose.
-        self.console = console or Console(highlight=False)
+        self.console = console or terminal.console(sys.stdout, highlight=False)
         self.width = min(self.console.width, MAX_WIDTH)
         self.glyphs = glyphs or Glyphs.of(self.console)
 

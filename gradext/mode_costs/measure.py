@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import gradext
-from gradext.base import errors
+from gradext.base import errors, terminal
 from gradext.mode_costs import timing
 from gradext.mode_costs.call_counts import count
 from gradext.mode_costs.comparison import ModeComparison, ModeTime
@@ -359,11 +360,10 @@ def _shown(
     if callable(progress):
         yield progress
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True, force_terminal=progress or None)
-    if not console.is_terminal or progress is False:
+    console = terminal.console(sys.stderr)
+    if progress is False or not (progress or terminal.is_terminal(sys.stderr)):
         yield None
         return
     # No thread that redraws it: it would take part of the processor that is measured.

@@ -9,6 +9,7 @@ import sys
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import terminal
 from gradext.base.text import clean
 from gradext.mode_costs.comparison import in_words
 from gradext.mode_costs.timing import Estimate
@@ -125,7 +126,6 @@ def against(now: ModeComparison, earlier: ModeComparison) -> str:
 
 
 def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -136,16 +136,12 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
     for row in rows:
         table.add_row(*map(clean, row))
     out = StringIO()
-    console = Console(file=out, force_terminal=sys.stdout.isatty(), width=_width(), markup=False)
+    # Wide enough for the table: a file has no width, and a narrow terminal wraps lines itself.
+    wide = max(120, terminal.width(most=10_000, otherwise=120))
+    console = terminal.console(sys.stdout, width=wide, markup=False)
+    console.file = out
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
-
-
-def _width() -> int:
-    """Wide enough for the table: a file has no width, and a narrow terminal wraps lines itself."""
-    import shutil
-
-    return max(120, shutil.get_terminal_size((120, 24)).columns)
 
 
 def plot(found: ModeComparison) -> Figure:

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Callable, Sequence
 
-from gradext.base import op_names
+from gradext.base import op_names, terminal
 from gradext.base.text import clean, clean_lines
-from gradext.diagnosis.model import CODES, Diagnosis, Frame, Site
+from gradext.diagnosis.codes import CODES
+from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.reporters import excerpt
 
-# Longer lines are harder to read than to scroll; below the other nothing can be laid out.
-MAX_WIDTH = 100
-MIN_WIDTH = 40
+MIN_WIDTH = 40  # below this nothing can be laid out
 
 BEFORE, AFTER = 2, 1  # lines of context around a marked expression
 NEAR = 12  # sites of one file that are at most so many lines apart share an excerpt
@@ -43,29 +41,6 @@ _ANSI = {
     "dim": "2",
 }
 
-# What happened at a site whose label is empty, by code (a prefix stands for all that begin so).
-_CULPRIT = {
-    "GX2": "the inference tensor is made here",
-    "GX301": "the graph is cut here",
-    "GX302": "the graph is freed here",
-    "GX303": "its gradient is asked for here",
-    "GX304": "the graph is cut here",
-    "GX": "written in place here",
-}
-_VICTIM = {
-    "GX102": "the leaf is made here",
-    "GX10": "the view is made here",
-    "GX2": "the inference tensor is used here",
-    "GX301": "the missing gradient shows here",
-    "GX302": "the freed graph is built here",
-    "GX303": "the tensor is made here",
-    "GX304": "the missing gradient shows here",
-    "GX403": "its gradient is shared here",
-    "GX404": "the overlapping memory is made here",
-    "GX": "saved for backward here",
-}
-_VICTIM["GX101"] = _VICTIM["GX"]
-
 
 def text(d: Diagnosis, *, color: bool = False, width: int | None = None) -> str:
     """One diagnosis, without a newline at its end.
@@ -76,7 +51,7 @@ def text(d: Diagnosis, *, color: bool = False, width: int | None = None) -> str:
             and prose is wrapped to it. Paths are never broken: they are there to be clicked on.
     """
     try:
-        return _text(d, color, _width(width))
+        return _text(d, color, room(width))
     except Exception as error:
         # The report stands between a person and their own error: it never adds one.
         return _bare(d, error)
@@ -90,7 +65,7 @@ def report(
     header: str | None = None,
 ) -> str:
     """All diagnoses below `header`, with an empty line between them. "" if there is nothing."""
-    cells = _width(width)
+    cells = room(width)
     parts = [text(d, color=color, width=cells) for d in diagnoses]
     if header:
         rows: list[Row] = [[(line, "strong")] for line in excerpt.wrap(header, cells)]
@@ -98,22 +73,9 @@ def report(
     return "\n\n".join(parts)
 
 
-def _width(width: int | None) -> int:
-    return max(_terminal_width() if width is None else width, MIN_WIDTH)
-
-
-def _terminal_width() -> int:
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return min(int(columns), MAX_WIDTH)
-    for descriptor in (2, 1):  # the report goes to stderr as a rule
-        try:
-            found = os.get_terminal_size(descriptor).columns
-        except (OSError, ValueError, AttributeError):
-            continue
-        if found:
-            return min(found, MAX_WIDTH)
-    return MAX_WIDTH
+def room(width: int | None) -> int:
+    """The cells of a line: `width`, or the terminal's; never too few to lay anything out."""
+    return max(terminal.width() if width is None else width, MIN_WIDTH)
 
 
 def _bare(d: Diagnosis, error: Exception) -> str:
@@ -163,7 +125,7 @@ def _text(d: Diagnosis, color: bool, width: int) -> str:
 def _head(d: Diagnosis, width: int) -> list[Row]:
     style = d.severity if d.severity in _ANSI else "strong"
     start = f"{d.severity}[{d.code}]"
-    name = CODES.get(d.code)
+    name = CODES[d.code].name if d.code in CODES else None
     # wrap() breaks at spaces only, so that the first line always begins with `start`.
     lines = excerpt.wrap(f"{name}: {d.message}" if name else d.message, width, f"{start} ", "  ")
     first: Row = [(start, style), (lines[0][len(start) :], "strong")]
@@ -185,18 +147,17 @@ def _sites(d: Diagnosis) -> list[_Shown]:
     found: list[_Shown] = []
     for item in [*first, *victims[:1], *edges[len(first) :], *victims[1:]]:
         if not item.label:
-            words = _CULPRIT if item.role == "culprit" else _VICTIM
-            item = dataclasses.replace(item, label=_label(item.site, d.code, words))
+            code = CODES.get(d.code)
+            words = getattr(code, item.role) if code is not None else "here"
+            item = dataclasses.replace(item, label=label(item.site, words))
         if all((item.frame, item.role, item.label) != (x.frame, x.role, x.label) for x in found):
             found.append(item)
     return found
 
 
-def _label(site: Site, code: str, words: dict[str, str]) -> str:
-    label = clean(site.label)
-    if not label:
-        prefixes = (code[:length] for length in range(len(code), 1, -1))
-        label = next((words[prefix] for prefix in prefixes if prefix in words), words["GX"])
+def label(site: Site, otherwise: str) -> str:
+    """What happened at a site: its own label, or `otherwise`, with its versions and its count."""
+    label = clean(site.label) or otherwise
     if site.version_before is not None and site.version_after is not None:
         versions = f"{site.version_before} -> {site.version_after}"
         if site.version_before == site.version_after:
@@ -354,7 +315,7 @@ def _excerpt(group: list[_Shown], files: _Files, gutter: int, width: int, arrow:
     marks = _marks(group, lines, exact, numbers)
     empty: Row = [(f"{'':{gutter}} |", "margin")]
     rows: list[Row] = [
-        [(f"{'':{gutter}}{arrow} ", "margin"), (_place(group[0].frame, column=True), "")]
+        [(f"{'':{gutter}}{arrow} ", "margin"), (place(group[0].frame, column=True), "")]
     ]
     if numbers:
         rows.append(empty)
@@ -370,7 +331,7 @@ def _excerpt(group: list[_Shown], files: _Files, gutter: int, width: int, arrow:
     unseen = [item for item in group if item.frame.line not in numbers]
     several = len(group) > 1
     for item in unseen:
-        where = f"{_place(item.frame)}: " if several else ""
+        where = f"{place(item.frame)}: " if several else ""
         details.append(f"{where}{item.label}")
     if file in files.remarks:
         details.append(files.remarks[file])
@@ -449,14 +410,14 @@ def _callers(site: Site) -> list[str]:
     lines: list[str] = []
     repeats = 0
     for index, frame in enumerate(frames):
-        place = _place(frame)
-        if index and place == _place(frames[index - 1]):
+        here = place(frame)
+        if index and here == place(frames[index - 1]):
             repeats += 1
             continue
         if repeats:
             lines[-1] += f" ({repeats + 1} times)"
             repeats = 0
-        lines.append(place)
+        lines.append(here)
     if repeats:
         lines[-1] += f" ({repeats + 1} times)"
     if len(lines) > MAX_CALLERS:
@@ -490,7 +451,7 @@ def _through(frames: Sequence[Frame]) -> list[str]:
         return not any(file.endswith(tail) and name == what for tail, what in _WRAPPERS)
 
     kept = [frame for frame in reversed(frames) if explains(frame)]
-    lines = [_place(frame, excerpt.library_path) for frame in kept]
+    lines = [place(frame, excerpt.library_path) for frame in kept]
     if len(lines) > MAX_THROUGH:
         lines[1 : 1 - MAX_THROUGH] = [f"({len(lines) - MAX_THROUGH} more)"]
     return lines
@@ -499,7 +460,7 @@ def _through(frames: Sequence[Frame]) -> list[str]:
 def _window_words(window: tuple[Frame, Frame]) -> str:
     after, before = window
     if after.file != before.file:
-        return f"the write is between {_place(after)} and {_place(before)}"
+        return f"the write is between {place(after)} and {place(before)}"
     if after.line == before.line:
         return f"the write is in what line {after.line} of {excerpt.user_path(after.file)} does"
     later = " (of a later pass)" if before.line < after.line else ""
@@ -509,7 +470,7 @@ def _window_words(window: tuple[Frame, Frame]) -> str:
     )
 
 
-def _place(
+def place(
     frame: Frame, path: Callable[[str], str] = excerpt.user_path, *, column: bool = False
 ) -> str:
     where = f"{path(frame.file)}:{frame.line}"

@@ -79,10 +79,10 @@ def _table(headings: Sequence[str], rows: Rows, last: str) -> str:
     from rich.text import Text
 
     if not rows:
-        return state._render(Text(last))
+        return state.render(Text(last))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))
-    return state._render(Group(table, Text(""), Text(last, style="dim")))
+    return state.render(Group(table, Text(""), Text(last, style="dim")))

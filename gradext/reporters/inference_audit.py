@@ -24,7 +24,7 @@ _WHERE = {
 
 def text(audit: InferenceAudit, width: int | None = None) -> str:
     """The report without a newline at its end; at most `width` cells wide, else the terminal."""
-    cells = diagnosis_text._width(width)
+    cells = diagnosis_text.room(width)
     head = f"inference audit of {audit.subject} (torch {audit.torch}, {_WHERE[audit.isolation]})"
     lines = excerpt.wrap(head, cells)
     lines += [*excerpt.wrap(f"verdict: {audit.verdict}", cells, rest="  "), ""]
@@ -48,12 +48,12 @@ def _check(check: Check, width: int) -> list[str]:
 
 def _site(site: Site, width: int) -> list[str]:
     frame = site.frame
-    lines = [f"{_INDENT}--> {diagnosis_text._place(frame, excerpt.library_path, column=True)}"]
+    lines = [f"{_INDENT}--> {diagnosis_text.place(frame, excerpt.library_path, column=True)}"]
     number = str(frame.line)
     if frame.code:
         code, _, _ = excerpt.Line.of(frame.code).cut(width - len(number) - 9, 0, 0)
         lines.append(f"{_INDENT}{number} | {code}")
-    words = diagnosis_text._label(site, "", {"GX": "here"}) if site.label or site.op else ""
+    words = diagnosis_text.label(site, "here") if site.label or site.op else ""
     if words:
         lines += excerpt.wrap(words, width, f"{_INDENT}{' ' * len(number)} = ")
     return lines

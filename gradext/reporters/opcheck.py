@@ -27,7 +27,7 @@ _HEADS = {
 
 def text(data: dict[str, Any], *, verbose: bool = False, width: int | None = None) -> str:
     """The report without a newline at its end; at most `width` cells wide, else the terminal."""
-    cells = diagnosis_text._width(width)
+    cells = diagnosis_text.room(width)
     counts = data["counts"]
     where = {
         "process": "in processes of their own",

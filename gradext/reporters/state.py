@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import terminal
 from gradext.base.text import clean
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ _MUST_NOT_WRITE = "an in-place write to it with grad mode on raises"
 
 def card(state: TensorState) -> str:
     """The card as text, coloured when standard output is a terminal."""
-    return _render(_card(state))
+    return render(_card(state))
 
 
 def _card(state: TensorState) -> RenderableType:
@@ -197,7 +198,7 @@ def _remarks(state: TensorState, first_path: dict[int, str]) -> list[str]:
 
 def tree(items: Sequence[tuple[str, TensorState]]) -> str:
     """The table with its legend as text, coloured when standard output is a terminal."""
-    return _render(_tree(items))
+    return render(_tree(items))
 
 
 def _tree(items: Sequence[tuple[str, TensorState]]) -> RenderableType:
@@ -258,20 +259,16 @@ def _hex(identity: int | None) -> str:
     return "none" if identity is None else f"{identity:#x}"
 
 
-def _render(renderable: RenderableType) -> str:
-    from rich.console import Console
-
-    # Colour only where a terminal will show it; a string that is logged or piped stays plain.
-    terminal = bool(getattr(sys.stdout, "isatty", lambda: False)())
-    width = None if terminal else 120
-    console = Console(
-        file=StringIO(),
-        force_terminal=terminal,
-        # In a notebook rich would display the text instead of returning it.
+def render(renderable: RenderableType) -> str:
+    """What rich makes of it, with colour only where stdout may have some."""
+    # In a notebook rich would display the text instead of returning it.
+    out = StringIO()
+    console = terminal.console(
+        sys.stdout,
+        width=terminal.width(most=10_000) if terminal.is_terminal(sys.stdout) else 120,
         force_jupyter=False,
-        width=width,
         legacy_windows=False,
     )
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
+    console.file = out
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))

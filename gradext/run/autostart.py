@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import terminal
 from gradext.run import ending
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
@@ -54,9 +55,9 @@ def start() -> None:
         if sessions.current() is None and wanted():
             _start()
     except BadVariable as error:
-        sessions.say(f"gradext: not recording: {error}")
+        terminal.say(f"gradext: not recording: {error}")
     except Exception as error:
-        sessions.say(f"gradext: not recording: {type(error).__name__}: {error}")
+        terminal.say(f"gradext: not recording: {type(error).__name__}: {error}")
 
 
 def _start() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gradext._version import __version__
-from gradext.base import errors, interrupts, torch_import
+from gradext.base import errors, interrupts, terminal, torch_import
 from gradext.base.text import clean
 from gradext.run import ending, results_file
 from gradext.run.settings import CannotWrite, Entry, Settings
@@ -161,7 +161,7 @@ class Session:
         except Exception as error:
             said = str(error) if isinstance(error, ImportError) else errors.describe(error)
             line = said if said.startswith("gradext") else f"gradext: {said}"
-            say(f"{line} (this program goes on without being recorded)")
+            terminal.say(f"{line} (this program goes on without being recorded)")
             return
         if self.is_root and self.settings.keep and not self._write_early:
             try:
@@ -169,7 +169,7 @@ class Session:
                 self._write(raise_errors=True)
             except CannotWrite as error:
                 self.settings = self.settings._replace(keep=False)
-                say(f"gradext: {error}")
+                terminal.say(f"gradext: {error}")
 
     # --- what happens in the program ------------------------------------------------------------
 
@@ -410,8 +410,8 @@ class Session:
             header = "gradext: " + ", ".join(
                 f"{n} {word}{'s' if n > 1 else ''}" for word, n in count.items() if n
             )
-        text = reporter.report(diagnoses, color=_color(), header=header)
-        _say(f"\n{text}")
+        text = reporter.report(diagnoses, color=terminal.wants_color(sys.stderr), header=header)
+        terminal.print_safely(f"\n{text}")
 
     def _note_own(self, line: str) -> None:
         if len(self._own) < 20:
@@ -428,7 +428,7 @@ class Session:
         if self._more:
             lines.append(f"{self._more} more diagnoses were not kept")
         for line in lines:
-            say(f"gradext: {line}")
+            terminal.say(f"gradext: {line}")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -553,38 +553,3 @@ _current: Session | None = None
 def current() -> Session | None:
     """This process's session."""
     return _current
-
-
-def _color() -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    if os.environ.get("FORCE_COLOR", "0") not in {"", "0"}:
-        return True
-    try:
-        return bool(sys.stderr.isatty())
-    except Exception:
-        return False
-
-
-def say(line: str) -> None:
-    """Print one line on stderr, whatever it was made of."""
-    _say(clean(line))
-
-
-def _say(text: str) -> None:
-    """Print on stderr, whatever the program has done to it; `text` is safe to print."""
-    for stream in (sys.stderr, sys.__stderr__):
-        if stream is None:
-            continue
-        try:
-            stream.write(text + "\n")
-            stream.flush()
-            return
-        except UnicodeEncodeError:
-            encoding = getattr(stream, "encoding", None) or "ascii"
-            with contextlib.suppress(Exception):
-                stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
-                stream.flush()
-                return
-        except Exception:
-            continue

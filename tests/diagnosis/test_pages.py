@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from gradext.commands import explain
-from gradext.diagnosis.model import CODES
+from gradext.diagnosis.codes import CODES, Code
+from gradext.reporters import page as pages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The codes that this version diagnoses.
@@ -144,7 +145,7 @@ def test_the_pages_are_those_of_the_codes_that_are_diagnosed() -> None:
 def test_a_page_has_its_parts_in_order(code: str) -> None:
     text = page(code)
     assert text.startswith(f"# {code}: ")
-    assert f"\n\n`{CODES[code]}`. " in text
+    assert f"\n\n`{CODES[code].name}`. " in text
     headings = re.findall(r"^## (.*)$", text, re.M)
     limits = "Limits of this diagnosis" if code in SILENT else "Limits of torch's check"
     assert headings == [*HEADINGS, limits]
@@ -161,7 +162,7 @@ def test_what_gradext_prints_names_the_code(code: str) -> None:
     section = page(code).split("\n## What gradext prints\n", 1)[1].split("\n## ", 1)[0]
     inside = section.split("-->\n", 1)[1].split("<!-- /generated", 1)[0]
     if inside:
-        assert re.match(rf"```\n(?:error|warning)\[{code}\] {CODES[code]}: ", inside)
+        assert re.match(rf"```\n(?:error|warning)\[{code}\] {CODES[code].name}: ", inside)
         assert f"docs: gradext explain {code}\n```\n" in inside
         assert " --> wrong.py:" in inside
 
@@ -224,7 +225,7 @@ def test_the_docs_are_the_pages(generate: ModuleType) -> None:
     for code in DIAGNOSED:
         assert there[f"{code}.md"] == page(code)
         assert (
-            f"| [{code}]({code}.md) | `{CODES[code]}` | {explain.title(code)} |"
+            f"| [{code}]({code}.md) | `{CODES[code].name}` | {explain.title(code)} |"
             in (there["README.md"])
         )
 
@@ -362,7 +363,7 @@ def test_all_codes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(CODES)
-    assert [line.split()[1] for line in lines] == list(CODES.values())
+    assert [line.split()[1] for line in lines] == [code.name for code in CODES.values()]
     assert lines[0].endswith("  a saved tensor was written in place before backward")
     for line in lines:
         assert line.endswith("does not diagnose it yet") is (line.split()[0] not in DIAGNOSED)
@@ -379,7 +380,7 @@ def test_ways_to_name_a_code(word: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_code_without_a_page(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CODES, "GX999", "not-there-yet")
+    monkeypatch.setitem(CODES, "GX999", Code("not-there-yet", "error", "", ""))
     assert call("GX999") == 0
     assert capsys.readouterr().out == (
         "GX999 not-there-yet: this version does not diagnose it yet\n"
@@ -417,7 +418,9 @@ def test_json_of_a_code(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_of_all_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--json") == 0
     rows = json.loads(capsys.readouterr().out)["codes"]
-    assert {row["code"]: row["name"] for row in rows} == CODES
+    assert {row["code"]: row["name"] for row in rows} == {
+        code: row.name for code, row in CODES.items()
+    }
     assert [row["code"] for row in rows if row["text"] is not None] == DIAGNOSED
 
 
@@ -456,7 +459,7 @@ error[GX999]
 
 
 def test_rendered_without_colour() -> None:
-    assert explain.render(MARKDOWN, 30, color=False) == (
+    assert pages.render(MARKDOWN, 30, color=False) == (
         """\
 GX999: a heading of several
 words
@@ -483,7 +486,7 @@ Wrong
 
 
 def test_rendered_with_colour() -> None:
-    lines = explain.render(MARKDOWN, 80, color=True).splitlines()
+    lines = pages.render(MARKDOWN, 80, color=True).splitlines()
     assert lines[0] == "\x1b[1mGX999: a heading of several words\x1b[0m"
     assert "First line of a \x1b[36mparagraph in backquotes\x1b[0m and more words." in lines
     assert "    \x1b[36my = 2\x1b[0m" in lines
@@ -492,7 +495,7 @@ def test_rendered_with_colour() -> None:
 
 @pytest.mark.parametrize("code", DIAGNOSED)
 def test_every_page_renders(code: str) -> None:
-    shown = explain.render(page(code), 80, color=True)
+    shown = pages.render(page(code), 80, color=True)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     assert "```" not in plain
     assert "<!--" not in plain
@@ -521,5 +524,5 @@ def test_a_terminal_gets_the_rendered_page(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert call("GX102") == 0
     shown = capsys.readouterr().out
-    assert shown == explain.render(page("GX102"), 70, color=colour) + "\n"
+    assert shown == pages.render(page("GX102"), 70, color=colour) + "\n"
     assert ("\x1b[1mWhy\x1b[0m" in shown) is colour

@@ -163,7 +163,6 @@ def _stale_one(
         notes.append(_no_victims(data, node))
     return Diagnosis(
         code="GX101",
-        severity="error",
         message=message,
         culprits=() if window else culprits,
         victims=victims,
@@ -280,7 +279,6 @@ def _detached(
         fix = in_place.out_of_place(culprits[0]) or fix
     return Diagnosis(
         code="GX101",
-        severity="error",
         message=(
             f"{spoken} was saved for backward, and detach_() has taken its history off since: "
             "backward cannot go on from it."

@@ -78,7 +78,6 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
     return [
         Diagnosis(
             code=code,
-            severity="error",
             message=refused_writes.message(code, culprits[0], text),
             culprits=culprits,
             victims=victims,
@@ -176,7 +175,6 @@ def _used_afterwards(
     return [
         Diagnosis(
             code=code,
-            severity="error",
             message=(
                 f"{op} wrote the memory that {kind.format(mode=mode)} shares; autograd cannot "
                 "carry the write over to the view, and refuses to use it."

@@ -89,7 +89,6 @@ def misused(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
     return [
         Diagnosis(
             code=code,
-            severity="error",
             message=_message(code, spoken, op, made, mode, found),
             culprits=culprits,
             victims=victims,

@@ -103,7 +103,6 @@ def _cut_diagnosis(
     victims = [asks, *_inputs_of(data, chain, cut), *_after(data, cut)]
     return Diagnosis(
         code="GX301",
-        severity="error",
         message=message,
         culprits=cut.sites,
         victims=sites.distinct(victims),
@@ -138,7 +137,6 @@ def _input_of_grad(
         notes.append(f"{cut.what} cut it off at {sites.where(cut.sites[0].frame)}")
     return Diagnosis(
         code="GX301",
-        severity="error",
         message=(
             f"A gradient with respect to {spoken} is asked for, and it does not require grad: it "
             f"was made at {line} from nothing that has a gradient."
@@ -280,7 +278,6 @@ def _never_required(
         culprits = (asks,)
     return Diagnosis(
         code="GX301",
-        severity="error",
         message=message,
         culprits=culprits,
         victims=victims,
@@ -306,7 +303,6 @@ def _no_steps(data: Data) -> str:
 def _without_recording(asks: Site | None) -> Diagnosis:
     return Diagnosis(
         code="GX301",
-        severity="error",
         message="backward() was called on a tensor that has no history: nothing to differentiate.",
         culprits=(asks,) if asks else (),
         fix="look for what cut it off above this line: .detach(), .item(), numpy, torch.tensor(), "

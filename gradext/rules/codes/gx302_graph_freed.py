@@ -148,7 +148,6 @@ def freed(
     return [
         Diagnosis(
             code="GX302",
-            severity="error",
             message=message,
             culprits=culprits,
             victims=victims,
@@ -386,7 +385,6 @@ def _without_graph(error: BaseException) -> Diagnosis:
     )
     return Diagnosis(
         code="GX302",
-        severity="error",
         message="backward() reached a graph, or saved tensors, that an earlier one has freed.",
         culprits=(failed,) if failed else (),
         fix="add the losses and call backward() once, detach what is carried over between "

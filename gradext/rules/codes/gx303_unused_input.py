@@ -66,7 +66,6 @@ def unused_input(
     return [
         Diagnosis(
             code="GX303",
-            severity="error",
             message=(
                 f"{which} {'are' if plural else 'is'} not part of the graph that the outputs were "
                 "computed from, so there is no gradient with respect to "

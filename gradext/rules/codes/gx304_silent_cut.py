@@ -107,7 +107,6 @@ def _rebuilt(
             undo = f"take `.requires_grad_()` out at {at}: `{without}`, and "
     return Diagnosis(
         code="GX304",
-        severity="warning",
         message=message,
         culprits=cut.sites,
         victims=sites.distinct([set_at, backward]),
@@ -227,7 +226,6 @@ def _constant_term(
         notes.append(f"{listed(lost)} get{several} no gradient from this term")
     return Diagnosis(
         code="GX304",
-        severity="warning",
         message=(
             f"A term of this loss was computed from the result of {cut.what}, at {where}: it is a "
             "constant for backward(), and changes no gradient."
@@ -255,7 +253,6 @@ def _rebuilt_value(
     lost = (f"{listed(missed)} get{several} no gradient from this loss",) if missed else ()
     return Diagnosis(
         code="GX304",
-        severity="warning",
         message=(
             f"A value that this loss is computed from was rebuilt from numbers: {cut.what}, at "
             f"{sites.where(cut.sites[0].frame)}, took it out of the graph, and the gradient of "

@@ -49,7 +49,6 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
         window = _window(facts, data, victims)
     return Diagnosis(
         code="GX402" if hooked else "GX401",
-        severity="error",
         message=message,
         culprits=blame.culprits,
         victims=victims,

@@ -105,7 +105,6 @@ def _silent_one(
         fix = saved_tensors.without_data(culprits[0]) if culprits else ""
     return Diagnosis(
         code="GX401",
-        severity="error",
         message=(
             f"{spoken} was saved for backward by {node.name}, and {how}: backward computes with "
             "the new values, and the gradients are wrong without an error."

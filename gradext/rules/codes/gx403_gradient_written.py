@@ -48,7 +48,6 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
         fix = f"let the backward of {writer} return a new tensor instead of writing into its input"
     return Diagnosis(
         code="GX403",
-        severity="error",
         message=(
             f"The gradient that {producer} hands to several nodes was written in place by {who} "
             f"{writer} before {consumer} had used it: the other gradients are wrong without an "

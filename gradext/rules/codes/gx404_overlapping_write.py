@@ -23,7 +23,6 @@ def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis:
     there = sites.where(victims[0].frame) if victims else "where it is made"
     return Diagnosis(
         code="GX404",
-        severity="warning",
         message=(
             f"{op} wrote a {written} part of a {sizes} tensor whose memory overlaps itself "
             f"(strides {strides}): elements that it does not name changed as well."

@@ -66,7 +66,6 @@ def watched(facts: dict[str, Any], name: str, data: Data) -> Diagnosis:
         fix = f"write into `{name}.clone()` at {sites.where(culprits[0].frame)}"
     return Diagnosis(
         code="GX405",
-        severity="error",
         message=f"`{name}` is guarded, and its bytes are not what they were.",
         culprits=culprits,
         fix=fix,

@@ -1,0 +1,67 @@
+"""The diagnosis codes: one row each. A code is never used again for something else.
+
+A new code needs a row here, a page (pages/GX….md), a rule (gradext.rules.codes) that is listed in
+gradext/rules/codes/__init__.py, and a test.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """What is the same in every diagnosis of a code.
+
+    Attributes:
+        name: its stable name.
+        severity: "error", or "warning" for what may be meant.
+        culprit, victim: what happened at a site that says nothing of its own.
+        needs_guard: found with `--guard` alone.
+    """
+
+    name: str
+    severity: str
+    culprit: str
+    victim: str
+    needs_guard: bool = False
+
+
+_WRITTEN = "written in place here"
+_SAVED = "saved for backward here"
+_VIEW = "the view is made here"
+_MADE = "the inference tensor is made here"
+_USED = "the inference tensor is used here"
+
+CODES = {
+    "GX101": Code("stale-saved-tensor", "error", _WRITTEN, _SAVED),
+    "GX102": Code("leaf-written-in-place", "error", _WRITTEN, "the leaf is made here"),
+    "GX103": Code("view-of-leaf-written", "error", _WRITTEN, _VIEW),
+    "GX104": Code("no-grad-view-written", "error", _WRITTEN, _VIEW),
+    "GX105": Code("multi-output-view-written", "error", _WRITTEN, _VIEW),
+    "GX106": Code("custom-function-view-written", "error", _WRITTEN, _VIEW),
+    "GX201": Code("inference-tensor-saved", "error", _MADE, _USED),
+    "GX202": Code("inference-tensor-written", "error", _MADE, _USED),
+    "GX203": Code("inference-tensor-misused", "error", _MADE, _USED),
+    "GX204": Code("inference-tensor-cached", "error", _MADE, _USED),
+    "GX301": Code("graph-cut", "error", "the graph is cut here", "the missing gradient shows here"),
+    "GX302": Code(
+        "graph-freed", "error", "the graph is freed here", "the freed graph is built here"
+    ),
+    "GX303": Code(
+        "unused-input", "error", "its gradient is asked for here", "the tensor is made here"
+    ),
+    "GX304": Code(
+        "silent-cut", "warning", "the graph is cut here", "the missing gradient shows here"
+    ),
+    "GX401": Code("silent-write", "error", _WRITTEN, _SAVED),
+    "GX402": Code("check-disabled", "error", _WRITTEN, _SAVED, needs_guard=True),
+    "GX403": Code(
+        "gradient-written", "error", _WRITTEN, "its gradient is shared here", needs_guard=True
+    ),
+    "GX404": Code(
+        *("overlapping-write", "warning", _WRITTEN, "the overlapping memory is made here"),
+        needs_guard=True,
+    ),
+    # Found by guard(watched=...) alone, which is no option of `gradext run`.
+    "GX405": Code("watched-tensor-changed", "error", _WRITTEN, _SAVED),
+}

@@ -18,7 +18,7 @@ from typing import Any
 
 from gradext._version import __version__
 from gradext.base.text import clean
-from gradext.native import build, versions
+from gradext.native import build, loader, versions
 
 
 class DoctorCommand:
@@ -64,7 +64,7 @@ def examine() -> dict[str, Any]:
         else None,
     }
     try:
-        module: Any = sys.modules.get("gradext._C") or build.load()
+        module: Any = sys.modules.get("gradext._C") or loader.load()
     except ImportError as error:
         report["problem"] = str(error)
     else:

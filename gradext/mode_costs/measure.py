@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import gradext
 from gradext.base import errors, terminal
 from gradext.mode_costs import timing
 from gradext.mode_costs.call_counts import count
 from gradext.mode_costs.comparison import ModeComparison, ModeTime
+from gradext.native import _C
 
 SECONDS, WIDTH = 5.0, 0.02
 
@@ -345,7 +345,7 @@ def _name(fn: Any) -> str:
 
 def _notes() -> tuple[str, ...]:
     notes = []
-    if gradext._C.recorder_active():
+    if _C.recorder_active():
         notes.append("a recording is on: the times contain what recording costs")
     if torch.is_anomaly_enabled():
         notes.append("anomaly mode is on: the times contain what it costs")

@@ -24,7 +24,7 @@ def __getattr__(name: str) -> object:
         import torch  # noqa: F401
     with _lock:
         if "_C" not in globals():
-            from gradext.native import build
+            from gradext.native import loader
 
-            globals()["_C"] = build.load()
+            globals()["_C"] = loader.load()
     return globals()["_C"]

@@ -1,14 +1,12 @@
 """Where the compiled part is, what it was built for, and whether that fits what is here.
 
-Owns finding and loading `gradext._C`. Uses the standard library only, and of gradext only
-`versions`, to load: setup.py and `gradext doctor` use this module when the package itself cannot be
-imported.
+Uses the standard library only: setup.py and `gradext doctor` use this module when the package
+itself cannot be imported. `loader` loads what is found here.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -129,56 +127,6 @@ def choose(torch: ModuleType) -> tuple[Build | None, list[str]]:
             return build, problems
         problems.append(fault)
     return None, problems or [nothing_built()]
-
-
-def load() -> ModuleType:
-    """Load `gradext._C`. Raises ImportError, one line, when no compiled part fits what is here.
-
-    A leftover that does not fit is named in a warning when another one serves.
-    """
-    from gradext.native import versions
-
-    if (refusal := versions.free_threaded()) is not None:
-        raise ImportError(refusal)
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError(
-            "gradext needs torch, which is not installed; run: pip install torch"
-        ) from None
-    build, problems = choose(torch)
-    if build is None:
-        raise ImportError(f"gradext: {problems[0]}")
-    if problems:
-        import warnings
-
-        warnings.warn(
-            f"gradext: passed over a leftover and loaded {build.library}: {problems[0]}",
-            stacklevel=3,
-        )
-    spec = importlib.util.spec_from_file_location("gradext._C", build.library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ImportError as error:
-        # The versions agree and it does not load: say what is known, with the loader's reason.
-        text = str(error).replace("\n", " ")
-        raise ImportError(
-            f"gradext: cannot load {build.library}, built for torch {build.torch}, found torch "
-            f"{torch.__version__} ({text}); run: {REINSTALL}"
-        ) from None
-    sys.modules["gradext._C"] = module
-    failed = [claim for claim, holds in module.self_test() if not holds]
-    if failed:
-        raise ImportError(
-            f"gradext: this torch ({torch.__version__}) does not behave as gradext's reads assume: "
-            f"{'; '.join(failed)}. Please report this with the output of `gradext doctor`."
-        )
-    return module
 
 
 def program_arguments() -> list[str] | None:

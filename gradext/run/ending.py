@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradext.base import raw
 
@@ -59,13 +59,17 @@ def hook_threads(session: Session) -> Callable[[], None]:
 _hears_of_forks = False
 
 
-def hear_of_forks(current: Callable[[], Session | None]) -> None:
-    """A forked child begins anew at once, and not only when its session is first used."""
+def hear_of_forks(
+    current: Callable[[], Session | None], call_in_child: Callable[[Callable[[], None]], None]
+) -> None:
+    """A forked child begins anew at once, and not only when its session is first used.
+
+    `call_in_child` is the compiled part's: calls a function in every forked child, from C.
+    """
     global _hears_of_forks
     if _hears_of_forks:
         return
     _hears_of_forks = True
-    from gradext.native import _C
 
     def in_child() -> None:
         session = current()
@@ -75,30 +79,29 @@ def hear_of_forks(current: Callable[[], Session | None]) -> None:
     # No function of Python's runs in os.fork(): handlers of signals would run in it, and CPython
     # prints what they raise, and goes on. And nobody waits there for a lock that another thread
     # has: the child makes a new one.
-    _C.call_in_child(in_child)
+    call_in_child(in_child)
 
 
-def watch_multiprocessing(session: Session) -> None:
+def watch_multiprocessing(session: Session, wrap_run: Callable[..., Any]) -> None:
     """Know how the children that multiprocessing starts end: by os._exit, without atexit.
+
+    `wrap_run` is the compiled part's: a run() that hands on the error that ends it.
 
     Their last call into Python runs the finalizers. A child starts by forgetting the finalizers
     that it has inherited, so they are asked for again in each.
     """
     from multiprocessing import util
 
-    util.register_after_fork(session, _await_child_end)
-    _await_child_end(session)
+    def await_child_end(session: Session) -> None:
+        if session.is_current:
+            util.Finalize(None, _child_ends, args=(session,), exitpriority=-1000)
+            if sys.version_info >= (3, 13):
+                _hear_of_child_error(session, wrap_run)
+
+    util.register_after_fork(session, await_child_end)
+    await_child_end(session)
     if sys.version_info >= (3, 13):
-        _hear_of_spawned(session)
-
-
-def _await_child_end(session: Session) -> None:
-    from multiprocessing import util
-
-    if session.is_current:
-        util.Finalize(None, _child_ends, args=(session,), exitpriority=-1000)
-        if sys.version_info >= (3, 13):
-            _hear_of_child_error(session)
+        _hear_of_spawned(session, wrap_run)
 
 
 def _child_ends(session: Session) -> None:
@@ -112,7 +115,7 @@ def _child_ends(session: Session) -> None:
     session.process_ends()
 
 
-def _hear_of_spawned(session: Session) -> None:
+def _hear_of_spawned(session: Session, wrap_run: Callable[..., Any]) -> None:
     """A spawned process runs its session before it knows which child it is, and forgets nothing."""
     from multiprocessing import context
 
@@ -124,16 +127,14 @@ def _hear_of_spawned(session: Session) -> None:
     def _after_fork() -> None:
         original()
         if session.is_current:
-            _hear_of_child_error(session)
+            _hear_of_child_error(session, wrap_run)
 
     setattr(spawned, "_after_fork", staticmethod(_after_fork))  # noqa: B010 mypy knows no such name
 
 
-def _hear_of_child_error(session: Session) -> None:
+def _hear_of_child_error(session: Session, wrap_run: Callable[..., Any]) -> None:
     """Since Python 3.13 an error is caught and printed before the finalizers run."""
     from multiprocessing import process
-
-    from gradext.native import _C
 
     if process.parent_process() is None:
         return  # the program's own process has no run()
@@ -148,4 +149,4 @@ def _hear_of_child_error(session: Session) -> None:
 
     # An attribute of this one object, for as long as it is not called.
     forget = functools.partial(held.pop, "run", None)
-    held["run"] = _C.wrap_run(MethodType(run, child), forget, on_error)
+    held["run"] = wrap_run(MethodType(run, child), forget, on_error)

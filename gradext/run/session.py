@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -131,33 +132,16 @@ class Session:
         _current = None
 
     def _start_recording(self) -> None:
-        import gradext
-
         self._torch_seen = True
         try:
-            gradext._C  # noqa: B018 loads the compiled part
+            # The compiled part first: its fault is one line, and the rest cannot do without it.
+            importlib.import_module("gradext.native")._C  # noqa: B018
             for name, module in list(sys.modules.items()):
                 # A module of gradext that imports torch must be whole before it is used here.
                 own = name.startswith("gradext.") and torch_import.is_initializing(module)
                 if own and torch_import.when_done(module, self._start_recording):
                     return
-            gradext.ops  # noqa: B018 and all other names: as if the program had imported gradext
-            from gradext.recording import incidents, recording
-
-            ending.hear_of_forks(current)
-            settings = self.settings
-            self._recording = recording.start(
-                saves=settings.saves,
-                memory=None if settings.memory is None else settings.memory * 2**20,
-                births=settings.births,
-                cuts=settings.cuts,
-            )
-            self._undo.append(incidents.subscribe(self.on_incident))
-            if settings.guard:
-                from gradext.byte_guard import guard
-
-                self._undo.append(guard.start_quietly())
-            self._watch_multiprocessing()
+            self._recording = _torch_side().start(self, current, self._undo)
         except Exception as error:
             said = str(error) if isinstance(error, ImportError) else errors.describe(error)
             line = said if said.startswith("gradext") else f"gradext: {said}"
@@ -236,9 +220,7 @@ class Session:
         text = errors.describe(exception)
         if any(entry.is_told_in(text) for entry in self._entries.values()):
             return  # the child has explained it, and knows more
-        from gradext.rules import explain
-
-        for found in explain.explain(exception, self._recording):
+        for found in _torch_side().explain(exception, self._recording):
             entry = Entry(found, error=text)
             # Two exceptions of one chain can have one explanation: that is not twice.
             same = self._entries.get(entry.key()) or self._add(entry)[0]
@@ -422,9 +404,7 @@ class Session:
         lines = list(self._own)
         self._own.clear()
         if "gradext.recording.incidents" in sys.modules:
-            from gradext.recording import own_errors
-
-            lines += own_errors.lines()
+            lines += _torch_side().own_errors.lines()
         if self._more:
             lines.append(f"{self._more} more diagnoses were not kept")
         for line in lines:
@@ -543,8 +523,14 @@ class Session:
         self._at_exit()
 
     @_guarded
-    def _watch_multiprocessing(self) -> None:
-        ending.watch_multiprocessing(self)
+    def watch_multiprocessing(self, wrap_run: Callable[..., Any]) -> None:
+        """Hear of the ends of the children that multiprocessing starts."""
+        ending.watch_multiprocessing(self, wrap_run)
+
+
+def _torch_side() -> Any:
+    # By name: what it imports, torch first, must not be imported before the program's own.
+    return importlib.import_module("gradext.run.torch_side")
 
 
 _current: Session | None = None

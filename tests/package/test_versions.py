@@ -13,7 +13,7 @@ import pytest
 
 import gradext
 from gradext.commands import doctor
-from gradext.native import build, versions
+from gradext.native import loader, versions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "build_tools"))
 import torch_finder
@@ -145,7 +145,7 @@ def test_a_python_without_a_gil_is_refused_at_the_build(free_threaded):
 
 def test_a_python_without_a_gil_is_refused_at_the_import(free_threaded):
     with pytest.raises(ImportError, match="does not support free-threaded Python") as caught:
-        build.load()
+        loader.load()
     assert "\n" not in str(caught.value)
 
 

@@ -1,9 +1,9 @@
-#include "findings.h"
+#include "findings/findings.h"
 
-#include "findings_detail.h"
-#include "guard/saved.h"
-#include "recorder/stacks.h"
-#include "state/graph.h"
+#include "findings/findings_detail.h"
+#include "graph/graph.h"
+#include "graph/saved_items.h"
+#include "stacks/stacks.h"
 #include "state/state.h"
 
 #include <ATen/record_function.h>

@@ -5,7 +5,7 @@
 // the graph that the failing call was given, and the journal; they name nothing and judge nothing.
 #pragma once
 
-#include "recorder/journal.h"
+#include "journal/journal.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>

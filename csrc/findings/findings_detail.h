@@ -1,9 +1,9 @@
 // What the files of this folder share. Internal to them.
 #pragma once
 
-#include "findings.h"
+#include "findings/findings.h"
 
-#include "state/graph.h"
+#include "graph/graph.h"
 
 #include <Python.h>
 

@@ -1,9 +1,9 @@
 // Findings about uses of a tensor that torch refused: an in-place write, or an inference tensor
 // where autograd is at work.
-#include "findings.h"
+#include "findings/findings.h"
 
-#include "findings_detail.h"
-#include "recorder/origins.h"
+#include "findings/findings_detail.h"
+#include "recorder/lost_gradients/flows.h"
 #include "state/state.h"
 
 #include <algorithm>

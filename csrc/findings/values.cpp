@@ -1,12 +1,17 @@
 // Findings about values that lost their gradient: what they were made of, from birth to birth, as
+<<<<<<< HEAD
 // gradext.rules.wording.chains follows it.
 #include "findings.h"
+=======
+// gradext.diagnosis.chains follows it.
+#include "findings/findings.h"
+>>>>>>> bdd06bf (csrc: each file in the folder of its subject; units are made from folders)
 
-#include "findings_detail.h"
-#include "recorder/crossings.h"
-#include "recorder/origins.h"
-#include "recorder/origins_detail.h"
-#include "recorder/python.h"
+#include "findings/findings_detail.h"
+#include "recorder/lost_gradients/flows.h"
+#include "recorder/lost_gradients/flows_detail.h"
+#include "recorder/lost_gradients/python_crossings.h"
+#include "recorder/python/bind.h"
 #include "state/state.h"
 
 #include <torch/csrc/autograd/functions/accumulate_grad.h>

@@ -2,7 +2,7 @@
 // the results of mix.h. Owns the choice among them; knows no tensors.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #include <cstddef>
 #include <cstdint>

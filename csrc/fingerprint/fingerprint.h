@@ -2,10 +2,10 @@
 // on every device. What it is: docs/fingerprint.md. The arithmetic: mix.h.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #ifdef GRADEXT_WITH_CUDA
-#include "worklist.h"
+#include "fingerprint/worklist.h"
 
 #include <cuda_runtime_api.h>
 #endif

@@ -1,9 +1,9 @@
 // The CPU: one pass over the blocks of all tensors, cut evenly among torch's threads. A tensor that
 // is read by one thread is finished there; the parts of the few that are cut in two are added up
 // after the pass.
-#include "fingerprint_cpu.h"
+#include "fingerprint/fingerprint_cpu.h"
 
-#include "blocks.h"
+#include "fingerprint/blocks.h"
 
 #include <ATen/Parallel.h>
 

@@ -2,7 +2,7 @@
 // alignment. Host and device share it, so the CPU's tests run the arithmetic of the kernel.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #include <cstring>
 

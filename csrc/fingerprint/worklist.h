@@ -10,7 +10,7 @@
 // - of one plain tensor: the teams take turns, so that all of them read in one neighbourhood.
 #pragma once
 
-#include "layout.h"
+#include "fingerprint/layout.h"
 
 namespace gradext::fingerprint {
 

@@ -1,10 +1,10 @@
 // GX403: a gradient that several nodes are to use, written by one of them (a backward formula or a
 // hook). A node that hands one tensor to several others (an addition does) makes a record; a write
 // in it is told when one of those that have not run yet comes to use it.
-#include "guard.h"
+#include "guard/guard.h"
 
-#include "python.h"
-#include "saved.h"
+#include "graph/saved_items.h"
+#include "guard/bind.h"
 #include "state/state.h"
 
 #include <algorithm>

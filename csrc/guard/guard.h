@@ -8,10 +8,10 @@
 #pragma once
 
 #include "fingerprint/fingerprint.h"
-#include "recorder/journal.h"
-#include "recorder/observer.h"
-#include "recorder/stacks.h"
-#include "state/graph.h"
+#include "graph/graph.h"
+#include "journal/journal.h"
+#include "recorder/switch.h"
+#include "stacks/stacks.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>

@@ -1,9 +1,9 @@
 // GX404: a write through memory that overlaps itself. An expanded row is all rows, an unfolded
 // window shares elements with its neighbours; torch refuses a write to such a tensor as a whole
 // (most of the time) and lets through a write to a part of it.
-#include "guard.h"
+#include "guard/guard.h"
 
-#include "recorder/values.h"
+#include "graph/each_tensor.h"
 #include "state/state.h"
 
 #include <algorithm>

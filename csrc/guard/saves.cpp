@@ -1,12 +1,12 @@
 // Saves and uses: what a node saved is fingerprinted when its op has run, and again when the engine
 // is about to run it.
-#include "guard.h"
+#include "guard/guard.h"
 
+#include "base/aside.h"
 #include "fingerprint/blocks.h"
-#include "python.h"
-#include "recorder/aside.h"
-#include "recorder/values.h"
-#include "saved.h"
+#include "graph/each_tensor.h"
+#include "graph/saved_items.h"
+#include "guard/bind.h"
 #include "state/state.h"
 
 #include <ATen/record_function.h>

@@ -3,7 +3,7 @@
 // Python.
 #include <torch/csrc/python_headers.h>  // before any standard header, as Python demands
 
-#include "state.h"
+#include "state/state.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/IListRef.h>

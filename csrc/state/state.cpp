@@ -1,4 +1,4 @@
-#include "state.h"
+#include "state/state.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/detach.h>

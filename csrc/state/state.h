@@ -3,7 +3,7 @@
 // `grad_fn()`, which rebuilds the node of a view whose base was written.
 #pragma once
 
-#include "prefetch.h"
+#include "base/prefetch.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>

@@ -1,6 +1,6 @@
 """Signals and other exceptions that arrive while gradext's own code runs are the program's.
 
-While gradext diagnoses on the main thread, csrc/recorder/signals.cpp keeps the program's signal
+While gradext diagnoses on the main thread, csrc/base/signals.cpp keeps the program's signal
 handlers out of it and calls them afterwards; CutShort ends the diagnosis meanwhile. Imports
 nothing of gradext's: the compiled part is used once the program has loaded torch.
 """

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# What is compiled as one, by folders of csrc/ ("." is csrc/ without its folders) or single files, of
-# which the longest that fits a file counts: reading torch's headers takes half a minute of a
+# What is compiled as one, by folders of csrc/ ("." is csrc/ without its folders) or single files;
+# the longest path that fits a file counts. Reading torch's headers takes half a minute of a
 # compiler's time, for each unit anew. A folder that is not here is a unit of its own. What shares a
 # unit must not use one name for two things. In this order, longest first: two compilers are then
 # busy to the end.

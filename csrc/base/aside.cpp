@@ -2,7 +2,7 @@
 
 namespace py = pybind11;
 
-namespace gradext::recorder {
+namespace gradext::base {
 namespace detail {
 
 py::object take_error() {
@@ -102,4 +102,4 @@ bool python_is_up() {
   return !is_ending || PyGILState_Check() != 0;
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

@@ -8,7 +8,7 @@
 // build_tools/check_c_entries.py finds an entry that does anything outside of them.
 #pragma once
 
-#include "recorder/switch.h"
+#include "base/faults.h"
 
 #include <Python.h>
 #include <c10/util/Exception.h>
@@ -25,9 +25,7 @@
 #include <cxxabi.h>
 #endif
 
-namespace gradext::recorder {
-
-extern std::atomic<bool> injected;  // see inject_fault()
+namespace gradext::base {
 
 // Runs gradext's own work: what goes wrong in it is counted, and never reaches the program. Not
 // noexcept: a thread that the interpreter ends while it waits for the GIL is unwound through here.
@@ -235,4 +233,4 @@ void raising_later(Work&& work) {
   }
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

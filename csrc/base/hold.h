@@ -5,7 +5,7 @@
 
 #include <utility>
 
-namespace gradext::recorder {
+namespace gradext::base {
 
 // A weak reference: keeps an address from being used again, and nothing else.
 class Hold {
@@ -39,4 +39,4 @@ class Hold {
   c10::intrusive_ptr_target* target_;
 };
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

@@ -1,7 +1,7 @@
 // Asking the memory for what is read a little later.
 #pragma once
 
-namespace gradext {
+namespace gradext::base {
 
 // Any address will do, a null one and one beyond its object included. GCC takes a function that
 // does nothing but prefetch for one without effects, and drops its calls: the empty asm is one.
@@ -19,4 +19,4 @@ inline void prefetch(const void* at, int lines) {
   }
 }
 
-}  // namespace gradext
+}  // namespace gradext::base

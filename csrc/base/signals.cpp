@@ -7,7 +7,7 @@
 
 namespace py = pybind11;
 
-namespace gradext::recorder {
+namespace gradext::base {
 namespace {
 
 struct Exchanged {
@@ -91,7 +91,6 @@ bool begin(py::object& raised) {
     state.get = module.attr("getsignal");
     state.set = module.attr("signal");
     state.ours = py::cpp_function(&arrived);
-    state.cut_short = import_module("gradext.base.interrupts").attr("CutShort");
   }
   if (!is_main_thread()) {
     return false;
@@ -230,6 +229,16 @@ py::object call_back(py::handle function, const py::tuple& arguments) {
 }
 
 void bind_signals(py::module_& m) {
+  PyObject* cut_short = PyErr_NewExceptionWithDoc(
+      "gradext._C.CutShort",
+      "A signal has arrived: gradext's work is to end here. Never leaves gradext.",
+      PyExc_BaseException,
+      nullptr);
+  if (cut_short == nullptr) {
+    throw py::error_already_set();
+  }
+  deferral().cut_short = py::reinterpret_steal<py::object>(cut_short);
+  m.attr("CutShort") = deferral().cut_short;
   m.def("call_back", [](const py::object& function, const py::args& args, const py::kwargs& named) {
     py::object raised;
     py::object result = call(function.ptr(), args.ptr(), named.ptr(), raised);
@@ -266,4 +275,4 @@ void bind_signals(py::module_& m) {
   }
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

@@ -12,11 +12,11 @@
 
 #include <pybind11/pybind11.h>
 
-namespace gradext::recorder {
+namespace gradext::base {
 
 // Throws ForTheProgram with what leaves the call, or a handler.
 pybind11::object call_back(pybind11::handle function, const pybind11::tuple& arguments);
 
 void bind_signals(pybind11::module_& m);
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

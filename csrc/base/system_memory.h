@@ -13,7 +13,7 @@
 #include <memory>
 #include <new>
 
-namespace gradext::recorder {
+namespace gradext::base {
 
 inline void* map_memory(size_t bytes) {
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -76,4 +76,4 @@ Mapped<T> make_mapped() {
   }
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::base

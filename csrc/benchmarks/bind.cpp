@@ -7,15 +7,20 @@
 #include "example_ops/window.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <map>
+#include <memory>
 #include <string>
 #include <string_view>
 
 namespace py = pybind11;
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
+
+using namespace example_ops;
+
 namespace {
 
 // The arguments beside the tensors; gradext/_C.pyi says so too.
@@ -100,11 +105,41 @@ void direct(std::string_view name, int64_t n, at::Tensor x, const at::Tensor& y)
   }
 }
 
+// A floor to measure against: a RecordFunction callback that does nothing.
+class EmptyObserver {
+ public:
+  explicit EmptyObserver(std::string mode) : inputs_(mode == "inputs") {
+    if (mode != "inputs" && mode != "none") {
+      throw py::value_error("empty_observer: mode is \"none\" or \"inputs\", got " + mode);
+    }
+  }
+  void enter() {
+    handle_ = at::addGlobalCallback(
+        at::RecordFunctionCallback(
+            [](const at::RecordFunction&) -> std::unique_ptr<at::ObserverContext> {
+              return nullptr;
+            })
+            .needsInputs(inputs_)
+            .scopes({at::RecordScope::FUNCTION}));
+  }
+  void exit() {
+    at::removeCallback(handle_);
+  }
+
+ private:
+  bool inputs_;
+  at::CallbackHandle handle_ = 0;
+};
+
 }  // namespace
 
 void bind(py::module_& m) {
   m.def("probe_dispatched", &dispatched, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"));
   m.def("probe_direct", &direct, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"));
+  py::class_<EmptyObserver>(m, "empty_observer")
+      .def(py::init<std::string>())
+      .def("__enter__", &EmptyObserver::enter)
+      .def("__exit__", [](EmptyObserver& self, const py::args&) { self.exit(); });
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks

@@ -3,8 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
 
 void bind(pybind11::module_& m);
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks

@@ -24,7 +24,10 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
+
+using namespace example_ops;
+
 namespace {
 
 // The ADInplaceOrView kernels of autograd.cpp, on their way to an op without an Autograd kernel.
@@ -119,4 +122,4 @@ TORCH_LIBRARY_IMPL(gradext, ADInplaceOrView, m) {
   m.impl("window_no_autograd", &window_no_autograd_track);
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks

@@ -9,7 +9,7 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
 namespace {
 
 void null_launch_nothing(const at::Tensor& /*self*/) {}
@@ -44,4 +44,4 @@ TORCH_LIBRARY_IMPL(gradext, Autograd, m) {
   m.impl("null_launch", torch::CppFunction::makeFallthrough());
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks

@@ -6,10 +6,10 @@
 #ifdef GRADEXT_WITH_CUDA
 #include <cuda_runtime_api.h>
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
 
 // Launches on `stream`, whose device must be current; returns the launch's status.
 cudaError_t null_launch_cuda(cudaStream_t stream);
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks
 #endif

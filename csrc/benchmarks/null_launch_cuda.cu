@@ -1,6 +1,6 @@
 #include "benchmarks/null_launch.h"
 
-namespace gradext::probe {
+namespace gradext::benchmarks {
 
 // One warp: the smallest grid the device schedules.
 __global__ void null_kernel() {}
@@ -10,4 +10,4 @@ cudaError_t null_launch_cuda(cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::benchmarks

@@ -22,7 +22,7 @@
 
 namespace py = pybind11;
 
-namespace gradext::probe {
+namespace gradext::call_counts {
 namespace {
 
 // Bytes that torch's allocators gave out and took back between start and stop. What was there
@@ -154,7 +154,7 @@ std::unique_ptr<Frame> frame_of(const at::RecordFunction& fn) {
 
 std::unique_ptr<at::ObserverContext> starts(const at::RecordFunction& fn) {
   std::unique_ptr<Frame> frame;
-  recorder::safely([&] {
+  base::safely([&] {
     if (counting) {
       frame = frame_of(fn);
     }
@@ -220,7 +220,7 @@ void ends(const at::RecordFunction& fn, at::ObserverContext* context) {
     return;
   }
   running = frame->above;
-  recorder::safely([&] {
+  base::safely([&] {
     count_bumps(*frame);
     count_results(fn, *frame);
   });
@@ -311,11 +311,11 @@ class Census {
 
 }  // namespace
 
-void bind_census(py::module_& m) {
+void bind(py::module_& m) {
   py::class_<Census>(m, "Census")
       .def(py::init<>())
       .def("start", &Census::start)
       .def("stop", &Census::stop);
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::call_counts

@@ -5,8 +5,8 @@
 
 #include <pybind11/pybind11.h>
 
-namespace gradext::probe {
+namespace gradext::call_counts {
 
-void bind_census(pybind11::module_& m);
+void bind(pybind11::module_& m);
 
-}  // namespace gradext::probe
+}  // namespace gradext::call_counts

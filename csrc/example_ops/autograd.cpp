@@ -37,7 +37,7 @@
 
 #include <type_traits>
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 namespace {
 
 using torch::autograd::CreationMeta;
@@ -334,4 +334,4 @@ TORCH_LIBRARY_IMPL(gradext, ADInplaceOrView, m) {
   m.impl("window", &window_track);
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -3,11 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 
 // What the ADInplaceOrView kernel of window does once the kernel below it has run: `result`, of the
 // arguments that follow, becomes a view of `x` to autograd.
 at::Tensor track_window(
     const at::Tensor& x, const at::Tensor& result, int64_t dim, int64_t start, int64_t length);
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -16,7 +16,7 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 namespace {
 
 // The dtype of the real numbers that the elements are made of.
@@ -240,4 +240,4 @@ TORCH_LIBRARY_IMPL(gradext, CUDA, m) {
 }
 #endif
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -12,7 +12,7 @@
 #include <ATen/core/Tensor.h>
 #endif
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 
 #ifndef GRADEXT_NO_ATEN
 // CPU and CUDA. Raise c10::Error, one line, for other devices, dtypes that differ or have no
@@ -58,4 +58,4 @@ cudaError_t launch_axpby_strided(
     cudaStream_t stream);
 #endif
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -4,7 +4,7 @@
 #include "example_ops/axpby.h"
 #include "example_ops/axpby_math.h"
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 namespace {
 
 constexpr int kThreads = 256;
@@ -168,4 +168,4 @@ cudaError_t launch_axpby_strided(
   });
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -14,7 +14,7 @@
 #define GRADEXT_PROBE_HD inline
 #endif
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 
 // What is computed in, for numbers stored as T.
 template <typename T>
@@ -38,4 +38,4 @@ GRADEXT_PROBE_HD T axpby_one(T x, T y, computed_t<T> a, computed_t<T> b) {
   return static_cast<T>(a * static_cast<C>(x) + b * static_cast<C>(y));
 }
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

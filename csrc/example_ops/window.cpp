@@ -10,7 +10,7 @@
 #include <optional>
 #include <string>
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 
 namespace {
 
@@ -118,4 +118,4 @@ GRADEXT_PROBE_STAYS_A_VIEW(Negative)
 GRADEXT_PROBE_STAYS_A_VIEW(ZeroTensor)
 #undef GRADEXT_PROBE_STAYS_A_VIEW
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

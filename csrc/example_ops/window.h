@@ -5,7 +5,7 @@
 
 #include <utility>
 
-namespace gradext::probe {
+namespace gradext::example_ops {
 
 // A TensorImpl over the storage of `x`, made here and without another op: to autograd it is no view
 // and counts no versions, until the ADInplaceOrView kernel (autograd.cpp) has made it one.
@@ -15,4 +15,4 @@ at::Tensor window(const at::Tensor& x, int64_t dim, int64_t start, int64_t lengt
 std::pair<int64_t, c10::SymInt> window_place(
     const at::Tensor& x, int64_t dim, int64_t start, int64_t length);
 
-}  // namespace gradext::probe
+}  // namespace gradext::example_ops

@@ -1,10 +1,11 @@
 #include "findings/bind.h"
 
 #include "findings/findings.h"
+#include "findings/refusals.h"
+#include "findings/values.h"
+#include "graph/bind.h"
 #include "graph/saved_items.h"
-#include "recorder/lost_gradients/flows.h"
-#include "recorder/lost_gradients/flows_detail.h"
-#include "recorder/python/bind.h"
+#include "journal/origins.h"
 #include "state/identity.h"
 #include "state/state.h"
 
@@ -38,7 +39,7 @@ py::tuple identity(py::handle object) {
 }
 
 torch::autograd::Node& node_of(py::handle object) {
-  const auto nodes = recorder::root_nodes(py::make_tuple(object));
+  const auto nodes = graph::root_nodes(py::make_tuple(object));
   if (nodes.size() != 1) {
     throw py::type_error("expected a node of an autograd graph");
   }
@@ -51,14 +52,14 @@ py::tuple saved_of(py::handle object) {
   torch::autograd::Node& node = node_of(object);
   bool is_busy = false;
   py::list out;
-  if (guard::is_outer(node)) {
+  if (graph::is_outer(node)) {
     return py::make_tuple(out, false, false);
   }
-  const auto items = guard::saved_items(node, &is_busy);
-  for (const guard::SavedItem& item : items) {
-    out.append(py::make_tuple(item.label(), recorder::facts_of_saved(item.facts)));
+  const auto items = graph::saved_items(node, &is_busy);
+  for (const graph::SavedItem& item : items) {
+    out.append(py::make_tuple(item.label(), graph::facts_of_saved(item.facts)));
   }
-  return py::make_tuple(out, guard::is_freed(node, items), is_busy);
+  return py::make_tuple(out, graph::is_freed(node, items), is_busy);
 }
 
 // Those of `objects` whose type is one of `kinds` or comes from one. type(), not isinstance(): an
@@ -96,7 +97,7 @@ py::object shown(const Finding& finding) {
 }
 
 py::object finding(const std::string& kind, py::handle roots, uint64_t since) {
-  const Roots nodes = recorder::root_nodes(roots);
+  const Roots nodes = graph::root_nodes(roots);
   if (kind == "stale") {
     return shown(stale(nodes, since));
   }
@@ -132,14 +133,14 @@ py::object finding_cut(py::handle tensors) {
 }
 
 py::object finding_hidden(py::handle roots, uint32_t why) {
-  return shown(hidden(recorder::root_nodes(roots), tensors_of(roots), why));
+  return shown(hidden(graph::root_nodes(roots), tensors_of(roots), why));
 }
 
 // The finding, and for each of the inputs its id and whether it is in the graph.
 py::tuple finding_unused(py::handle roots, py::handle inputs) {
   Finding finding;
   py::list out;
-  for (const Unused& input : unused(recorder::root_nodes(roots), tensors_of(inputs), finding)) {
+  for (const Unused& input : unused(graph::root_nodes(roots), tensors_of(inputs), finding)) {
     out.append(py::make_tuple(input.tensor, input.is_in_graph));
   }
   return py::make_tuple(shown(finding), out);
@@ -164,12 +165,12 @@ uint64_t made_at(py::handle tensor) {
   if (!THPVariable_Check(tensor.ptr())) {
     return 0;
   }
-  recorder::StackId stack = 0;
+  stacks::StackId stack = 0;
   {
-    recorder::Origins& origins = recorder::Origins::get();
+    journal::Origins& origins = journal::Origins::get();
     std::lock_guard<std::mutex> lock(origins.mutex);
-    const recorder::Flow* flow = origins.flows.find(
-        recorder::detail::as_target(*THPVariable_Unpack(tensor.ptr()).unsafeGetTensorImpl()));
+    const journal::Flow* flow = origins.flows.find(
+        journal::as_target(*THPVariable_Unpack(tensor.ptr()).unsafeGetTensorImpl()));
     stack = flow != nullptr ? flow->stack : 0;
   }
   return place_of(stack);
@@ -178,7 +179,7 @@ uint64_t made_at(py::handle tensor) {
 py::object finding_written(
     std::pair<uint64_t, uint64_t> node, int64_t storage, int64_t counter, uint64_t order) {
   const auto at = [](int64_t id) { return reinterpret_cast<const void*>(id); };
-  return shown(written(recorder::NodeId{node.first, node.second}, at(storage), at(counter), order));
+  return shown(written(journal::NodeId{node.first, node.second}, at(storage), at(counter), order));
 }
 
 }  // namespace

@@ -78,7 +78,7 @@ void prefetch_ahead(PyObject* items, py::ssize_t i, py::ssize_t count) {
                : nullptr;
   };
   if (i + kObject < count) {
-    prefetch(PyTuple_GET_ITEM(items, i + kObject));
+    base::prefetch(PyTuple_GET_ITEM(items, i + kObject));
   }
   prefetch_source(impl_at(i + kTensorAhead), impl_at(i + kStorageAhead));
 }

@@ -56,7 +56,7 @@ GRADEXT_TARGET void blocks(
     start(lanes, block);
     if (bytes > kMuch) {
       const uint8_t* ahead = data + kAhead;
-      prefetch(ahead - reinterpret_cast<uintptr_t>(ahead) % kPage, kPage / 64);
+      base::prefetch(ahead - reinterpret_cast<uintptr_t>(ahead) % kPage, kPage / 64);
       for (; data < end; data += kRow) {
         fold_row(lanes, data);
       }
@@ -66,7 +66,7 @@ GRADEXT_TARGET void blocks(
       const uint8_t* until = is_last ? next.data + next.bytes : ahead + whole;
       for (; data < end; data += kRow) {
         if (ahead < until) {
-          prefetch(ahead, 2);
+          base::prefetch(ahead, 2);
           ahead += kRow;
         }
         fold_row(lanes, data);

@@ -116,7 +116,7 @@ void change(uint8_t* data, int64_t bytes, const Source& source) {
 // Small tensors lie anywhere: where one begins is asked for a few before it. The rest of it is
 // asked for while the one before it is read. Returns its bytes.
 int64_t ask_for(const Source& source) {
-  prefetch(source.data, static_cast<int>((std::min(source.bytes, kBlock / 8) + 63) / 64));
+  base::prefetch(source.data, static_cast<int>((std::min(source.bytes, kBlock / 8) + 63) / 64));
   return source.bytes;
 }
 

@@ -47,10 +47,10 @@ constexpr int kTensorAhead = 16, kStorageAhead = 8;
 // Null, for a place past the end, is nothing to ask for.
 inline void prefetch_source(const c10::TensorImpl* tensor, const c10::TensorImpl* storage_of) {
   if (tensor != nullptr) {
-    prefetch(tensor, 3);
+    base::prefetch(tensor, 3);
   }
   if (storage_of != nullptr) {
-    prefetch(storage_of->unsafe_storage().unsafeGetStorageImpl(), 2);
+    base::prefetch(storage_of->unsafe_storage().unsafeGetStorageImpl(), 2);
   }
 }
 

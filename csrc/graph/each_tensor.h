@@ -3,7 +3,7 @@
 
 #include <ATen/core/ivalue.h>
 
-namespace gradext::recorder {
+namespace gradext::graph {
 
 template <class Visit>
 void each_tensor(const c10::IValue& value, Visit&& visit) {
@@ -22,4 +22,4 @@ void each_tensor(const c10::IValue& value, Visit&& visit) {
   }
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::graph

@@ -6,7 +6,7 @@
 
 #include <unordered_map>
 
-namespace gradext::state {
+namespace gradext::graph {
 namespace {
 
 using torch::autograd::CopySlices;
@@ -105,4 +105,4 @@ SavedFacts saved_facts(const SavedVariable& saved) {
   return facts;
 }
 
-}  // namespace gradext::state
+}  // namespace gradext::graph

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-namespace gradext::state {
+namespace gradext::graph {
 
 struct GraphNode {
   torch::autograd::Node* node;
@@ -39,4 +39,4 @@ struct SavedFacts {
 
 SavedFacts saved_facts(const torch::autograd::SavedVariable& saved);
 
-}  // namespace gradext::state
+}  // namespace gradext::graph

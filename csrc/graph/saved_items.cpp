@@ -18,7 +18,7 @@
 
 namespace py = pybind11;
 
-namespace gradext::guard {
+namespace gradext::graph {
 namespace {
 
 using torch::autograd::CopySlices;
@@ -103,7 +103,7 @@ class NoCollection {
 };
 
 void collect(std::vector<at::Tensor>& into, PyObject* value, int depth) {
-  if (recorder::is_tensor(value)) {
+  if (base::is_tensor(value)) {
     into.push_back(THPVariable_Unpack(value));
   } else if (depth > 0 && (PyTuple_Check(value) || PyList_Check(value))) {
     for (Py_ssize_t k = 0; k < std::min<Py_ssize_t>(PySequence_Fast_GET_SIZE(value), 64); ++k) {
@@ -123,7 +123,7 @@ void add(
   SavedItem item;
   item.attribute = attribute;
   item.index = index;
-  item.facts = state::saved_facts(saved);
+  item.facts = saved_facts(saved);
   if (saved.has_hooks()) {
     try {
       if (const auto data = saved.retrieve_unpack_hook_data()) {
@@ -240,4 +240,4 @@ bool is_unused(Node& node, const SavedItem& item) {
   return !value || value.ptr() == Py_True;
 }
 
-}  // namespace gradext::guard
+}  // namespace gradext::graph

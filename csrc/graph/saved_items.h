@@ -9,13 +9,13 @@
 #include <string>
 #include <vector>
 
-namespace gradext::guard {
+namespace gradext::graph {
 
 // One saved tensor of a node.
 struct SavedItem {
   const char* attribute = "";  // the node's name for it; lives as long as the process
   int index = -1;              // within a list of them
-  state::SavedFacts facts;
+  SavedFacts facts;
   // With saved-tensor hooks: the tensors in what the pack hook returned, as far as plain containers
   // show them. A hook that packed a copy, or something else, has none of the program's memory.
   std::vector<at::Tensor> packed;
@@ -41,4 +41,4 @@ bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
 // backward.
 bool is_unused(torch::autograd::Node& node, const SavedItem& item);
 
-}  // namespace gradext::guard
+}  // namespace gradext::graph

@@ -1,11 +1,7 @@
-// Saved tensors that are not on the CPU. Their fingerprints stay on their device; one comparison,
-// and one wait, ends each backward. Who wrote is known where an op did; a raw write on a device has
-// no line, and the answer is the window between the save and the use.
-#include "guard/guard.h"
+#include "guard/device_saves.h"
 
 #include "base/aside.h"
-#include "guard/bind.h"
-#include "recorder/kernels/kernel_rules.h"
+#include "recorder/switch.h"
 #include "state/state.h"
 
 #include <ATen/Functions.h>
@@ -18,8 +14,6 @@
 #endif
 
 namespace gradext::guard {
-
-std::atomic<bool> defers_all{false};
 
 namespace {
 
@@ -64,8 +58,8 @@ bool is_deferred(const at::Tensor& tensor) {
   }
   // A wrapper subclass may answer for its device and layout in Python, and is asked for neither.
   return state::has_strides(impl) && !state::is_wrapper_subclass(impl) && tensor.is_cuda() &&
-         impl.layout() == c10::kStrided && !recorder::is_stand_in(impl) &&
-         !recorder::stands_on_another(impl) && state::storage(impl) != nullptr &&
+         impl.layout() == c10::kStrided && !state::is_stand_in(impl) &&
+         !state::stands_on_another(impl) && state::storage(impl) != nullptr &&
          state::storage(impl)->nbytes() > 0;
 }
 
@@ -129,7 +123,7 @@ void compare_deferred() {
     }
     try {
       tell_changed(comparisons[k].told, *comparisons[k].entry);
-    } catch (const recorder::Stop&) {
+    } catch (const base::Stop&) {
       stop = stop ? stop : std::current_exception();
     }
   }

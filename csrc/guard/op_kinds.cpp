@@ -1,5 +1,6 @@
-// What the guard wants to know of an op, read from its schema once.
-#include "guard/guard.h"
+#include "guard/op_kinds.h"
+
+#include <unordered_map>
 
 namespace gradext::guard {
 namespace {

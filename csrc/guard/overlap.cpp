@@ -1,13 +1,11 @@
-// GX404: a write through memory that overlaps itself. An expanded row is all rows, an unfolded
-// window shares elements with its neighbours; torch refuses a write to such a tensor as a whole
-// (most of the time) and lets through a write to a part of it.
-#include "guard/guard.h"
+#include "guard/overlap.h"
 
 #include "graph/each_tensor.h"
 #include "state/state.h"
 
 #include <algorithm>
 #include <atomic>
+#include <unordered_map>
 
 namespace gradext::guard {
 namespace {
@@ -102,7 +100,7 @@ void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view
     }
     known.sizes = impl.sizes().vec();
     known.strides = impl.strides().vec();
-    known.made = recorder::pinned(recorder::capture_stack());
+    known.made = stacks::pinned(stacks::capture_stack());
   }
   std::lock_guard<std::mutex> lock(state.mutex);
   if (++state.since_sweep > 256 + state.tensors.size()) {
@@ -123,7 +121,7 @@ bool knows_overlaps() {
 
 void note_views(const at::Tensor& source, const std::vector<c10::IValue>& outputs) {
   for (const c10::IValue& output : outputs) {
-    recorder::each_tensor(
+    graph::each_tensor(
         output, [&](const at::Tensor& view) { note_view(known_overlaps(), source, view); });
   }
 }

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <unordered_map>
 
-namespace gradext::recorder {
+namespace gradext::journal {
 namespace {
 
 constexpr size_t kMaxRefused = 64;
@@ -18,24 +18,6 @@ size_t bytes_of_geometry(const std::vector<int64_t>& facts) {
 }
 
 }  // namespace
-
-uint64_t Identities::of(const void* target, uint64_t order) {
-  if (target == nullptr) {
-    return 0;
-  }
-  bool is_new = false;
-  Known* known = known_.put(target, is_new, [](const Known&) {});
-  if (is_new) {
-    known->number = ++last_;  // never given again, not even after clear()
-  }
-  known->order = order;
-  return known->number;
-}
-
-uint64_t Identities::known(const void* target) {
-  const Known* known = target != nullptr ? known_.find(target) : nullptr;
-  return known != nullptr ? known->number : 0;
-}
 
 Journal& Journal::get() {
   static Journal* journal = new Journal;  // never destroyed: threads may outlive main()
@@ -199,4 +181,4 @@ void Journal::push_refused(Refused&& event) {
   }
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::journal

@@ -14,7 +14,9 @@
 #include <utility>
 #include <vector>
 
-namespace gradext::recorder {
+namespace gradext::journal {
+
+using base::Hold;
 
 // `kYoung`: how many of the newest are looked through at once.
 template <class Value, size_t kYoung = 32>
@@ -201,4 +203,4 @@ class LiveTable {
   size_t dropped_ = 0;
 };
 
-}  // namespace gradext::recorder
+}  // namespace gradext::journal

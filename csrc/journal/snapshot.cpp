@@ -2,8 +2,9 @@
 
 #include "base/system_memory.h"
 #include "journal/journal.h"
-#include "recorder/lost_gradients/flows.h"
-#include "recorder/switch.h"
+#include "journal/names.h"
+#include "journal/origins.h"
+#include "stacks/stacks.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -16,7 +17,10 @@
 
 namespace py = pybind11;
 
-namespace gradext::recorder {
+namespace gradext::journal {
+
+using base::FromSystem;
+using base::Hold;
 
 std::mutex& snapshots_mutex() {
   static auto* mutex = new std::mutex;
@@ -92,11 +96,11 @@ void name_stacks(std::vector<StackId>& stacks) {
     std::lock_guard<std::mutex> lock(origins.mutex);
     origins.each_stack([&](StackId stack) { name(stacks, stack); });
   }
-  name(stacks, backward_stack());
+  name(stacks, stacks::backward_stack());
   Held::name_all(stacks);
 }
 
-// The orders of the columns are gradext.recording.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
+// The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
 constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
 constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
 
@@ -405,9 +409,9 @@ py::dict snapshot(uint64_t since) {
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
-  set_stack_roots(&name_stacks);
+  stacks::set_stack_roots(&name_stacks);
   m.def("recorder_snapshot", &snapshot);
   py::class_<Held>(m, "Held");
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::journal

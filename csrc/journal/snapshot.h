@@ -5,11 +5,11 @@
 
 #include <mutex>
 
-namespace gradext::recorder {
+namespace gradext::journal {
 
 // Guards what snapshots keep; for fork.
 std::mutex& snapshots_mutex();
 
 void bind_snapshot(pybind11::module_& m);
 
-}  // namespace gradext::recorder
+}  // namespace gradext::journal

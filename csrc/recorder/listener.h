@@ -24,7 +24,7 @@ struct Taps {
   // A Python thread starts.
   void (*thread_starts)();
 };
-extern std::atomic<const Taps*> taps;
+inline std::atomic<const Taps*> taps{nullptr};
 
 inline const Taps* listener() {
   return taps.load(std::memory_order_acquire);

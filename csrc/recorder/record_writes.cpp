@@ -1,80 +1,16 @@
-#include "recorder/switch.h"
+#include "recorder/record_writes.h"
 
 #include "graph/each_tensor.h"
-#include "recorder/kernels/kernel_rules.h"
-#include "recorder/listener.h"
-#include "recorder/lost_gradients/flows.h"
+#include "recorder/uncounted_writes.h"
 #include "state/state.h"
 
 #include <ATen/SequenceNumber.h>
-#include <c10/util/SmallVector.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <cstring>
+#include <algorithm>
 
 namespace gradext::recorder {
-
-std::atomic<int> recordings{0};
-std::atomic<int> recordings_with_saves{0};
-std::atomic<bool> injected{false};
-std::atomic<uint32_t> origins_wanted{0};
-std::atomic<uint64_t> ended_recordings{0};
-std::atomic<const Taps*> taps{nullptr};
-
-namespace {
-
-struct Global {
-  std::atomic<StackId> backward_stack{0};
-  std::atomic<uint64_t> faults{0};
-  std::atomic<uint64_t> uncounted{0};  // writes that torch's check cannot see, ever
-  std::mutex mutex;                    // guards what follows
-  std::string last_fault;
-  std::vector<std::string> names{""};
-  std::unordered_map<std::string, uint32_t> name_index;
-  // Of a thread: its sequence number at the last such write. Of two threads, no more are needed:
-  // whatever node there is, it is older than one of these writes as far as anybody can tell.
-  std::vector<NodeId> uncounted_from;
-};
-
-constexpr size_t kMostNames = 1 << 17;
-
-Global& global() {
-  static Global* instance = new Global;
-  return *instance;
-}
-
-}  // namespace
-
-uint32_t intern_name(const std::string& name) {
-  Global& g = global();
-  std::lock_guard<std::mutex> lock(g.mutex);
-  const auto known = g.name_index.find(name);
-  if (known != g.name_index.end()) {
-    return known->second;
-  }
-  if (g.names.size() >= kMostNames) {
-    return 0;  // a program that defines ops without end
-  }
-  const auto number = static_cast<uint32_t>(g.names.size());
-  g.name_index.emplace(name, number);
-  g.names.push_back(name);
-  return number;
-}
-
-void count_fault(const char* what) noexcept {
-  try {
-    Global& g = global();
-    ++g.faults;
-    std::lock_guard<std::mutex> lock(g.mutex);
-    g.last_fault = what;
-  } catch (...) {  // NOLINT: nothing of ours may leave
-  }
-}
-
-StackId current_stack() {
-  const StackId stack = capture_stack();
-  return stack != 0 ? stack : global().backward_stack.load(std::memory_order_relaxed);
-}
 
 namespace {
 
@@ -106,19 +42,8 @@ uint32_t use_count(const void* target) {
 
 }  // namespace
 
-bool is_stand_in(const c10::TensorImpl& impl) {
-  const c10::StorageImpl* storage = state::storage(impl);
-  return impl.key_set().has(c10::DispatchKey::Functionalize) ||
-         impl.key_set().has_backend(c10::BackendComponent::MetaBit) ||
-         (storage != nullptr && storage->device_type() == c10::DeviceType::Meta);
-}
-
-bool stands_on_another(const c10::TensorImpl& impl) {
-  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
-}
-
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
-  if (!tensor.defined() || is_stand_in(*tensor.unsafeGetTensorImpl())) {
+  if (!tensor.defined() || state::is_stand_in(*tensor.unsafeGetTensorImpl())) {
     return;
   }
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
@@ -136,7 +61,7 @@ void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
 void add_targets(Targets& targets, const OpFacts& op, const Stack& stack) {
   const size_t first = stack.size() - op.arguments;
   for (uint16_t argument : op.written) {
-    each_tensor(stack[first + argument], [&](const at::Tensor& tensor) {
+    graph::each_tensor(stack[first + argument], [&](const at::Tensor& tensor) {
       add_target(targets, tensor, argument);
     });
   }
@@ -153,21 +78,6 @@ bool is_enclosed(const Enclosing* enclosing, const void* counter) {
     }
   }
   return false;
-}
-
-void remember_uncounted(uint64_t thread, uint64_t sequence) {
-  Global& g = global();
-  ++g.uncounted;
-  std::lock_guard<std::mutex> lock(g.mutex);
-  for (NodeId& known : g.uncounted_from) {
-    if (known.thread == thread) {
-      known.sequence = sequence;
-      return;
-    }
-  }
-  if (g.uncounted_from.size() < 2) {
-    g.uncounted_from.push_back(NodeId{thread, sequence});
-  }
 }
 
 void record_write(
@@ -300,7 +210,7 @@ void WriteScope::begin() {
     }
     for (const Target& target : targets) {
       counters_.push_back(target.counter);
-      enclosing_.is_wrapper |= stands_on_another(*target.tensor.unsafeGetTensorImpl());
+      enclosing_.is_wrapper |= state::stands_on_another(*target.tensor.unsafeGetTensorImpl());
     }
   });
   enclosing_.counters = counters_.data();
@@ -337,16 +247,8 @@ void WriteScope::refused(const c10::Error& error) {
   }
 }
 
-bool must_leave() {
-  if (active()) {
-    return false;
-  }
-  sync_thread();
-  return true;
-}
-
 void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
-  if (!tensor.defined() || is_stand_in(*tensor.unsafeGetTensorImpl())) {
+  if (!tensor.defined() || state::is_stand_in(*tensor.unsafeGetTensorImpl())) {
     return;
   }
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
@@ -366,148 +268,6 @@ void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
   event.stack = stack;
   event.op = op;
   event.flags = static_cast<uint32_t>(view->get_creation_meta());
-}
-
-namespace {
-
-uint32_t origin_of(ThreadState& thread) {
-  auto node = torch::autograd::get_current_node();
-  if (!node || node->sequence_nr() == UINT64_MAX) {
-    return 0;
-  }
-  SaveLog& log = *thread.log;
-  const NodeId id{node->thread_id(), node->sequence_nr()};
-  if (log.origins.empty() || log.origins.back().sequence != id.sequence ||
-      log.origins.back().thread != id.thread) {
-    log.origins.push_back(id);
-    if (log.origins.size() > (1 << 16)) {
-      log.origins.pop_front();
-      ++log.origins_dropped;
-    }
-  }
-  return static_cast<uint32_t>(log.origins.size() + log.origins_dropped);
-}
-
-}  // namespace
-
-void note_nodes() {
-  safely([] {
-    ThreadState& thread = thread_state();
-    if (!thread.log) {
-      thread.log = Journal::get().new_save_log(thread.id);
-    }
-    const uint64_t sequence = at::sequence_number::peek();
-    const StackId stack = current_stack();
-    SaveLog& log = *thread.log;
-    std::lock_guard<std::mutex> lock(log.mutex);
-    const uint32_t origin = origin_of(thread);
-    if (log.last != nullptr) {
-      if (log.last->sequence == sequence) {
-        // The op noted before made no node.
-        log.last->stack = stack;
-        log.last->origin = origin;
-        return;
-      }
-      if (log.last->stack == stack && log.last->origin == origin) {
-        return;
-      }
-    }
-    log.last = &log.saves.push();
-    *log.last = Save{sequence, stack, origin};
-  });
-}
-
-void sync_thread() {
-  const bool on = active();
-  const bool with_nodes = on && (recording_saves() || origins_wanted.load() != 0);
-  if (c10::impl::tls_is_dispatch_key_included(kKey) != on) {
-    c10::impl::tls_set_dispatch_key_included(kKey, on);
-  }
-  if (c10::impl::tls_is_dispatch_key_included(kNodeKey) != with_nodes) {
-    c10::impl::tls_set_dispatch_key_included(kNodeKey, with_nodes);
-  }
-}
-
-namespace {
-
-std::atomic<int> recordings_with_births{0};
-std::atomic<int> recordings_with_cuts{0};
-
-void count(Wants wants, int step) {
-  recordings_with_saves += wants.saves * step;
-  recordings_with_births += wants.births * step;
-  recordings_with_cuts += wants.cuts * step;
-  origins_wanted = (recordings_with_births > 0 ? kBirthsWanted : 0) |
-                   (recordings_with_cuts > 0 ? kCutsWanted : 0);
-  recordings += step;
-}
-
-}  // namespace
-
-void start(Wants wants) {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    register_kernels();
-    register_fork_handlers();
-  });
-  count(wants, 1);
-  sync_thread();
-}
-
-void stop(Wants wants) {
-  count(wants, -1);
-  sync_thread();
-  if (!active()) {
-    Journal::get().clear();
-    Origins::get().clear();
-    ++ended_recordings;
-    forget_uncounted_writes();
-    global().backward_stack = 0;
-  }
-}
-
-bool recording_saves() {
-  return recordings_with_saves.load() > 0;
-}
-
-bool active() {
-  return recordings.load() > 0;
-}
-
-void set_backward_stack(StackId stack) {
-  global().backward_stack = stack;
-}
-
-StackId backward_stack() {
-  return global().backward_stack;
-}
-
-bool spans_uncounted_write(const std::vector<NodeId>& nodes) {
-  Global& g = global();
-  if (g.uncounted.load(std::memory_order_relaxed) == 0) {
-    return false;
-  }
-  std::vector<NodeId> writes;
-  {
-    std::lock_guard<std::mutex> lock(g.mutex);
-    writes = g.uncounted_from;
-  }
-  for (const NodeId& write : writes) {
-    for (const NodeId& node : nodes) {
-      // Numbers of different threads say nothing about before and after.
-      if (node.thread != write.thread || node.sequence < write.sequence) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
-void forget_uncounted_writes() {
-  Global& g = global();
-  std::lock_guard<std::mutex> lock(g.mutex);
-  g.uncounted_from.clear();
-  g.uncounted = 0;
 }
 
 namespace {
@@ -544,26 +304,6 @@ void note(const std::string& name, const at::Tensor& tensor) {
 
 void note_exchange(uint32_t name, const at::Tensor& tensor) {
   record_note(name, tensor, kNote | kDeclaredOnly);
-}
-
-std::mutex& names_mutex() {
-  return global().mutex;
-}
-
-std::string op_name(uint32_t op) {
-  Global& g = global();
-  std::lock_guard<std::mutex> lock(g.mutex);
-  return op < g.names.size() ? g.names[op] : std::string();
-}
-
-Faults faults() {
-  Global& g = global();
-  std::lock_guard<std::mutex> lock(g.mutex);
-  return {g.faults.load(), g.last_fault};
-}
-
-void inject_fault(bool on) {
-  injected = on;
 }
 
 }  // namespace gradext::recorder

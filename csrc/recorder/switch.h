@@ -1,20 +1,30 @@
-// What sees the program: kernels on dispatch keys of its own, for ops that write, make views, make
-// graph nodes or new tensors. The key is in a thread's set only while a recording is on; on other
-// threads nothing reaches the kernels.
+// The recorder's switch: which recordings are on, and on which threads their kernels are reached.
+//
+// The recorder sees the program through kernels on dispatch keys of its own, for ops that write,
+// make views, make graph nodes or new tensors. A key is in a thread's set only while a recording is
+// on; on other threads nothing reaches the kernels.
 //
 // Why no RecordFunction callback: it is called for every op of a thread, at about 0.2 us each, and
 // nine tenths of them are in backward and in the optimizer, where nothing is saved.
 #pragma once
 
+#include "base/aside.h"
 #include "journal/journal.h"
+#include "journal/names.h"
+#include "journal/origins.h"
+#include "stacks/stacks.h"
 
-#include <ATen/core/Tensor.h>
 #include <c10/core/DispatchKey.h>
 
-#include <string>
-#include <vector>
+#include <atomic>
+#include <cstdint>
 
 namespace gradext::recorder {
+
+// The recorder is written in terms of the rooms below it.
+using namespace base;
+using namespace stacks;
+using namespace journal;
 
 // Keys that torch defines for tests of its dispatcher and gives to no tensor. They lie above
 // everything but PreDispatch and PythonDispatcher, so they see ops before any wrapper does. Ops
@@ -40,34 +50,24 @@ bool recording_saves();
 // once when it starts.
 void sync_thread();
 
-// From autograd's present sequence number on, this thread's nodes are made at its present stack.
-void note_nodes();
+// The recording is over: take the keys off this thread. False while one is on.
+bool must_leave();
 
-// The line that runs backward, for threads without Python frames.
-void set_backward_stack(StackId stack);
-StackId backward_stack();
+// How often recording has ended: what a thread remembers from before it means nothing.
+extern std::atomic<uint64_t> ended_recordings;
 
-// True when some node is older than a write that torch's version check cannot see.
-bool spans_uncounted_write(const std::vector<NodeId>& nodes);
-// Forget such writes up to now.
-void forget_uncounted_writes();
+// Read by every kernel, so not behind a function.
+extern std::atomic<int> recordings;
+extern std::atomic<int> recordings_with_saves;
+// Whether births of inference tensors, and cuts of gradient paths, are recorded: bits of Wanted.
+extern std::atomic<uint32_t> origins_wanted;
+enum Wanted : uint32_t { kBirthsWanted = 1, kCutsWanted = 2 };
 
-// A Python call that moves the tensor's counter without an op.
-void note(const std::string& name, const at::Tensor& tensor);
-// The program has given the tensor other memory (`tensor.data = other`), past its counter.
-void note_exchange(uint32_t name, const at::Tensor& tensor);
-
-// An op's name by its number in the events.
-std::string op_name(uint32_t op);
-
-struct Faults {
-  uint64_t count;
-  std::string last;
-};
-// Errors of the observer itself, which never reach the program.
-Faults faults();
-void count_fault(const char* what) noexcept;
-// Makes the observer throw inside itself, for the test that proves the line above.
-void inject_fault(bool on);
+inline bool births_are_on() {
+  return (origins_wanted.load(std::memory_order_relaxed) & kBirthsWanted) != 0;
+}
+inline bool cuts_are_on() {
+  return (origins_wanted.load(std::memory_order_relaxed) & kCutsWanted) != 0;
+}
 
 }  // namespace gradext::recorder

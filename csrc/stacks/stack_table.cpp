@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace gradext::recorder {
+namespace gradext::stacks {
 namespace {
 
 constexpr size_t kNodeBytes = 48;    // with its place in the table
@@ -319,4 +319,4 @@ StackStats StackTable::stats() {
       dropped_};
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::stacks

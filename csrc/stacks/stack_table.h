@@ -15,7 +15,9 @@
 #include <unordered_set>
 #include <vector>
 
-namespace gradext::recorder {
+namespace gradext::stacks {
+
+using base::FromSystem;
 
 // The caller of the outermost frame kept, where the stack went on.
 constexpr StackId kCut = 1;
@@ -102,4 +104,4 @@ class StackTable {
   std::atomic<bool> is_due_{false};
 };
 
-}  // namespace gradext::recorder
+}  // namespace gradext::stacks

@@ -1,5 +1,6 @@
 #include "stacks/stacks.h"
 
+#include "stacks/interpreter_frames.h"
 #include "stacks/stack_table.h"
 
 #include <array>
@@ -7,111 +8,11 @@
 #include <memory>
 #include <utility>
 
-// The frames of a running interpreter are in no public header. What is read of them differs by
-// version and is all in this block; torch's own Dynamo reads the same fields.
-// GRADEXT_PUBLIC_FRAMES: for a build that tries the way of the versions that are not known here.
-#if defined(GRADEXT_PUBLIC_FRAMES) || PY_VERSION_HEX >= 0x030f0000
-#elif PY_VERSION_HEX >= 0x030b0000
-#define GRADEXT_RAW_FRAMES 1
-#define Py_BUILD_CORE 1
-extern "C" {
-#if PY_VERSION_HEX >= 0x030e0000
-#include "internal/pycore_interpframe.h"
-#else
-#include "internal/pycore_frame.h"
-#endif
-}
-#undef Py_BUILD_CORE
-#else
-#define GRADEXT_RAW_FRAMES 1
-#include <frameobject.h>
-#endif
-
-namespace gradext::recorder {
+namespace gradext::stacks {
 namespace {
 
 constexpr int kMaxDepth = 256;
 constexpr size_t kLocalCache = 2048;
-
-// One raw frame: where the code is and which instruction, both as addresses.
-struct Raw {
-  PyCodeObject* code;
-  const void* at;
-};
-
-#if defined(GRADEXT_RAW_FRAMES) && PY_VERSION_HEX >= 0x030b0000
-
-using RawFrame = _PyInterpreterFrame;
-
-inline RawFrame* top_frame(PyThreadState* thread) {
-#if PY_VERSION_HEX >= 0x030d0000
-  return thread->current_frame;
-#else
-  return thread->cframe ? thread->cframe->current_frame : nullptr;
-#endif
-}
-
-inline RawFrame* caller(RawFrame* frame) {
-  return frame->previous;
-}
-
-// False for frames that run no Python code of anybody's: the interpreter's own entry frames, and
-// the one that 3.12 and later put below an `__init__` that a specialised call enters. CPython calls
-// them incomplete, as it does frames that have not begun.
-inline bool read(RawFrame* frame, Raw& raw) {
-#if PY_VERSION_HEX >= 0x030e0000
-  if (_PyFrame_IsIncomplete(frame)) {
-    return false;
-  }
-  raw = {_PyFrame_GetCode(frame), frame->instr_ptr};
-#elif PY_VERSION_HEX >= 0x030d0000
-  if (frame->owner == FRAME_OWNED_BY_CSTACK || !PyCode_Check(frame->f_executable) ||
-      _PyFrame_IsIncomplete(frame)) {
-    return false;
-  }
-  raw = {reinterpret_cast<PyCodeObject*>(frame->f_executable), frame->instr_ptr};
-#elif PY_VERSION_HEX >= 0x030c0000
-  if (frame->owner == FRAME_OWNED_BY_CSTACK || _PyFrame_IsIncomplete(frame)) {
-    return false;
-  }
-  raw = {frame->f_code, frame->prev_instr};
-#else
-  if (_PyFrame_IsIncomplete(frame)) {
-    return false;
-  }
-  raw = {frame->f_code, frame->prev_instr};
-#endif
-  return true;
-}
-
-inline int32_t instruction_offset(const Raw& raw) {
-  const auto* start = reinterpret_cast<const char*>(_PyCode_CODE(raw.code));
-  return static_cast<int32_t>(static_cast<const char*>(raw.at) - start);
-}
-
-#elif defined(GRADEXT_RAW_FRAMES)
-
-using RawFrame = PyFrameObject;
-
-inline RawFrame* top_frame(PyThreadState* thread) {
-  return thread->frame;
-}
-
-inline RawFrame* caller(RawFrame* frame) {
-  return frame->f_back;
-}
-
-inline bool read(RawFrame* frame, Raw& raw) {
-  // f_lasti counts instructions of two bytes in 3.10.
-  raw = {frame->f_code, reinterpret_cast<const void*>(static_cast<intptr_t>(frame->f_lasti) * 2)};
-  return true;
-}
-
-inline int32_t instruction_offset(const Raw& raw) {
-  return static_cast<int32_t>(reinterpret_cast<intptr_t>(raw.at));
-}
-
-#endif
 
 struct Cached {
   PyCodeObject* code = nullptr;
@@ -254,6 +155,25 @@ StackId capture_stack() {
 
 #endif
 
+namespace {
+
+std::atomic<StackId> stack_of_backward{0};
+
+}  // namespace
+
+void set_backward_stack(StackId stack) {
+  stack_of_backward = stack;
+}
+
+StackId backward_stack() {
+  return stack_of_backward;
+}
+
+StackId current_stack() {
+  const StackId stack = capture_stack();
+  return stack != 0 ? stack : stack_of_backward.load(std::memory_order_relaxed);
+}
+
 StackId pinned(StackId stack) {
   // A block is entered again and again.
   static thread_local std::array<StackId, 64> known{};
@@ -303,4 +223,4 @@ StackStats stack_stats() {
   return StackTable::get().stats();
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::stacks

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace gradext::recorder {
+namespace gradext::stacks {
 
 // 0: no Python frame (a thread of C++, an interpreter that is going away).
 using StackId = uint32_t;
@@ -23,6 +23,12 @@ struct Frame {
 // seen before. Under no mutex: stacks that no event names may be forgotten meanwhile, and what is
 // read for that (StackRoots) takes those of the journal.
 StackId capture_stack();
+
+// The same; on a thread without Python frames (the engine's), the line that runs backward.
+StackId current_stack();
+// The line that runs backward now, 0 where none does.
+void set_backward_stack(StackId stack);
+StackId backward_stack();
 
 // `stack`, which is not forgotten although no event names it: where a block was entered.
 StackId pinned(StackId stack);
@@ -53,4 +59,4 @@ StackStats stack_stats();
 void stacks_lock();
 void stacks_unlock();
 
-}  // namespace gradext::recorder
+}  // namespace gradext::stacks

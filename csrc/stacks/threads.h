@@ -14,7 +14,7 @@
 extern "C" int _PyEval_SetProfile(PyThreadState*, Py_tracefunc, PyObject*);
 #endif
 
-namespace gradext::recorder {
+namespace gradext::stacks {
 
 // Under the GIL.
 template <class Visit>
@@ -91,4 +91,4 @@ inline void profile_others(Py_tracefunc function) {
   });
 }
 
-}  // namespace gradext::recorder
+}  // namespace gradext::stacks

@@ -81,6 +81,17 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row) {
   row[15] = opaque_id(impl);
 }
 
+bool is_stand_in(const c10::TensorImpl& impl) {
+  const c10::StorageImpl* held = storage(impl);
+  return impl.key_set().has(c10::DispatchKey::Functionalize) ||
+         impl.key_set().has_backend(c10::BackendComponent::MetaBit) ||
+         (held != nullptr && held->device_type() == c10::DeviceType::Meta);
+}
+
+bool stands_on_another(const c10::TensorImpl& impl) {
+  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
+}
+
 std::vector<std::pair<std::string, bool>> self_test() {
   // `import gradext` may happen anywhere: inside inference_mode, under a user's TorchDispatchMode
   // or inside a functorch transform. The tensors of this test must be plain ones all the same.

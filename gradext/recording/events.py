@@ -39,7 +39,7 @@ FLAG_COLUMNS = ("tensor", "order", "stack", "thread", "value", "taints", "parent
 
 DECLARED_ONLY, SHARED_STORAGE, INFERENCE, GRAD_MODE, NOTE, HOLES = 1, 2, 4, 8, 16, 32
 
-# Flags of a flow (csrc/recorder/lost_gradients/flows.h).
+# Flags of a flow (csrc/journal/events.h).
 CUT, FROM_PYTHON, TO_PYTHON, GRAD_CALL, MERGE, NO_GRAD, IN_FUNCTION, IN_INFERENCE = (
     1 << bit for bit in range(8)
 )

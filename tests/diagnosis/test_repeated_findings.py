@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import gradext
-from gradext.rules import judge
 from gradext import _C
 from gradext.objects import naming
 from gradext.recording import findings, incidents
+from gradext.rules import judge
 from gradext.source import syntax
 
 

@@ -150,12 +150,17 @@ UNPROTECTED = [
         "plainly([&] {\n        scope.left(args + 1, count - 1, result, error);",
         "call_apply",
     ),
-    ("recorder/python/wrappers.cpp", "(void)aside([&] { delete", "([&] { destroyed(); delete", "destroy"),
+    (
+        "recorder/python/wrappers.cpp",
+        "(void)aside([&] { delete",
+        "([&] { destroyed(); delete",
+        "destroy",
+    ),
     ("recorder/python/wrappers.cpp", "aside([] {\n    PyEval", "now([] {\n    PyEval", "wake"),
     ("recorder/python/c_entry_points.cpp", "active() && aside([&]", "active() && now([&]", "set_"),
     (
         "guard/lines/trace.cpp",
-        "recorder::aside([&] {\n    if (!lines().armed)",
+        "base::aside([&] {\n    if (!lines().armed)",
         "now([&] {\n    if (!lines().armed)",
         "on_event",
     ),
@@ -170,7 +175,7 @@ UNPROTECTED = [
     ("recorder/kernels/boxed_kernels.cpp", "safely([&] { argum", "now([&] { argum", "on_result"),
     (
         "call_counts/call_counts.cpp",
-        "recorder::safely([&] {\n    count_bumps",
+        "base::safely([&] {\n    count_bumps",
         "now([&] {\n    count_b",
         "ends",
     ),

@@ -1,9 +1,18 @@
-// Kernels over boxed arguments: what the recorder does around an op that has no unboxed kernel
-// (fast_kernels.cpp), and around ops that a program defines later.
+// What the recorder does around an op that has no unboxed kernel (fast_kernels.cpp), and around ops
+// that a program defines later.
+#include "recorder/kernels/boxed_kernels.h"
+
 #include "graph/each_tensor.h"
 #include "recorder/kernels/kernel_rules.h"
 #include "recorder/lost_gradients/flows.h"
 #include "state/state.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace gradext::recorder {
 namespace {
@@ -23,7 +32,7 @@ class Arguments {
  public:
   Arguments(const OpFacts& op, const Stack& stack) {
     for (size_t k = stack.size() - op.arguments; k < stack.size(); ++k) {
-      each_tensor(stack[k], [&](const at::Tensor& tensor) {
+      graph::each_tensor(stack[k], [&](const at::Tensor& tensor) {
         if (tensor.defined()) {
           tensors_.push_back(tensor);
         }
@@ -132,7 +141,7 @@ void on_view(
   safely([&] {
     StackId where = 0;
     for (size_t k = stack->size() - results; k < stack->size(); ++k) {
-      each_tensor((*stack)[k], [&](const at::Tensor& tensor) {
+      graph::each_tensor((*stack)[k], [&](const at::Tensor& tensor) {
         if (wanted && tensor.defined() &&
             state::backward_view_meta(*tensor.unsafeGetTensorImpl()) != nullptr) {
           where = where != 0 ? where : current_stack();
@@ -174,7 +183,7 @@ void on_result(
     bool first_has_gradient = false;
     const size_t first = stack->size() - results;
     for (size_t k = first; k < stack->size(); ++k) {
-      each_tensor((*stack)[k], [&](const at::Tensor& tensor) {
+      graph::each_tensor((*stack)[k], [&](const at::Tensor& tensor) {
         if (k == first) {
           first_has_gradient =
               tensor.defined() && state::requires_grad(*tensor.unsafeGetTensorImpl());

@@ -1,6 +1,7 @@
-// Unboxed kernels for the ops that nearly every program runs: with nothing to note they cost one
-// more step of the dispatcher, a tenth of what boxing costs. All other ops get the boxed kernels of
-// boxed_kernels.cpp, which do the same.
+// With nothing to note, an unboxed kernel costs one more step of the dispatcher, a tenth of what
+// boxing costs. All other ops get the boxed kernels of boxed_kernels.cpp, which do the same.
+#include "recorder/kernels/fast_kernels.h"
+
 #include "recorder/kernels/fast_notes.h"
 #include "recorder/kernels/kernel_rules.h"
 #include "recorder/lost_gradients/flows.h"

@@ -1,130 +1,23 @@
-// What every kernel on the recorder's key shares: the state of a recording thread and the short way
-// past it. Internal to recorder/; observer.cpp says what is done when there is something to do.
+// What every kernel on the recorder's keys asks before it does anything: whether the op that is
+// about to run is one that the recording wants, and the short way past it if not.
 #pragma once
 
-#include "base/aside.h"
+#include "recorder/op_facts.h"
+#include "recorder/record_nodes.h"
+#include "recorder/record_writes.h"
 #include "recorder/switch.h"
+#include "recorder/thread_state.h"
 
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/record_function.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/PythonDispatcherTLS.h>
-#include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
-#include <torch/library.h>
 
-#include <array>
-#include <atomic>
-#include <functional>
-#include <memory>
 #include <optional>
-#include <string>
-#include <unordered_map>
-#include <vector>
 
 namespace gradext::recorder {
-
-using torch::jit::Stack;
-
-// What a schema says of an op, as far as the recorder cares.
-struct OpFacts {
-  uint32_t name = 0;
-  size_t arguments = 0;
-  std::vector<uint16_t> written;
-  bool metadata_only = false;
-  bool is_aten = false;
-  bool makes_views = false;
-  bool makes_many_views = false;
-  bool writes_lists = false;   // as the ops of optimizers do
-  bool detaches = false;       // detach_
-  bool is_factory = false;     // takes no tensor
-  bool carries_data = true;    // false: only shape and type of its inputs matter (zeros_like)
-  bool gives_indices = false;  // beside its first result
-  bool is_scaling = false;     // mul, div: a number without gradient is a weight
-  bool is_additive = false;    // a term of a loss goes in, the loss comes out
-};
-
-// A writing op that is running on this thread.
-struct Enclosing {
-  const OpFacts* op;
-  uint32_t inner_op = 0;
-  const void* const* counters = nullptr;
-  size_t counter_count = 0;
-  Enclosing* outer;
-  bool is_wrapper = false;  // its ops on the tensor inside are writes of their own
-};
-
-// How often recording has ended: what a thread remembers from before it means nothing.
-extern std::atomic<uint64_t> ended_recordings;
-
-// Where this thread's grad mode was switched off.
-struct GradModeOff {
-  StackId stack = 0;
-  bool in_function = false;  // by the forward() of an autograd.Function
-};
-
-// A `with` block that set grad mode, whether or not that changed it.
-struct GradModeBlock {
-  const void* frame = nullptr;  // that has the block
-  GradModeOff before;
-};
-
-// A value that went to Python.
-struct Exit {
-  uint64_t number = 0;  // of its flow
-  double value = 0;     // NaN: it was not one number
-  int64_t numel = 0;
-  uint64_t epoch = 0;
-  uint64_t recording = 0;
-};
-
-struct ThreadState {
-  uint64_t id = at::RecordFunction::currentThreadId();
-  Enclosing* enclosing = nullptr;
-  int watched_ops = 0;  // that are running, each within the one before
-  GradModeOff off;
-  c10::SmallVector<GradModeBlock, 4> blocks;
-  // By the last call if it was no block's: set_grad_enabled() sets the mode before its block
-  // begins.
-  GradModeBlock last_set;
-  uint64_t grad_mode_recording = 0;  // what these are from
-  std::vector<StackId>
-      inference;               // where inference mode was entered; 0: where it was left for a while
-  std::array<Exit, 64> exits;  // the latest values that have left the graph for Python
-  size_t exit_count = 0;
-  uint64_t epoch = 0;  // calls of backward so far
-  std::shared_ptr<SaveLog> log;
-  ~ThreadState() {
-    if (log) {
-      log->alive = false;
-    }
-  }
-};
-
-inline ThreadState& thread_state() {
-  static thread_local ThreadState state;
-  return state;
-}
-
-// Read by every kernel, so not behind a function.
-extern std::atomic<int> recordings;
-extern std::atomic<int> recordings_with_saves;
-// Whether births of inference tensors, and cuts of gradient paths, are recorded: bits of Wanted.
-extern std::atomic<uint32_t> origins_wanted;
-enum Wanted : uint32_t { kBirthsWanted = 1, kCutsWanted = 2 };
-
-inline bool births_are_on() {
-  return (origins_wanted.load(std::memory_order_relaxed) & kBirthsWanted) != 0;
-}
-inline bool cuts_are_on() {
-  return (origins_wanted.load(std::memory_order_relaxed) & kCutsWanted) != 0;
-}
-
-uint32_t intern_name(const std::string& name);
-std::mutex& names_mutex();
 
 template <c10::DispatchKey key>
 inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
@@ -135,9 +28,6 @@ inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
 inline bool python_dispatches() {
   return C10_UNLIKELY(c10::impl::PythonDispatcherTLS::get_state() != nullptr);
 }
-
-// The recording is over: take the keys off this thread. False while one is on.
-bool must_leave();
 
 // An op that may make graph nodes is about to run on this thread.
 inline void before_nodes(c10::DispatchKeySet keys) {
@@ -169,14 +59,6 @@ inline bool view_is_wanted(
          thread.watched_ops == 0 && !is_below_autograd(keys) &&
          !torch::autograd::get_current_node();
 }
-
-// What is to be noted of the results of an op that is about to run on this thread.
-enum class Watch : uint8_t {
-  kNone,
-  kBirths,  // inference mode is on
-  kGrad,    // grad mode is on
-  kNoGrad,  // it is off, and this is no backward
-};
 
 inline Watch how_to_watch(
     const ThreadState& thread, c10::DispatchKeySet keys, bool is_factory = false) {
@@ -254,31 +136,6 @@ class Closed {
   std::optional<c10::impl::ExcludeDispatchKeyGuard> without_;
 };
 
-// Tensors that stand for others while a program is traced are no memory of the program's. A fake
-// tensor's own keys name the device that it stands for; its storage does not.
-bool is_stand_in(const c10::TensorImpl& impl);
-// A tensor of vmap's: the write goes on to the tensor inside it, which has a counter of its own.
-bool stands_on_another(const c10::TensorImpl& impl);
-
-// One tensor that an op is about to write.
-struct Target {
-  at::Tensor tensor;
-  const void* counter;
-  const c10::StorageImpl* storage;
-  Extent extent;
-  int64_t version;
-  uint16_t argument;
-  bool had_node;  // it was no leaf
-};
-
-using Targets = c10::SmallVector<Target, 2>;
-
-void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
-void add_targets(Targets& targets, const OpFacts& op, const Stack& stack);
-
-// Keeps the op's name if it writes what the op around it writes.
-void name_inner_op(Enclosing& around, const OpFacts& op, const at::Tensor* written);
-
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
 // or does what the op around it is recorded for.
 inline bool write_is_wanted(
@@ -297,51 +154,5 @@ inline bool write_is_wanted(
   }
   return !must_leave();
 }
-
-// Around one writing op: begin(), run the op, end() or refused().
-class WriteScope {
- public:
-  WriteScope(ThreadState& thread, const OpFacts& op)
-      : thread_(thread), enclosing_{&op, 0, nullptr, 0, thread_.enclosing, false} {}
-  WriteScope(const WriteScope&) = delete;
-  WriteScope& operator=(const WriteScope&) = delete;
-  ~WriteScope();
-  void begin();
-  void end();
-  void refused(const c10::Error& error);
-  // Where the op was called; 0 where it writes nothing.
-  StackId stack() const {
-    return stack_;
-  }
-
-  Targets targets;
-
- private:
-  ThreadState& thread_;
-  Enclosing enclosing_;
-  c10::SmallVector<const void*, 2> counters_;
-  StackId stack_ = 0;
-  bool is_open_ = false;
-};
-
-void record_view(uint32_t op, const at::Tensor& tensor, StackId stack);
-StackId current_stack();
-
-// Kernels for every op, over the boxed arguments.
-torch::CppFunction boxed_write(std::unique_ptr<OpFacts> facts);
-torch::CppFunction boxed_view(std::unique_ptr<OpFacts> facts);
-torch::CppFunction boxed_result(std::unique_ptr<OpFacts> facts);
-// For ops that are registered after register_kernels().
-torch::CppFunction boxed_fallback();
-std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema);
-
-// Once per process, at the first recording (registration.cpp).
-void register_kernels();
-void register_fork_handlers();
-
-// Kernels without boxing for the ops of every program, by their full names.
-using FastKernel = std::function<torch::CppFunction(std::unique_ptr<OpFacts>)>;
-using FastKernels = std::unordered_map<std::string, FastKernel>;
-FastKernels fast_kernels();
 
 }  // namespace gradext::recorder

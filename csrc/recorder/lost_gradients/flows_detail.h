@@ -7,8 +7,6 @@ namespace gradext::recorder::detail {
 
 // Tensors of tracing and of functorch stand for others.
 bool is_wanted(const c10::TensorImpl& impl);
-// Hold counts through this base; a pointer to the object need not point to it.
-const void* as_target(const c10::TensorImpl& impl);
 uint32_t low(uint64_t number);
 bool in_backward();
 

@@ -2,10 +2,13 @@
 
 #include "base/aside.h"
 #include "base/signals.h"
+#include "graph/bind.h"
 #include "recorder/listener.h"
 #include "recorder/lost_gradients/flows.h"
 #include "recorder/lost_gradients/python_crossings.h"
-#include "recorder/python/bind.h"
+#include "recorder/python/backward.h"
+#include "recorder/record_nodes.h"
+#include "recorder/record_writes.h"
 #include "recorder/switch.h"
 #include "stacks/threads.h"
 #include "state/state.h"
@@ -125,7 +128,7 @@ PyObject* call_backward(
     if (aside([&] {
           call.tap = listener();
           if (call.tap != nullptr) {
-            call.tap->backward_begins(root_nodes(args[0]));
+            call.tap->backward_begins(graph::root_nodes(args[0]));
           }
         })) {
       return nullptr;

@@ -1,0 +1,16 @@
+// Numbers for the names of ops and functions in the events.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+
+namespace gradext::journal {
+
+// The name's number, the same at every call; 0 where there are too many.
+uint32_t intern_name(const std::string& name);
+// "" for a number that was never given.
+std::string op_name(uint32_t op);
+std::mutex& names_mutex();  // for fork
+
+}  // namespace gradext::journal

@@ -1,0 +1,9 @@
+// The mutexes that a child of fork() must not find locked by a thread that it does not have.
+#pragma once
+
+namespace gradext::recorder {
+
+// Once per process, at the first recording.
+void register_fork_handlers();
+
+}  // namespace gradext::recorder

@@ -74,7 +74,8 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     if checks:
         # Frame pointers and lines for the reports; -O1 keeps the stacks in them as written.
         checked = [f"-fsanitize={checks}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
-        flags = ["-O1", "-g", *defines, *host, *checked, "-Wall", "-Wno-unknown-pragmas"]
+        locks = "-DGRADEXT_CHECK_LOCKS"  # the order of csrc/base/locks.h
+        flags = ["-O1", "-g", *defines, locks, *host, *checked, "-Wall", "-Wno-unknown-pragmas"]
         return {"cxx": flags, "nvcc": []}
     # at::parallel_for is a plain loop without it. Nothing is linked for it: the runtime is the one
     # that torch has loaded, so its thread pool is used and not a second one.

@@ -11,6 +11,8 @@
 
 #include <pybind11/pybind11.h>
 
+namespace py = pybind11;
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "gradext's compiled part: registers torch.ops.gradext and reads autograd state.";
   gradext::base::bind_signals(m);
@@ -22,6 +24,13 @@ PYBIND11_MODULE(_C, m) {
   gradext::fingerprint::bind(m);
   gradext::call_counts::bind(m);
   gradext::benchmarks::bind(m);
+  py::module_ testing =
+      m.def_submodule("testing", "Doors that only gradext's own tests and benchmarks use.");
+  gradext::recorder::bind_testing(testing);
+  gradext::state::bind_testing(testing);
+  gradext::guard::bind_testing(testing);
+  gradext::fingerprint::bind_testing(testing);
+  gradext::benchmarks::bind_testing(testing);
 #ifdef GRADEXT_WITH_CUDA
   m.attr("WITH_CUDA") = true;
 #else

@@ -1,11 +1,13 @@
-// The one way from CPython's and torch's calls into gradext's own work.
+// Runs gradext's own work inside calls of CPython's and torch's, so that nothing of it leaks out:
+// no exception, no changed error indicator.
 //
 // An entry (a function that stands in a method table, a getset, a capsule, as a trace function, a
 // hook of a node, an observer of ops) may be called while a Python error is set, and must leave it
 // so; nothing that gradext does wrong may reach the program; and what is meant for the program
-// must: an error that a guard raises, a signal handler's. aside() sees to all three, under_gil()
-// does the same for callers that may not have the GIL, safely() for ops, which run no Python.
-// build_tools/check_c_entries.py finds an entry that does anything outside of them.
+// must: an error that a guard raises, a signal handler's. safely() is where gradext's errors end:
+// it counts them and drops them, and serves ops, which run no Python. aside() puts it around work
+// under the GIL and keeps the error that is set; under_gil() does the same for callers that may not
+// have the GIL. build_tools/check_c_entries.py finds an entry that does anything outside of them.
 #pragma once
 
 #include "base/faults.h"
@@ -162,8 +164,9 @@ pybind11::object run(Work&& work) {
 
 }  // namespace detail
 
-// Under the GIL. True: an error for the program is set, which takes the place of the one that was;
-// then the entry returns what says so.
+// Runs `work` with any pending Python exception saved and restored. Under the GIL. True: an error
+// for the program is set, which takes the place of the pending one; then the entry returns what
+// says so.
 template <class Work>
 [[nodiscard]] bool aside(Work&& work) {
   PyObject *type = nullptr, *value = nullptr, *trace = nullptr;

@@ -8,7 +8,7 @@ namespace {
 
 struct Counted {
   std::atomic<uint64_t> count{0};
-  std::mutex mutex;  // guards what follows
+  Mutex<Rank::kFaults> mutex;  // guards what follows
   std::string last;
 };
 
@@ -24,7 +24,7 @@ void count_fault(const char* what) noexcept {
   try {
     Counted& all = counted();
     ++all.count;
-    std::lock_guard<std::mutex> lock(all.mutex);
+    std::lock_guard lock(all.mutex);
     all.last = what;
   } catch (...) {  // NOLINT: nothing of gradext's may leave
   }
@@ -32,11 +32,11 @@ void count_fault(const char* what) noexcept {
 
 Faults faults() {
   Counted& all = counted();
-  std::lock_guard<std::mutex> lock(all.mutex);
+  std::lock_guard lock(all.mutex);
   return {all.count.load(), all.last};
 }
 
-std::mutex& faults_mutex() {
+Mutex<Rank::kFaults>& faults_mutex() {
   return counted().mutex;
 }
 

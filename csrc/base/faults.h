@@ -1,5 +1,7 @@
-// The count of gradext's own errors: what goes wrong in its work never reaches the program.
+// Counts gradext's own errors, which never reach the program, and keeps the text of the last.
 #pragma once
+
+#include "base/locks.h"
 
 #include <atomic>
 #include <cstdint>
@@ -14,7 +16,7 @@ struct Faults {
 };
 Faults faults();
 void count_fault(const char* what) noexcept;
-std::mutex& faults_mutex();  // for fork
+Mutex<Rank::kFaults>& faults_mutex();  // for fork
 
 // Makes safely() (aside.h) throw instead of doing its work, for the tests of what it promises.
 void inject_fault(bool on);

@@ -1,4 +1,5 @@
-// A weak reference to a tensor, a storage or a version counter.
+// Holds a tensor, a storage or a version counter weakly: it may die, and its address is not given
+// to another object while the Hold lives.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>

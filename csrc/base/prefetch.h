@@ -1,4 +1,4 @@
-// Asking the memory for what is read a little later.
+// Asks the processor to fetch memory into its cache that is read a little later.
 #pragma once
 
 namespace gradext::base {

@@ -1,12 +1,12 @@
-// gradext's Python code, called so that no signal handler of the program's runs within it.
+// Calls gradext's Python code so that none of the program's signal handlers runs inside it.
 //
-// A handler that raises there would end anywhere in gradext or in the standard library below it,
-// where an `except` may swallow it (TimeoutError is an OSError), with locks held. And which error
-// is a handler's could not be told from one of gradext's own afterwards. So the handlers in
-// Python's table are exchanged for one of ours while such a call runs on the main thread. It
-// notes the signal and cuts the call short; when the call is over the program's own handler is
-// called, at the program's line, and what it raises is the program's. What arrives by other ways
-// (PyThreadState_SetAsyncExc) leaves the call as an exception, and is judged in
+// The error of a handler that raises there would come up anywhere in gradext or in the standard
+// library below it, with locks held, where an `except` may swallow it (TimeoutError is an OSError).
+// And which error is a handler's could not be told from one of gradext's own afterwards. So the
+// handlers in Python's table are exchanged for one of ours while such a call runs on the main
+// thread. It notes the signal and cuts the call short; when the call is over the program's own
+// handler is called, at the program's line, and what it raises is the program's. What arrives by
+// other ways (PyThreadState_SetAsyncExc) leaves the call as an exception, and is judged in
 // gradext/base/interrupts.py.
 #pragma once
 

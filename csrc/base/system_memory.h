@@ -1,4 +1,4 @@
-// Memory straight from the system, for what is long, and for what stays.
+// Allocates from the operating system, past malloc: for long arrays, and for blocks that stay.
 //
 // malloc keeps what it has handed out once: it raises its own threshold for mmap up to 32 MiB with
 // what a program frees, and from then on gives back only the end of its heap, for each thread's

@@ -1,4 +1,4 @@
-// The probes' part of the pybind11 door.
+// Adds loops over the example ops to gradext._C, for benchmarks/*.py.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,5 +6,7 @@
 namespace gradext::benchmarks {
 
 void bind(pybind11::module_& m);
+// What only tests use (gradext._C.testing).
+void bind_testing(pybind11::module_& m);
 
 }  // namespace gradext::benchmarks

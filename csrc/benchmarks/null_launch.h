@@ -1,6 +1,6 @@
-// The null kernel: launches and does nothing. It is the template for the next kernel (declare here,
-// check and dispatch in .cpp, launch in _cuda.cu, which sees no ATen header) and, measured, the
-// cost of a launch that every other kernel's time contains.
+// Declares the null kernel, which is launched and does nothing. It is the template for the next
+// kernel (declare here, check and dispatch in .cpp, launch in _cuda.cu, which sees no ATen header)
+// and, measured, the cost of a launch that every other kernel's time contains.
 #pragma once
 
 #ifdef GRADEXT_WITH_CUDA

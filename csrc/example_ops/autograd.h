@@ -1,4 +1,5 @@
-// What autograd.cpp shares with the ops that leave a layer out (layers.cpp).
+// Declares what autograd.cpp shares with the ops that leave a layer out
+// (benchmarks/dispatch_layers.cpp).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-// axpby, a·x + b·y: what its kernels are called from C++. They know nothing of autograd; what its
-// keys do on the way down to them is autograd.cpp.
+// Declares the kernels of axpby, a·x + b·y, for C++ callers. The kernels know nothing of autograd;
+// autograd.cpp has what the dispatch keys above them do.
 #pragma once
 
 #include <cstdint>

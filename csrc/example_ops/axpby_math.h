@@ -1,6 +1,6 @@
-// The arithmetic of axpby, the same text for host and device: a * x + b * y of one real number,
-// computed in float where the number itself is narrower. A complex number is two of them, since `a`
-// and `b` are real.
+// Defines the arithmetic of axpby, the same text for host and device: a * x + b * y of one real
+// number, computed in float where the number itself is narrower. A complex number is two of them,
+// since `a` and `b` are real.
 #pragma once
 
 #include <c10/util/BFloat16.h>

@@ -1,4 +1,5 @@
-// window, `length` elements of one dimension as a view: its kernel, for every strided device.
+// Declares the kernel of window, which returns `length` elements of one dimension as a view, on
+// every strided device.
 #pragma once
 
 #include <ATen/core/Tensor.h>

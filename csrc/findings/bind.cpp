@@ -168,7 +168,7 @@ uint64_t made_at(py::handle tensor) {
   stacks::StackId stack = 0;
   {
     journal::Origins& origins = journal::Origins::get();
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     const journal::Flow* flow = origins.flows.find(
         journal::as_target(*THPVariable_Unpack(tensor.ptr()).unsafeGetTensorImpl()));
     stack = flow != nullptr ? flow->stack : 0;

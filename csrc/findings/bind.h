@@ -1,5 +1,5 @@
-// The part of the pybind11 door that a diagnosis uses: who a tensor is, what a node has saved,
-// whether it is the same finding again.
+// Adds to gradext._C what a diagnosis asks: who a tensor is, what a node has saved, whether it is
+// the same finding again.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -110,7 +110,7 @@ std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int de
     if (log->thread != id.thread) {
       continue;
     }
-    std::lock_guard<std::mutex> lock(log->mutex);
+    std::lock_guard lock(log->mutex);
     size_t low = 0, high = log->saves.size();
     while (low < high) {
       const size_t middle = (low + high) / 2;
@@ -309,7 +309,7 @@ Finding stale(const Roots& roots, uint64_t since) {
     return finding;
   }
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   ByIdentity by_counter;
   for (Item& item : items) {
     const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
@@ -352,7 +352,7 @@ Finding silent(const Roots& roots, uint64_t since) {
            !state::is_wrapper_subclass(impl) && !is_moved(facts);
   });
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   ByIdentity by_storage;
   for (Item& item : items) {
     const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
@@ -417,7 +417,7 @@ Finding freed(const Roots& roots) {
   }
   finding.found = true;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_call(finding, journal);
   for (size_t k = 0; k < below.nodes.size(); ++k) {
     append_node(finding.places, journal, below.id_of(below.nodes[k]));
@@ -467,7 +467,7 @@ std::vector<Unused> unused(
   }
   std::vector<Unused> found;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_call(finding, journal);
   for (const at::Tensor* input : inputs) {
     const Node* node = graph::node_of(*input);
@@ -493,7 +493,7 @@ Finding written(const NodeId& node, const void* storage, const void* counter, ui
   Finding finding;
   finding.found = true;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_node(finding.places, journal, node);
   const uint64_t of_storage = journal.identities.known(storage);
   const uint64_t of_counter = journal.identities.known(counter);

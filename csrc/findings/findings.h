@@ -1,8 +1,9 @@
-// What a finding is, before anybody explains it: the lines that take part, as numbers of stacks.
+// Tells whether a fault is one that was found before, by the lines that take part in it.
 //
-// A program that goes wrong in a loop goes wrong in the same places each time. These functions say
-// in microseconds whether it is those places again, so that the explanation is made once. They read
-// the graph that the failing call was given, and the journal; they name nothing and judge nothing.
+// A program that goes wrong in a loop goes wrong in the same places each time. These functions name
+// the places (as numbers of stacks) in microseconds, so that the explanation is made once. They
+// read the graph that the failing call was given, and the journal; they name nothing and judge
+// nothing.
 #pragma once
 
 #include "journal/journal.h"

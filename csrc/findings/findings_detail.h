@@ -1,4 +1,4 @@
-// What the files of this folder share. Internal to them.
+// Helpers that the files of findings/ share. Internal to them.
 #pragma once
 
 #include "findings/findings.h"

@@ -85,7 +85,7 @@ struct Born {
 
 Born born(const void* storage, int64_t tensor) {
   journal::Origins& origins = journal::Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   const journal::Birth* birth = storage != nullptr ? origins.births.find(storage) : nullptr;
   if (birth == nullptr) {
     // Where the table has this address, the tensor that it held is not gone (base::Hold).
@@ -146,7 +146,7 @@ Finding refused(const std::string& text, PyObject* traceback, bool is_backward, 
   const Trace trace(traceback);
   const std::string wanted = stripped(text);
   journal::Journal& journal = journal::Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append(finding.places, trace.place);
   append(finding.places, is_backward ? place_of(call_of(journal)) : 0);
   const journal::Refused* event = nullptr;
@@ -202,7 +202,7 @@ Finding used(const at::Tensor& view, PyObject* traceback) {
   const c10::TensorImpl& impl = *view.unsafeGetTensorImpl();
   finding.tensor = state::opaque_id(&impl);
   journal::Journal& journal = journal::Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append(finding.places, trace.place);
   const auto* node = graph::node_of(view);
   for (int k = 0; node != nullptr && k < kMostNodes; ++k) {

@@ -352,10 +352,10 @@ struct Merge {
 // What the recorder knows of values, locked for as long as this lives.
 struct Values {
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock{journal.mutex};
+  std::lock_guard<decltype(Journal::mutex)> lock{journal.mutex};
   StackId call = call_of(journal);
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> origins_lock{origins.mutex};
+  std::lock_guard<decltype(Origins::mutex)> origins_lock{origins.mutex};
   ByNumber& index = ByNumber::get();
 
   Values() {

@@ -282,6 +282,11 @@ void bind(py::module_& m) {
   m.def("fingerprint", &of_one, py::arg("tensor"));
   m.def("fingerprint_list", &of_list, py::arg("tensors"));
   m.def("fingerprint_refusal", &refusal_of, py::arg("tensor"));
+  m.def("fingerprint_variants", &variants);
+  m.def("fingerprint_variant", &variant);
+}
+
+void bind_testing(py::module_& m) {
   m.def(
       "fingerprint_emulate",
       &emulate,
@@ -295,8 +300,6 @@ void bind(py::module_& m) {
       py::arg("tensor"),
       py::arg("teams"),
       py::arg("size"));
-  m.def("fingerprint_variants", &variants);
-  m.def("fingerprint_variant", &variant);
   m.def("fingerprint_force_variant", &force_variant, py::arg("name"));
 }
 

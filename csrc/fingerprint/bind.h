@@ -1,4 +1,4 @@
-// The fingerprint's part of the pybind11 door.
+// Adds the fingerprint functions to gradext._C.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,5 +6,7 @@
 namespace gradext::fingerprint {
 
 void bind(pybind11::module_& m);
+// What only tests use (gradext._C.testing).
+void bind_testing(pybind11::module_& m);
 
 }  // namespace gradext::fingerprint

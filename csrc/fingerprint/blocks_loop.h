@@ -1,4 +1,4 @@
-// The loop over blocks for one instruction set; included once for each. The including namespace
+// Loops over blocks for one instruction set; included once for each. The including namespace
 // defines GRADEXT_TARGET and, with that attribute, `Vector` (kWords words of 64 bits) and the
 // operations load, set, store, add, exclusive_or, right<n>, left<n> and multiply32 (the low halves
 // of each word).

@@ -1,5 +1,5 @@
-// The content fingerprint: 128 bits of a tensor's dtype, shape and bytes in logical order, the same
-// on every device. What it is: docs/fingerprint.md. The arithmetic: mix.h.
+// Computes the content fingerprint: 128 bits of a tensor's dtype, shape and bytes in logical order,
+// the same on every device. What it is: docs/fingerprint.md. The arithmetic: mix.h.
 #pragma once
 
 #include "fingerprint/mix.h"

@@ -1,4 +1,4 @@
-// The CPU's pass over tensors that are already described.
+// Computes fingerprints on the CPU, of tensors that tensor_source.h has described.
 #pragma once
 
 #include "fingerprint/fingerprint.h"

@@ -1,5 +1,5 @@
-// What a fingerprint needs to know of a tensor, read from the object itself: no dispatch, no
-// Python, no count touched. Owns the question of which tensors have a fingerprint.
+// Reads what a fingerprint needs to know of a tensor from the object itself: no dispatch, no
+// Python, no reference count touched. Owns the question of which tensors have a fingerprint.
 #pragma once
 
 #include "base/prefetch.h"

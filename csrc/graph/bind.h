@@ -1,5 +1,5 @@
-// The graph as Python objects: the nodes that a Python object names, and the facts of what a node
-// saved as a dict. Also the graph's part of the pybind11 door.
+// Converts between the graph and Python objects: finds the nodes that a Python object names, gives
+// the facts of what a node saved as a dict. Adds graph and saved to gradext._C.
 #pragma once
 
 #include "graph/graph.h"

@@ -1,4 +1,4 @@
-// The tensors in a boxed value: itself, a list's, a list's with gaps.
+// Visits the tensors in a boxed value: a tensor, a list of them, a list of optional ones.
 #pragma once
 
 #include <ATen/core/ivalue.h>

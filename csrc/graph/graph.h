@@ -1,5 +1,5 @@
-// Pure reads of the autograd graph: its nodes, and what each of them saved. Runs no hook, unpacks
-// nothing, rebuilds no node.
+// Reads the autograd graph: its nodes, and what each of them saved. Runs no hook, unpacks nothing,
+// rebuilds no node.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
-// What a graph node saved, read natively: no Python object is made for the node, no hook runs and
-// nothing is unpacked. All of it needs the GIL.
+// Lists what a graph node saved, without making a Python object for the node, running a hook or
+// unpacking anything. All of it needs the GIL.
 #pragma once
 
 #include "graph/graph.h"

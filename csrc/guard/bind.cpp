@@ -103,6 +103,13 @@ void bind(py::module_& m) {
     switch_on();
   });
   m.def("guard_stop", &switch_off);
+  py::class_<Watch>(m, "guard_watch")
+      .def(py::init<py::handle, bool>())
+      .def("changed", &Watch::changed)
+      .def("unpacked", &Watch::unpacked);
+}
+
+void bind_testing(py::module_& m) {
   m.def("guard_defer", [](bool all) { defers_all = all; });
   m.def("guard_facts", [] {
     const LineFacts facts = line_facts();
@@ -113,10 +120,6 @@ void bind(py::module_& m) {
     out["armed"] = facts.armed;
     return out;
   });
-  py::class_<Watch>(m, "guard_watch")
-      .def(py::init<py::handle, bool>())
-      .def("changed", &Watch::changed)
-      .def("unpacked", &Watch::unpacked);
 }
 
 }  // namespace gradext::guard

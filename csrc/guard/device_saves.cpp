@@ -25,7 +25,7 @@ struct Comparison {
 };
 
 struct Deferred {
-  std::mutex mutex;
+  base::Mutex<base::Rank::kDeviceSaves> mutex;
   std::vector<Comparison> comparisons;
 };
 
@@ -82,14 +82,14 @@ at::Tensor fingerprints_there(const std::vector<at::Tensor>& tensors) {
 void compare_later(
     const std::shared_ptr<Entry>& entry, const at::Tensor& now, int64_t row, Told told) {
   Comparison made{entry, now, row, std::move(told)};
-  std::lock_guard<std::mutex> lock(deferred().mutex);
+  std::lock_guard lock(deferred().mutex);
   deferred().comparisons.push_back(std::move(made));
 }
 
 void compare_deferred() {
   std::vector<Comparison> comparisons;
   {
-    std::lock_guard<std::mutex> lock(deferred().mutex);
+    std::lock_guard lock(deferred().mutex);
     comparisons.swap(deferred().comparisons);
   }
   if (comparisons.empty()) {
@@ -134,11 +134,11 @@ void compare_deferred() {
 
 void forget_deferred() {
   std::vector<Comparison> comparisons;
-  std::lock_guard<std::mutex> lock(deferred().mutex);
+  std::lock_guard lock(deferred().mutex);
   comparisons.swap(deferred().comparisons);
 }
 
-std::mutex& deferred_mutex() {
+base::Mutex<base::Rank::kDeviceSaves>& deferred_mutex() {
   return deferred().mutex;
 }
 

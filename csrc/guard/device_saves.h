@@ -1,8 +1,9 @@
-// Saved tensors that are not on the CPU. Their fingerprints stay on their device; one comparison,
-// and one wait, ends each backward. Who wrote is known where an op did; a raw write on a device has
-// no line, and the answer is the window between the save and the use.
+// Compares saved tensors that are not on the CPU. Their fingerprints stay on their device; one
+// comparison, and one wait, ends each backward. Who wrote is known where an op did; a raw write on
+// a device has no line, and the answer is the window between the save and the use.
 #pragma once
 
+#include "base/locks.h"
 #include "guard/entry.h"
 #include "guard/reports.h"
 
@@ -29,6 +30,6 @@ void compare_deferred();
 void forget_deferred();
 // For tests: treat tensors on the CPU like those of another device.
 inline std::atomic<bool> defers_all{false};
-std::mutex& deferred_mutex();  // for fork
+base::Mutex<base::Rank::kDeviceSaves>& deferred_mutex();  // for fork
 
 }  // namespace gradext::guard

@@ -1,4 +1,4 @@
-// A tensor whose bytes the guard knows, and what has been seen of a change to them.
+// Keeps what the guard knows of one tensor: its fingerprint, and what was seen of a change.
 #pragma once
 
 #include "fingerprint/fingerprint.h"

@@ -34,7 +34,7 @@ struct Record {
 };
 
 struct Gradients {
-  std::mutex mutex;
+  base::Mutex<base::Rank::kGradients> mutex;
   std::vector<Record> records;
 };
 
@@ -153,7 +153,7 @@ void gradients_before(Node& node) {
   Kept kept;
   const std::string python = python_name(node);
   {
-    std::lock_guard<std::mutex> lock(state.mutex);
+    std::lock_guard lock(state.mutex);
     find_writes(state, kept, node, python, false);
     for (Record& record : state.records) {
       auto& pending = record.pending;
@@ -180,7 +180,7 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
   Gradients& state = gradients();
   Kept kept;
   const std::string python = python_name(node);
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   find_writes(state, kept, node, python, true);
   auto& records = state.records;
   records.erase(
@@ -223,13 +223,13 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
   }
 }
 
-std::mutex& gradients_mutex() {
+base::Mutex<base::Rank::kGradients>& gradients_mutex() {
   return gradients().mutex;
 }
 
 void forget_gradients() {
   Gradients& state = gradients();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.records.clear();
 }
 

@@ -1,8 +1,10 @@
-// GX403: a gradient that several nodes are to use, written by one of them (a backward formula or a
-// hook). A node that hands one tensor to several others (an addition does) makes a record; a write
-// in it is told when one of those that have not run yet comes to use it.
+// Finds GX403: a gradient that several nodes use, written by one of them (a backward formula or a
+// hook) before the others have read it. A node that hands one tensor to several others (an addition
+// does) makes a record; a write in it is reported when one of those that have not run yet comes to
+// use it.
 #pragma once
 
+#include "base/locks.h"
 #include "guard/guard.h"
 
 #include <ATen/core/Tensor.h>
@@ -16,6 +18,6 @@ namespace gradext::guard {
 void gradients_before(Node& node);
 void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing);
 void forget_gradients();
-std::mutex& gradients_mutex();  // for fork
+base::Mutex<base::Rank::kGradients>& gradients_mutex();  // for fork
 
 }  // namespace gradext::guard

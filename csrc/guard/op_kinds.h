@@ -1,4 +1,4 @@
-// What the guard wants to know of an op, read from its schema once.
+// Reads from an op's schema, once, what the guard wants to know of it.
 #pragma once
 
 #include <ATen/record_function.h>

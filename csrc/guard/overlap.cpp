@@ -18,7 +18,7 @@ struct Known {
 };
 
 struct Overlaps {
-  std::mutex mutex;
+  base::Mutex<base::Rank::kOverlaps> mutex;
   std::unordered_map<const void*, Known> tensors;
   size_t since_sweep = 0;
   std::atomic<bool> any{false};  // read without the mutex
@@ -73,7 +73,7 @@ int64_t elements(const at::Tensor& tensor) {
 // What is known of the view's source, if the view is a part of it or overlaps itself too.
 void inherit(
     Overlaps& state, const at::Tensor& source, const at::Tensor& view, bool itself, Known& known) {
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   auto of_source = state.tensors.find(source.unsafeGetTensorImpl());
   const bool is_known =
       of_source != state.tensors.end() && of_source->second.tensor.use_count() > 0;
@@ -102,7 +102,7 @@ void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view
     known.strides = impl.strides().vec();
     known.made = stacks::pinned(stacks::capture_stack());
   }
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   if (++state.since_sweep > 256 + state.tensors.size()) {
     state.since_sweep = 0;
     for (auto place = state.tensors.begin(); place != state.tensors.end();) {
@@ -131,7 +131,7 @@ bool overlaps(const at::Tensor& written, Overlap& found) {
     return false;
   }
   Overlaps& state = known_overlaps();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   auto known = state.tensors.find(written.unsafeGetTensorImpl());
   if (known == state.tensors.end() || known->second.tensor.use_count() == 0) {
     return false;
@@ -145,12 +145,12 @@ bool overlaps(const at::Tensor& written, Overlap& found) {
 
 void forget_overlaps() {
   Overlaps& state = known_overlaps();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.tensors.clear();
   state.any = false;
 }
 
-std::mutex& overlaps_mutex() {
+base::Mutex<base::Rank::kOverlaps>& overlaps_mutex() {
   return known_overlaps().mutex;
 }
 

@@ -1,8 +1,9 @@
-// GX404: a write through memory that overlaps itself. An expanded row is all rows, an unfolded
-// window shares elements with its neighbours; torch refuses a write to such a tensor as a whole
-// (most of the time) and lets through a write to a part of it.
+// Finds GX404: a write through memory that overlaps itself. An expanded row is all rows, an
+// unfolded window shares elements with its neighbours; torch refuses a write to such a tensor as a
+// whole (most of the time) and lets through a write to a part of it.
 #pragma once
 
+#include "base/locks.h"
 #include "guard/entry.h"
 
 #include <ATen/core/ivalue.h>
@@ -26,6 +27,6 @@ bool knows_overlaps();
 bool overlaps(const at::Tensor& written, Overlap& found);
 void forget_overlaps();
 
-std::mutex& overlaps_mutex();  // for fork
+base::Mutex<base::Rank::kOverlaps>& overlaps_mutex();  // for fork
 
 }  // namespace gradext::guard

@@ -1,4 +1,5 @@
-// Fingerprints what a node saved when its op has run, and again when the engine is about to run it.
+// Fingerprints what a node saved when its op has run, and again when the engine is about to run the
+// node.
 #pragma once
 
 #include "guard/guard.h"

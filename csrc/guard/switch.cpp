@@ -21,7 +21,6 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -181,18 +180,17 @@ const recorder::Taps ours{
 
 // A child of fork() has the mutexes as they were, and none of the threads that held them.
 void register_fork_handlers() {
-  using Mutexes = std::array<std::mutex*, 4>;
-  static const Mutexes mutexes{
-      &deferred_mutex(), &gradients_mutex(), &exposed_mutex(), &overlaps_mutex()};
   const auto lock = [] {
-    for (std::mutex* mutex : mutexes) {
-      mutex->lock();
-    }
+    deferred_mutex().lock();
+    gradients_mutex().lock();
+    exposed_mutex().lock();
+    overlaps_mutex().lock();
   };
   const auto unlock = [] {
-    for (auto mutex = mutexes.rbegin(); mutex != mutexes.rend(); ++mutex) {
-      (*mutex)->unlock();
-    }
+    overlaps_mutex().unlock();
+    exposed_mutex().unlock();
+    gradients_mutex().unlock();
+    deferred_mutex().unlock();
   };
   // Chosen now and not by the first save, which another thread may be in the middle of when the
   // program forks: the child would wait for that choice for ever.

@@ -1,5 +1,6 @@
-// The events that the journal keeps: what each of them says, without a pointer to anything of the
-// program's. Storages and version counters go by numbers (identities.h), stacks by theirs.
+// Defines the events that the journal keeps and the columns of their tables. An event has no
+// pointer to anything of the program's. Storages and version counters go by numbers (identities.h),
+// stacks by theirs.
 #pragma once
 
 #include "stacks/stacks.h"
@@ -136,9 +137,10 @@ enum FlowFlags : uint32_t {
   kIsNumber = 8192,       // a merge: a term was added to one number, which is computed on with
   // What the value was computed from, however long ago:
   kTaintCut = 1 << 16,
-  kTaintGrad = 1 << 17,    // kGradCall
-  kTaintPython = 1 << 18,  // kFromPython, and the value had gone there
-  kTaintInput = 1 << 19,   // kGradCall, with respect to what is no parameter
+  kTaintGrad = 1 << 17,  // kGradCall
+  kTaintPython = 1
+      << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
+  kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
 };
 constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput;
 
@@ -171,6 +173,119 @@ struct FlagChange {
   uint32_t value = 0;
   uint32_t taints = 0;  // of the tensor's flow at that time
   uint32_t parent = 0;  // that flow
+};
+
+// The columns of the tables that a snapshot of the journal is made of, in their order: X(name,
+// value), where `e` is the event. What else a value names is there where a row is filled
+// (snapshot.cpp): show() gives a storage's or a counter's address while it lives and a negative
+// number afterwards, `key` is the address of what a birth or a flag is known by. These lists are
+// the only ones: Python reads tables by the names in gradext._C.EVENT_COLUMNS, and files keep the
+// names with the rows.
+#define GRADEXT_WRITE_COLUMNS(X)      \
+  X(order, e.order)                   \
+  X(storage, show(e.storage))         \
+  X(counter, show(e.counter))         \
+  X(begin, e.extent.begin)            \
+  X(end, e.extent.end)                \
+  X(sequence, e.sequence)             \
+  X(thread, e.thread)                 \
+  X(stack, e.stack)                   \
+  X(op, e.op)                         \
+  X(inner_op, e.inner_op)             \
+  X(version_before, e.version_before) \
+  X(version_after, e.version_after)   \
+  X(geometry, e.geometry)             \
+  X(argument, e.argument)             \
+  X(flags, e.flags)
+
+#define GRADEXT_VIEW_COLUMNS(X) \
+  X(order, e.order)             \
+  X(storage, show(e.storage))   \
+  X(begin, e.extent.begin)      \
+  X(end, e.extent.end)          \
+  X(sequence, e.sequence)       \
+  X(tensor, e.tensor)           \
+  X(thread, e.thread)           \
+  X(stack, e.stack)             \
+  X(op, e.op)                   \
+  X(creation_meta, e.flags)
+
+// `log`: the thread's; `origin`: the forward node that was being differentiated, -1 if none.
+#define GRADEXT_SAVE_COLUMNS(X)   \
+  X(thread, log.thread)           \
+  X(sequence, e.sequence)         \
+  X(stack, e.stack)               \
+  X(origin_thread, origin.thread) \
+  X(origin_sequence, origin.sequence)
+
+#define GRADEXT_BIRTH_COLUMNS(X) \
+  X(storage, key)                \
+  X(order, e.order)              \
+  X(number, e.number)            \
+  X(tensor, e.tensor)            \
+  X(stack, e.stack)              \
+  X(mode, e.mode)                \
+  X(op, e.op)                    \
+  X(thread, e.thread)            \
+  X(has_gradient_behind, e.has_gradient_behind)
+
+// `lives`: whether the tensor does. The last column is kept for files of earlier versions.
+#define GRADEXT_FLOW_COLUMNS(X)         \
+  X(order, e.order)                     \
+  X(number, e.number)                   \
+  X(tensor, e.tensor)                   \
+  X(source, e.source)                   \
+  X(source_thread, e.source_thread)     \
+  X(source_sequence, e.source_sequence) \
+  X(value, bits_of(e.value))            \
+  X(stack, e.stack)                     \
+  X(mode, e.mode)                       \
+  X(thread, e.thread)                   \
+  X(op, e.op)                           \
+  X(flags, e.flags)                     \
+  X(parent0, e.parents[0])              \
+  X(parent1, e.parents[1])              \
+  X(parent2, e.parents[2])              \
+  X(parent3, e.parents[3])              \
+  X(lives, lives)                       \
+  X(unused, 0)
+
+#define GRADEXT_FLAG_COLUMNS(X) \
+  X(tensor, key)                \
+  X(order, e.order)             \
+  X(stack, e.stack)             \
+  X(thread, e.thread)           \
+  X(value, e.value)             \
+  X(taints, e.taints)           \
+  X(parent, e.parent)
+
+// The nodes of one Backward.
+#define GRADEXT_NODE_COLUMNS(X) \
+  X(thread, e.thread)           \
+  X(sequence, e.sequence)
+
+// Positions in a row, by name.
+#define GRADEXT_COLUMN_NAME(name, value) name,
+struct WriteColumn {
+  enum : size_t { GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct ViewColumn {
+  enum : size_t { GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct SaveColumn {
+  enum : size_t { GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct BirthColumn {
+  enum : size_t { GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct FlowColumn {
+  enum : size_t { GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct FlagColumn {
+  enum : size_t { GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct NodeColumn {
+  enum : size_t { GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
 };
 
 }  // namespace gradext::journal

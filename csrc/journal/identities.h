@@ -1,4 +1,4 @@
-// Numbers for storages and version counters, which are never given twice: nothing of the program's
+// Gives storages and version counters numbers that are never used twice: nothing of the program's
 // is kept alive, and no new object is taken for an old one.
 #pragma once
 
@@ -10,9 +10,9 @@
 namespace gradext::journal {
 
 // Numbers for storages and counters. An object keeps its number for as long as events name it; a
-// weak reference sees to it that its address does not come to mean another object meanwhile. The
-// references of the dead are given back soon: what is left of a storage lies in the heap among the
-// blocks of tensors, and would keep their memory from being used again.
+// weak reference sees to it that its address does not come to mean another object meanwhile. Weak
+// references to dead objects are dropped soon: each keeps a small StorageImpl header allocated,
+// which fragments the heap.
 class Identities {
  public:
   // 0 for null. `order`: of the event that names it.

@@ -28,7 +28,7 @@ Journal& Journal::get() {
 // for views and for the saves of all threads (a save takes 16 bytes); the rest is for births and
 // cuts (Origins::set_memory).
 void Journal::set_memory(size_t bytes) {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   memory_ = bytes;
   writes.set_capacity(bytes / 8 * 3 / kWriteBytes);
   most_identities_ = bytes / 32 * 3 / kIdentityBytes;
@@ -38,7 +38,7 @@ void Journal::set_memory(size_t bytes) {
 }
 
 void Journal::clear() {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   writes.clear();
   views.clear();
   backwards.clear();
@@ -50,7 +50,7 @@ void Journal::clear() {
   free_geometries_.clear();
   geometry_bytes_ = geometries_refused_ = 0;
   for (const auto& log : save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
+    std::lock_guard log_lock(log->mutex);
     log->clear();
   }
   save_logs.erase(
@@ -64,7 +64,7 @@ std::shared_ptr<SaveLog> Journal::new_save_log(uint64_t thread) {
   log->thread = thread;
   log->saves.set_capacity(SIZE_MAX);
   log->saves.set_budget(&save_blocks);
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   // A program that starts a thread per request must not collect their logs for ever, nor leave the
   // living without room.
   const auto is_dead = [](const auto& known) { return !known->alive; };
@@ -161,7 +161,7 @@ void Journal::forget_geometries() {
 }
 
 void Journal::push_backward(Backward&& backward) {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   backward_nodes += backward.nodes.size();
   backwards.push_back(std::move(backward));
   while (backwards.size() > kMaxBackwards ||
@@ -173,7 +173,7 @@ void Journal::push_backward(Backward&& backward) {
 }
 
 void Journal::push_refused(Refused&& event) {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   refused.push_back(std::move(event));
   if (refused.size() > kMaxRefused) {
     refused.pop_front();

@@ -1,7 +1,8 @@
-// The bounded store of events. Knows nothing of dispatch or Python: the recorder appends, readers
-// copy out.
+// Stores the events of recordings, the newest within a bound of memory. Knows nothing of dispatch
+// or Python: the recorder appends, readers copy out.
 #pragma once
 
+#include "base/locks.h"
 #include "journal/events.h"
 #include "journal/identities.h"
 #include "journal/ring.h"
@@ -23,7 +24,7 @@ namespace gradext::journal {
 // The saves of one thread. Only that thread appends; readers lock.
 struct SaveLog {
   uint64_t thread = 0;
-  std::mutex mutex;
+  base::Mutex<base::Rank::kSaveLog> mutex;
   Ring<Save, 256> saves;  // 256 saves are a page of memory
   std::deque<NodeId> origins;
   size_t origins_dropped = 0;
@@ -57,7 +58,7 @@ class Journal {
   std::shared_ptr<SaveLog> new_save_log(uint64_t thread);
 
   // Everything below is guarded by `mutex`.
-  std::mutex mutex;
+  base::Mutex<base::Rank::kJournal> mutex;
   // The number of a storage or a counter, 0 for null, that the event of this order names. Drops the
   // oldest events if there are too many numbers.
   uint64_t identify(const void* target, uint64_t order);

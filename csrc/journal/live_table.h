@@ -1,5 +1,6 @@
-// Facts about objects that live: a table by address, which holds its objects weakly, so that an
-// address in it means what it meant, and forgets those that have died. Knows nothing of tensors.
+// Keeps facts about living objects by their address. It holds the objects weakly, so that an
+// address is not given to another one meanwhile, and forgets those that have died. Knows nothing of
+// tensors.
 //
 // Most tensors die within a few ops. So the newest entries are looked through often, while they are
 // in the cache, and what outlives that is looked through when as much again has been added: what is

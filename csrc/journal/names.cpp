@@ -9,7 +9,7 @@ namespace {
 constexpr size_t kMostNames = 1 << 17;
 
 struct Names {
-  std::mutex mutex;  // guards what follows
+  base::Mutex<base::Rank::kNames> mutex;  // guards what follows
   std::vector<std::string> names{""};
   std::unordered_map<std::string, uint32_t> index;
 };
@@ -24,7 +24,7 @@ Names& all() {
 
 uint32_t intern_name(const std::string& name) {
   Names& g = all();
-  std::lock_guard<std::mutex> lock(g.mutex);
+  std::lock_guard lock(g.mutex);
   const auto known = g.index.find(name);
   if (known != g.index.end()) {
     return known->second;
@@ -40,11 +40,11 @@ uint32_t intern_name(const std::string& name) {
 
 std::string op_name(uint32_t op) {
   Names& g = all();
-  std::lock_guard<std::mutex> lock(g.mutex);
+  std::lock_guard lock(g.mutex);
   return op < g.names.size() ? g.names[op] : std::string();
 }
 
-std::mutex& names_mutex() {
+base::Mutex<base::Rank::kNames>& names_mutex() {
   return all().mutex;
 }
 

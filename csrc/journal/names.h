@@ -1,5 +1,7 @@
-// Numbers for the names of ops and functions in the events.
+// Gives the names of ops and functions numbers, which stand in the events.
 #pragma once
+
+#include "base/locks.h"
 
 #include <cstdint>
 #include <mutex>
@@ -11,6 +13,6 @@ namespace gradext::journal {
 uint32_t intern_name(const std::string& name);
 // "" for a number that was never given.
 std::string op_name(uint32_t op);
-std::mutex& names_mutex();  // for fork
+base::Mutex<base::Rank::kNames>& names_mutex();  // for fork
 
 }  // namespace gradext::journal

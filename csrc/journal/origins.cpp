@@ -23,7 +23,7 @@ Origins& Origins::get() {
 
 // An eighth of the journal's memory for what lives, and an eighth for what does not.
 void Origins::set_memory(size_t bytes) {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   const size_t entry = sizeof(Flow) + 3 * sizeof(void*);
   flows.set_capacity(bytes / 16 / entry);
   births.set_capacity(bytes / 32 / (sizeof(Birth) + 3 * sizeof(void*)));
@@ -32,7 +32,7 @@ void Origins::set_memory(size_t bytes) {
 }
 
 void Origins::clear() {
-  std::lock_guard<std::mutex> lock(mutex);
+  std::lock_guard lock(mutex);
   births.clear();
   flows.clear();
   flags.clear();

@@ -1,8 +1,9 @@
-// The bounded store of what is known of tensors without gradient: the births of inference tensors,
-// and how values flowed on after a gradient path was cut. The recorder appends, readers copy out.
-// Holds no tensor alive.
+// Stores what is known of tensors without gradient, within a bound of memory: which op made an
+// inference tensor, and how values were computed on after a gradient path was cut. The recorder
+// appends, readers copy out. Holds no tensor alive.
 #pragma once
 
+#include "base/locks.h"
 #include "journal/events.h"
 #include "journal/live_table.h"
 #include "journal/ring.h"
@@ -29,7 +30,7 @@ class Origins {
   size_t bytes() const;
 
   // Everything below is guarded by `mutex`.
-  std::mutex mutex;
+  base::Mutex<base::Rank::kOrigins> mutex;
   LiveTable<Birth> births;      // by storage, or by tensor where there is none
   LiveTable<Flow> flows;        // by tensor
   LiveTable<FlagChange> flags;  // by tensor

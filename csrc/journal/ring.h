@@ -1,4 +1,4 @@
-// A bounded row of events that forgets the oldest.
+// Keeps the latest events up to a number, and forgets the oldest.
 #pragma once
 
 #include "base/system_memory.h"

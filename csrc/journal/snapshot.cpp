@@ -10,7 +10,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <initializer_list>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -22,8 +25,8 @@ namespace gradext::journal {
 using base::FromSystem;
 using base::Hold;
 
-std::mutex& snapshots_mutex() {
-  static auto* mutex = new std::mutex;
+base::Mutex<base::Rank::kSnapshots>& snapshots_mutex() {
+  static auto* mutex = new base::Mutex<base::Rank::kSnapshots>;
   return *mutex;
 }
 
@@ -34,23 +37,23 @@ namespace {
 class Held {
  public:
   Held() {
-    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    std::lock_guard lock(snapshots_mutex());
     all().insert(this);
   }
   Held(const Held&) = delete;
   Held& operator=(const Held&) = delete;
   ~Held() {
-    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    std::lock_guard lock(snapshots_mutex());
     all().erase(this);
   }
   void add_stacks(std::vector<StackId>&& more) {
     std::sort(more.begin(), more.end());
     more.erase(std::unique(more.begin(), more.end()), more.end());
-    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    std::lock_guard lock(snapshots_mutex());
     stacks_.insert(stacks_.end(), more.begin(), more.end());
   }
   static void name_all(std::vector<StackId>& stacks) {
-    std::lock_guard<std::mutex> lock(snapshots_mutex());
+    std::lock_guard lock(snapshots_mutex());
     for (const Held* held : all()) {
       stacks.insert(stacks.end(), held->stacks_.begin(), held->stacks_.end());
     }
@@ -77,11 +80,11 @@ void name(std::vector<StackId>& stacks, StackId stack) {
 void name_stacks(std::vector<StackId>& stacks) {
   Journal& journal = Journal::get();
   {
-    std::lock_guard<std::mutex> lock(journal.mutex);
+    std::lock_guard lock(journal.mutex);
     journal.writes.each([&](const Write& e) { name(stacks, e.stack); });
     journal.views.each([&](const View& e) { name(stacks, e.stack); });
     for (const auto& log : journal.save_logs) {
-      std::lock_guard<std::mutex> log_lock(log->mutex);
+      std::lock_guard log_lock(log->mutex);
       log->saves.each([&](const Save& e) { name(stacks, e.stack); });
     }
     for (const Backward& e : journal.backwards) {
@@ -93,38 +96,46 @@ void name_stacks(std::vector<StackId>& stacks) {
   }
   Origins& origins = Origins::get();
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     origins.each_stack([&](StackId stack) { name(stacks, stack); });
   }
   name(stacks, stacks::backward_stack());
   Held::name_all(stacks);
 }
 
-// The orders of the columns are gradext.recording's WRITE_COLUMNS, VIEW_COLUMNS ...
-constexpr size_t kWriteColumns = 15, kViewColumns = 10, kSaveColumns = 5;
-constexpr size_t kBirthColumns = 9, kFlowColumns = 18, kFlagColumns = 7;
-
 using Values = std::vector<int64_t, FromSystem<int64_t>>;
 
-struct Columns {
+// The rows of one table. `Column`: its columns, see events.h.
+template <class Column>
+struct Table {
+  static constexpr size_t kWidth = Column::kCount;
+
   Values values;
-  void row(std::initializer_list<int64_t> facts) {
-    values.insert(values.end(), facts);
+  void row(const std::array<int64_t, kWidth>& facts) {
+    values.insert(values.end(), facts.begin(), facts.end());
   }
-  void reserve(size_t rows, size_t columns) {
-    values.reserve(rows * columns);
+  void reserve(size_t rows) {
+    values.reserve(rows * kWidth);
+  }
+  // Adds what stands in one column to a set.
+  void collect(size_t column, std::unordered_set<int64_t>& into) const {
+    for (size_t k = column; k < values.size(); k += kWidth) {
+      into.insert(values[k]);
+    }
   }
   // The array takes the values over: a full journal's are tens of megabytes, and several threads
   // may be told of their errors at the same time.
-  py::array_t<int64_t> array(size_t columns) {
-    const auto rows = static_cast<py::ssize_t>(values.size() / columns);
+  py::array_t<int64_t> array() {
+    const auto rows = static_cast<py::ssize_t>(values.size() / kWidth);
     auto held = std::make_unique<Values>(std::move(values));
     int64_t* data = held->data();
     py::capsule owner(held.get(), [](void* at) { delete static_cast<Values*>(at); });
     held.release();
-    return py::array_t<int64_t>({rows, static_cast<py::ssize_t>(columns)}, data, owner);
+    return py::array_t<int64_t>({rows, static_cast<py::ssize_t>(kWidth)}, data, owner);
   }
 };
+
+#define GRADEXT_COLUMN_VALUE(name, value) static_cast<int64_t>(value),
 
 int64_t number(uint64_t value) {
   return static_cast<int64_t>(value);
@@ -133,7 +144,12 @@ int64_t number(uint64_t value) {
 // Everything that a snapshot takes from the journal, as plain C++: no Python object may be made
 // under the journal's mutex (a collection may run anything), nor the GIL be waited for.
 struct Copied {
-  Columns writes, views, saves, births, flows, flags;
+  Table<WriteColumn> writes;
+  Table<ViewColumn> views;
+  Table<SaveColumn> saves;
+  Table<BirthColumn> births;
+  Table<FlowColumn> flows;
+  Table<FlagColumn> flags;
   std::vector<Backward> backwards;
   std::vector<std::pair<int64_t, Refused>> refused;  // with the storage as shown
   std::vector<std::vector<int64_t>> geometries;
@@ -147,52 +163,32 @@ int64_t address(const void* target) {
   return static_cast<int64_t>(reinterpret_cast<intptr_t>(target));
 }
 
-void copy_flow(Columns& into, const Flow& e, bool lives) {
+int64_t bits_of(double value) {
   int64_t bits = 0;
-  static_assert(sizeof(bits) == sizeof(e.value));
-  std::memcpy(&bits, &e.value, sizeof(bits));
-  into.row(
-      {number(e.order),
-       number(e.number),
-       e.tensor,
-       e.source,
-       e.source_thread,
-       number(e.source_sequence),
-       bits,
-       e.stack,
-       e.mode,
-       e.thread,
-       e.op,
-       e.flags,
-       e.parents[0],
-       e.parents[1],
-       e.parents[2],
-       e.parents[3],
-       lives,
-       0});
+  static_assert(sizeof(bits) == sizeof(value));
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
 }
+
+void copy_flow(Table<FlowColumn>& into, const Flow& e, bool lives) {
+  into.row({GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_VALUE)});
+}
+
+constexpr uint64_t kNoNode = UINT64_MAX;  // -1 in a table
 
 // Only births and flags of what lives; the flows of the dead as far as they reach back.
 void copy_origins(Copied& out) {
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   std::vector<StackId> stacks;
   origins.each_stack([&](StackId stack) { name(stacks, stack); });
   out.held->add_stacks(std::move(stacks));
   origins.births.each([&](const void* target, const Birth& e) {
     out.held->holds.emplace_back(target);
-    out.births.row(
-        {address(target),
-         number(e.order),
-         number(e.number),
-         e.tensor,
-         e.stack,
-         e.mode,
-         e.op,
-         e.thread,
-         e.has_gradient_behind});
+    const int64_t key = address(target);
+    out.births.row({GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_VALUE)});
   });
-  out.flows.reserve(origins.past.size() + origins.flows.size(), kFlowColumns);
+  out.flows.reserve(origins.past.size() + origins.flows.size());
   origins.past.each([&](const Flow& e) { copy_flow(out.flows, e, false); });
   origins.flows.each_dead([&](const Flow& e) { copy_flow(out.flows, e, false); });
   origins.flows.each([&](const void* target, const Flow& e) {
@@ -201,8 +197,8 @@ void copy_origins(Copied& out) {
   });
   origins.flags.each([&](const void* target, const FlagChange& e) {
     out.held->holds.emplace_back(target);
-    out.flags.row(
-        {address(target), number(e.order), e.stack, e.thread, e.value, e.taints, e.parent});
+    const int64_t key = address(target);
+    out.flags.row({GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_VALUE)});
   });
   out.dropped_flows = origins.past.dropped() + origins.flows.dropped();
   out.dropped_births = origins.births.dropped();
@@ -211,7 +207,7 @@ void copy_origins(Copied& out) {
 Copied copy_journal(uint64_t since) {
   Journal& journal = Journal::get();
   Copied out;
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   // The living go by their addresses, which is what everybody else knows of them; the dead by
   // numbers that nothing else has.
   std::unordered_map<uint64_t, const void*> living;
@@ -233,67 +229,38 @@ Copied copy_journal(uint64_t since) {
   };
   std::vector<StackId> stacks;
   if (since == 0) {
-    out.writes.reserve(journal.writes.size(), kWriteColumns);
-    out.views.reserve(journal.views.size(), kViewColumns);
+    out.writes.reserve(journal.writes.size());
+    out.views.reserve(journal.views.size());
   }
   journal.writes.each([&](const Write& e) {
     if (e.order > since) {
       name(stacks, e.stack);
-      out.writes.row(
-          {number(e.order),
-           show(e.storage),
-           show(e.counter),
-           e.extent.begin,
-           e.extent.end,
-           number(e.sequence),
-           e.thread,
-           e.stack,
-           e.op,
-           e.inner_op,
-           e.version_before,
-           e.version_after,
-           e.geometry,
-           e.argument,
-           e.flags});
+      out.writes.row({GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_VALUE)});
     }
   });
   journal.views.each([&](const View& e) {
     if (e.order > since) {
       name(stacks, e.stack);
-      out.views.row(
-          {number(e.order),
-           show(e.storage),
-           e.extent.begin,
-           e.extent.end,
-           number(e.sequence),
-           e.tensor,
-           e.thread,
-           e.stack,
-           e.op,
-           e.flags});
+      out.views.row({GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_VALUE)});
     }
   });
   size_t save_count = 0;
   for (const auto& log : journal.save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
+    std::lock_guard log_lock(log->mutex);
     save_count += log->saves.size();
   }
-  out.saves.reserve(save_count, kSaveColumns);
-  for (const auto& log : journal.save_logs) {
-    std::lock_guard<std::mutex> log_lock(log->mutex);
-    log->saves.each([&](const Save& e) {
-      const bool known = e.origin > log->origins_dropped;
+  out.saves.reserve(save_count);
+  for (const auto& held : journal.save_logs) {
+    const SaveLog& log = *held;
+    std::lock_guard log_lock(held->mutex);
+    log.saves.each([&](const Save& e) {
+      const bool known = e.origin > log.origins_dropped;
       const NodeId origin =
-          known ? log->origins[e.origin - 1 - log->origins_dropped] : NodeId{0, 0};
+          known ? log.origins[e.origin - 1 - log.origins_dropped] : NodeId{kNoNode, kNoNode};
       name(stacks, e.stack);
-      out.saves.row(
-          {number(log->thread),
-           number(e.sequence),
-           e.stack,
-           known ? number(origin.thread) : -1,
-           known ? number(origin.sequence) : -1});
+      out.saves.row({GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_VALUE)});
     });
-    out.dropped_saves += log->saves.dropped();
+    out.dropped_saves += log.saves.dropped();
   }
   for (const Backward& e : journal.backwards) {
     if (e.order > since) {
@@ -354,32 +321,30 @@ py::dict snapshot(uint64_t since) {
     copy_origins(copied);
   }
   py::list backwards, refused;
-  for (const Backward& e : copied.backwards) {
-    Columns nodes;
-    for (const NodeId& id : e.nodes) {
-      nodes.row({number(id.thread), number(id.sequence)});
+  for (const Backward& call : copied.backwards) {
+    Table<NodeColumn> nodes;
+    for (const NodeId& e : call.nodes) {
+      nodes.row({GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_VALUE)});
     }
     backwards.append(
         py::make_tuple(
-            e.order, e.thread, e.stack, e.keeps_graph, e.creates_graph, e.whole, nodes.array(2)));
+            call.order,
+            call.thread,
+            call.stack,
+            call.keeps_graph,
+            call.creates_graph,
+            call.whole,
+            nodes.array()));
   }
   for (const auto& [storage, e] : copied.refused) {
     refused.append(shown_refused(storage, e));
   }
   std::unordered_set<int64_t> ops;
-  for (size_t k = 0; k < copied.writes.values.size(); k += kWriteColumns) {
-    ops.insert(copied.writes.values[k + 8]);
-    ops.insert(copied.writes.values[k + 9]);
-  }
-  for (size_t k = 0; k < copied.views.values.size(); k += kViewColumns) {
-    ops.insert(copied.views.values[k + 8]);
-  }
-  for (size_t k = 0; k < copied.births.values.size(); k += kBirthColumns) {
-    ops.insert(copied.births.values[k + 6]);
-  }
-  for (size_t k = 0; k < copied.flows.values.size(); k += kFlowColumns) {
-    ops.insert(copied.flows.values[k + 10]);
-  }
+  copied.writes.collect(WriteColumn::op, ops);
+  copied.writes.collect(WriteColumn::inner_op, ops);
+  copied.views.collect(ViewColumn::op, ops);
+  copied.births.collect(BirthColumn::op, ops);
+  copied.flows.collect(FlowColumn::op, ops);
   py::dict names, dropped, out;
   for (int64_t op : ops) {
     names[py::int_(op)] = op_name(static_cast<uint32_t>(op));
@@ -392,12 +357,12 @@ py::dict snapshot(uint64_t since) {
   dropped["flows"] = copied.dropped_flows;
   out["held"] = py::cast(std::move(copied.held));
   out["order"] = copied.order;
-  out["writes"] = copied.writes.array(kWriteColumns);
-  out["views"] = copied.views.array(kViewColumns);
-  out["saves"] = copied.saves.array(kSaveColumns);
-  out["births"] = copied.births.array(kBirthColumns);
-  out["flows"] = copied.flows.array(kFlowColumns);
-  out["flags"] = copied.flags.array(kFlagColumns);
+  out["writes"] = copied.writes.array();
+  out["views"] = copied.views.array();
+  out["saves"] = copied.saves.array();
+  out["births"] = copied.births.array();
+  out["flows"] = copied.flows.array();
+  out["flags"] = copied.flags.array();
   out["backwards"] = backwards;
   out["refused"] = refused;
   out["geometries"] = copied.geometries;
@@ -406,11 +371,34 @@ py::dict snapshot(uint64_t since) {
   return out;
 }
 
+#define GRADEXT_COLUMN_TEXT(name, value) #name,
+
+// The columns of each table, in their order.
+py::dict event_columns() {
+  const auto names = [](std::initializer_list<const char*> columns) {
+    py::list out;
+    for (const char* column : columns) {
+      out.append(column);
+    }
+    return py::tuple(out);
+  };
+  py::dict out;
+  out["writes"] = names({GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["views"] = names({GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["saves"] = names({GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["births"] = names({GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["flows"] = names({GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["flags"] = names({GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  out["nodes"] = names({GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_TEXT)});
+  return out;
+}
+
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
   stacks::set_stack_roots(&name_stacks);
   m.def("recorder_snapshot", &snapshot);
+  m.attr("EVENT_COLUMNS") = event_columns();
   py::class_<Held>(m, "Held");
 }
 

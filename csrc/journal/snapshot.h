@@ -1,5 +1,7 @@
-// The journal as Python reads it: copied out, so that readers hold no lock.
+// Copies the journal out as numpy tables, so that Python reads it without a lock.
 #pragma once
+
+#include "base/locks.h"
 
 #include <pybind11/pybind11.h>
 
@@ -8,7 +10,7 @@
 namespace gradext::journal {
 
 // Guards what snapshots keep; for fork.
-std::mutex& snapshots_mutex();
+base::Mutex<base::Rank::kSnapshots>& snapshots_mutex();
 
 void bind_snapshot(pybind11::module_& m);
 

@@ -17,37 +17,39 @@
 namespace gradext::recorder {
 namespace {
 
-std::vector<std::mutex*>& held_logs() {
-  static auto* held = new std::vector<std::mutex*>;
+std::vector<decltype(SaveLog::mutex)*>& held_logs() {
+  static auto* held = new std::vector<decltype(SaveLog::mutex)*>;
   return *held;
 }
 
+// In the order of base/locks.h. The guard's come before these: what was registered last is called
+// first.
 void lock_all() {
   Journal& journal = Journal::get();
   journal.mutex.lock();
-  Origins::get().mutex.lock();
-  names_mutex().lock();
-  uncounted_mutex().lock();
-  base::faults_mutex().lock();
   held_logs().clear();
   for (const auto& log : journal.save_logs) {
     log->mutex.lock();
     held_logs().push_back(&log->mutex);
   }
+  Origins::get().mutex.lock();
+  names_mutex().lock();
+  uncounted_mutex().lock();
   snapshots_mutex().lock();
   stacks_lock();
+  faults_mutex().lock();
 }
 
 void unlock_all() {
+  faults_mutex().unlock();
   stacks_unlock();
   snapshots_mutex().unlock();
-  for (std::mutex* mutex : held_logs()) {
-    mutex->unlock();
-  }
-  base::faults_mutex().unlock();
   uncounted_mutex().unlock();
   names_mutex().unlock();
   Origins::get().mutex.unlock();
+  for (auto* mutex : held_logs()) {
+    mutex->unlock();
+  }
   Journal::get().mutex.unlock();
 }
 

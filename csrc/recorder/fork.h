@@ -1,4 +1,5 @@
-// The mutexes that a child of fork() must not find locked by a thread that it does not have.
+// Takes the mutexes around a fork: the child must find none locked by a thread that it does not
+// have.
 #pragma once
 
 namespace gradext::recorder {

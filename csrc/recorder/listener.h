@@ -1,5 +1,5 @@
-// Where a room above the recorder listens in. The recorder calls what is set and knows nothing of
-// who set it; without one it pays a load of an atomic.
+// Lets the guard listen in: the recorder calls the functions that are set here and knows nothing of
+// who set them. Without a listener it pays one load of an atomic.
 #pragma once
 
 #include <ATen/core/Tensor.h>

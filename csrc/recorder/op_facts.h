@@ -1,4 +1,4 @@
-// What the recorder wants to know of an op, read from its schema once.
+// Reads from an op's schema, once, what the recorder wants to know of it.
 #pragma once
 
 #include <ATen/core/function_schema.h>

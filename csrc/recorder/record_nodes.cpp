@@ -41,7 +41,7 @@ void note_nodes() {
     const uint64_t sequence = at::sequence_number::peek();
     const StackId stack = current_stack();
     SaveLog& log = *thread.log;
-    std::lock_guard<std::mutex> lock(log.mutex);
+    std::lock_guard lock(log.mutex);
     const uint32_t origin = origin_of(thread);
     if (log.last != nullptr) {
       if (log.last->sequence == sequence) {

@@ -1,4 +1,4 @@
-// Records where graph nodes are made.
+// Records the Python line at which each graph node is made.
 #pragma once
 
 namespace gradext::recorder {

@@ -91,7 +91,7 @@ void record_write(
   const bool grad_mode = c10::GradMode::is_enabled();
   bool uncounted = false;
   {
-    std::lock_guard<std::mutex> lock(journal.mutex);
+    std::lock_guard lock(journal.mutex);
     for (const Target& target : targets) {
       const c10::TensorImpl& impl = *target.tensor.unsafeGetTensorImpl();
       if (is_enclosed(thread.enclosing, target.counter)) {
@@ -153,7 +153,7 @@ void record_refusal(
   Refused event;
   event.order = journal.next_order();
   {
-    std::lock_guard<std::mutex> lock(journal.mutex);
+    std::lock_guard lock(journal.mutex);
     event.storage = journal.identify(target.storage, event.order);
   }
   event.extent = target.extent;
@@ -257,7 +257,7 @@ void record_view(uint32_t op, const at::Tensor& tensor, StackId stack) {
     return;
   }
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   View& event = journal.views.push();
   event.order = journal.next_order();
   event.storage = journal.identify(state::storage(impl), event.order);
@@ -276,7 +276,7 @@ void record_note(uint32_t op, const at::Tensor& tensor, uint16_t flags) {
   const StackId stack = current_stack();
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   Write& event = journal.writes.push();
   event.order = journal.next_order();
   event.storage = journal.identify(state::storage(impl), event.order);

@@ -1,4 +1,4 @@
-// The recorder's switch: which recordings are on, and on which threads their kernels are reached.
+// Switches recordings on and off, and with them the dispatch keys of each thread.
 //
 // The recorder sees the program through kernels on dispatch keys of its own, for ops that write,
 // make views, make graph nodes or new tensors. A key is in a thread's set only while a recording is

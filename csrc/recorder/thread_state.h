@@ -1,4 +1,4 @@
-// What the recorder remembers of each thread: the writing op that runs, where grad mode was
+// Keeps what the recorder remembers of each thread: the writing op that runs, where grad mode was
 // switched off, the values that have left for Python, the thread's saves.
 #pragma once
 

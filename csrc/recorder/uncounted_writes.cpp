@@ -7,7 +7,7 @@ namespace {
 
 struct Uncounted {
   std::atomic<uint64_t> count{0};
-  std::mutex mutex;  // guards what follows
+  base::Mutex<base::Rank::kUncounted> mutex;  // guards what follows
   // Of a thread: its sequence number at the last such write. Of two threads, no more are needed:
   // whatever node there is, it is older than one of these writes as far as anybody can tell.
   std::vector<NodeId> from;
@@ -24,7 +24,7 @@ Uncounted& uncounted() {
 void remember_uncounted(uint64_t thread, uint64_t sequence) {
   Uncounted& g = uncounted();
   ++g.count;
-  std::lock_guard<std::mutex> lock(g.mutex);
+  std::lock_guard lock(g.mutex);
   for (NodeId& known : g.from) {
     if (known.thread == thread) {
       known.sequence = sequence;
@@ -43,7 +43,7 @@ bool spans_uncounted_write(const std::vector<NodeId>& nodes) {
   }
   std::vector<NodeId> writes;
   {
-    std::lock_guard<std::mutex> lock(g.mutex);
+    std::lock_guard lock(g.mutex);
     writes = g.from;
   }
   for (const NodeId& write : writes) {
@@ -59,12 +59,12 @@ bool spans_uncounted_write(const std::vector<NodeId>& nodes) {
 
 void forget_uncounted_writes() {
   Uncounted& g = uncounted();
-  std::lock_guard<std::mutex> lock(g.mutex);
+  std::lock_guard lock(g.mutex);
   g.from.clear();
   g.count = 0;
 }
 
-std::mutex& uncounted_mutex() {
+base::Mutex<base::Rank::kUncounted>& uncounted_mutex() {
   return uncounted().mutex;
 }
 

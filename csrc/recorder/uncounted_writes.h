@@ -1,7 +1,8 @@
-// Writes that torch's version check cannot see, remembered by when they happened: a backward over a
+// Remembers when writes happened that torch's version counters did not count: a backward over a
 // graph that is older than one of them is looked at before it runs.
 #pragma once
 
+#include "base/locks.h"
 #include "journal/events.h"
 
 #include <cstdint>
@@ -19,6 +20,6 @@ bool spans_uncounted_write(const std::vector<NodeId>& nodes);
 // Forget such writes up to now.
 void forget_uncounted_writes();
 
-std::mutex& uncounted_mutex();  // for fork
+base::Mutex<base::Rank::kUncounted>& uncounted_mutex();  // for fork
 
 }  // namespace gradext::recorder

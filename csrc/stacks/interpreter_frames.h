@@ -1,7 +1,7 @@
-// The frames of a running interpreter, read without the GIL and without a reference count.
+// Reads the frames of a running interpreter without the GIL and without touching a reference count.
 //
-// They are in no public header. What is read of them differs by version and is all in this file;
-// torch's own Dynamo reads the same fields. Included by stacks.cpp alone. Without
+// Their layout is in no public header. What is read of them differs by version and is all in this
+// file; torch's own Dynamo reads the same fields. Included by stacks.cpp alone. Without
 // GRADEXT_RAW_FRAMES, which it defines where it can, frames are read by the public API.
 #pragma once
 

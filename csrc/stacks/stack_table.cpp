@@ -27,7 +27,7 @@ StackTable& StackTable::get() {
 // Beside the events' own: at most as much for frames, and a quarter for code that would be gone
 // without the recorder. Between two collections a quarter is added, and lives until the next.
 void StackTable::set_memory(size_t bytes) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   bytes = std::max(bytes, kLeastMemory);
   most_nodes_ = bytes / kNodeBytes;
   most_codes_ = bytes / 4 / kCodeBytes;
@@ -80,7 +80,7 @@ void StackTable::count_new(size_t bytes) {
 }
 
 StackId StackTable::intern(PyCodeObject* code, int32_t instruction, StackId parent) {
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock lock(mutex_);
   auto known = code_index_.find(code);
   if (known == code_index_.end()) {
     // A reference needs the GIL, and the GIL must not be waited for under the mutex.
@@ -119,7 +119,7 @@ uint32_t StackTable::keep_code(PyCodeObject* code) {
   uint32_t index = 0;
   bool are_codes_due = false;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard lock(mutex_);
     const auto [place, is_new] = code_index_.emplace(code, static_cast<uint32_t>(codes_.size()));
     if (is_new) {
       codes_.push_back(code);
@@ -140,7 +140,7 @@ uint32_t StackTable::keep_code(PyCodeObject* code) {
 // Of the code that nobody else holds, the oldest beyond the limit. Its frames stay in the table
 // without it, and are left out of the stacks that go through them.
 void StackTable::give_up_codes() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   are_codes_due_ = false;
   const size_t before = dropped_;
   size_t held = 0;
@@ -162,7 +162,7 @@ void StackTable::give_up_codes() {
 void StackTable::release_garbage() {
   std::vector<PyCodeObject*> garbage;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard lock(mutex_);
     garbage.swap(garbage_);
   }
   if (garbage.empty()) {
@@ -178,7 +178,7 @@ void StackTable::release_garbage() {
 }
 
 void StackTable::pin(StackId stack) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   if (pins_.size() < kMostPins) {
     pins_.insert(stack);
   }
@@ -189,7 +189,7 @@ void StackTable::pin(StackId stack) {
 void StackTable::collect(std::vector<StackId>&& roots) {
   std::sort(roots.begin(), roots.end());
   roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   if (!is_due_) {
     return;  // another thread has just done it
   }
@@ -280,19 +280,19 @@ void StackTable::compact(const std::vector<bool>& kept) {
 }
 
 StackId StackTable::parent(StackId stack) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   const Node* node = find(stack);
   return node != nullptr && node->parent > kCut ? node->parent : 0;
 }
 
 PyCodeObject* StackTable::code(StackId stack) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   const Node* node = find(stack);
   return node != nullptr ? codes_[node->code] : nullptr;
 }
 
 std::vector<Frame> StackTable::frames(StackId stack) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   std::vector<Frame> frames;
   const Node* node = find(stack);
   while (node != nullptr) {
@@ -309,7 +309,7 @@ std::vector<Frame> StackTable::frames(StackId stack) {
 }
 
 StackStats StackTable::stats() {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard lock(mutex_);
   const size_t per_code = 7 * sizeof(void*);
   return {
       nodes_.size(),

@@ -1,9 +1,10 @@
-// The table behind the numbers of stacks (stacks.h): a tree of frames under their callers. Numbers
-// are never given twice. What no event names and no thread has been seen at for a while is
-// forgotten, so that a program that makes new code, or that recurs in ever new ways, does not fill
-// the memory; a number that is forgotten means no frame from then on.
+// Stores Python stacks as a tree of frames under their callers, and gives each frame a number
+// (stacks.h). Numbers are never given twice. What no event names and no thread has been seen at for
+// a while is forgotten, so that a program that makes new code, or that recurs in ever new ways,
+// does not fill the memory; a number that is forgotten means no frame from then on.
 #pragma once
 
+#include "base/locks.h"
 #include "base/system_memory.h"
 #include "stacks/stacks.h"
 
@@ -57,7 +58,7 @@ class StackTable {
   StackStats stats();
 
   // For fork.
-  std::mutex& mutex() {
+  base::Mutex<base::Rank::kStacks>& mutex() {
     return mutex_;
   }
 
@@ -84,7 +85,7 @@ class StackTable {
   void give_up_codes();
   void release_garbage();
 
-  std::mutex mutex_;
+  base::Mutex<base::Rank::kStacks> mutex_;
   std::vector<Node, FromSystem<Node>>
       nodes_;  // by number; a caller's is lower than that of what it calls
   std::vector<uint32_t, FromSystem<uint32_t>>

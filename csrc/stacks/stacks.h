@@ -1,6 +1,6 @@
-// Python stacks as small numbers. A capture walks the calling thread's frames without the GIL and
-// without touching a reference count; equal stacks get equal numbers, and frames become files and
-// lines only when somebody asks.
+// Captures Python stacks as small numbers. A capture walks the calling thread's frames without the
+// GIL and without touching a reference count; equal stacks get equal numbers, and frames become
+// files and lines only when somebody asks.
 #pragma once
 
 #include <Python.h>

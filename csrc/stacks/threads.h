@@ -1,5 +1,5 @@
-// The Python threads beside the calling one, and the functions that CPython puts on a thread from
-// outside: a trace function (each line) and a profile function (each call and return).
+// Puts trace functions (called at each line) and profile functions (at each call and return) on
+// Python threads beside the calling one.
 //
 // CPython has one slot of each per thread, and whoever is there first keeps it: a debugger's or a
 // coverage tool's function is never taken away. One thread can be given a profile function on its

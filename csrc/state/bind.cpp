@@ -226,7 +226,6 @@ void bind(py::module_& m) {
   m.def("states", &states, py::arg("tensors"));
   m.def("geometry", &geometry, py::arg("tensor"));
   m.def("self_test", &self_test);
-  m.def("version_counter_use_count", &version_counter_use_count, py::arg("tensor"));
   // The cheapest call that exists, for benchmarks: what a row of `_C` timings contains besides its
   // work.
   m.def("version", [](py::handle t) -> py::object {
@@ -238,6 +237,10 @@ void bind(py::module_& m) {
     columns.append(name);
   }
   m.attr("STATE_COLUMNS") = py::tuple(columns);
+}
+
+void bind_testing(py::module_& m) {
+  m.def("version_counter_use_count", &version_counter_use_count, py::arg("tensor"));
 }
 
 }  // namespace gradext::state

@@ -1,5 +1,5 @@
-// The state's part of the pybind11 door: the facts of state.h, the same code that answers the ops,
-// as Python objects and without the dispatcher's cost.
+// Adds inspect, states, geometry and version to gradext._C: the facts of state.h as Python objects,
+// without the dispatcher's cost.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,5 +7,7 @@
 namespace gradext::state {
 
 void bind(pybind11::module_& m);
+// What only tests use (gradext._C.testing).
+void bind_testing(pybind11::module_& m);
 
 }  // namespace gradext::state

@@ -1,4 +1,4 @@
-// Pure reads of one tensor's autograd state. Nothing here allocates, dispatches, takes the GIL,
+// Reads one tensor's autograd state. Nothing here allocates, dispatches, takes the GIL,
 // runs a hook or changes a count that outlives the call; in particular nothing asks for
 // `grad_fn()`, which rebuilds the node of a view whose base was written.
 #pragma once

@@ -15,7 +15,8 @@ namespace gradext::guard {
 namespace {
 
 struct Exposed {
-  std::mutex mutex;  // guards what follows; never held while the GIL is waited for
+  base::Mutex<base::Rank::kExposed>
+      mutex;  // guards what follows; never held while the GIL is waited for
   std::unordered_map<const void*, std::vector<std::weak_ptr<Entry>>> by_storage;
   std::unordered_map<const void*, base::Hold> exposed;
   std::unordered_set<const void*> watched;
@@ -74,14 +75,14 @@ void sweep(Exposed& state) {
 
 bool expose(const c10::StorageImpl* storage) {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.exposed.try_emplace(storage, static_cast<const void*>(storage));
   return is_exposed(state, storage) && state.by_storage.count(storage) > 0;
 }
 
 bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage) {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   if (++state.since_sweep > 256 + state.entries) {
     sweep(state);
   }
@@ -100,7 +101,7 @@ bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* stor
 Entries open_entries(const std::vector<const void*>* storages) {
   Exposed& state = all();
   Entries found;
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   const auto add = [&](const void* storage) {
     auto place = state.by_storage.find(storage);
     if (place == state.by_storage.end()) {
@@ -132,14 +133,14 @@ Entries open_entries(const std::vector<const void*>* storages) {
 
 void watch_storage(const void* storage) {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.watched.insert(storage);
   state.watches_any = true;
 }
 
 bool is_watched(const void* storage) {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   return state.watched.count(storage) > 0;
 }
 
@@ -149,7 +150,7 @@ bool watches_any() {
 
 void forget_exposed() {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.by_storage.clear();
   state.watched.clear();
   state.watches_any = false;
@@ -159,11 +160,11 @@ void forget_exposed() {
 
 ExposedCounts exposed_counts() {
   Exposed& state = all();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   return {state.entries, state.exposed.size()};
 }
 
-std::mutex& exposed_mutex() {
+base::Mutex<base::Rank::kExposed>& exposed_mutex() {
   return all().mutex;
 }
 

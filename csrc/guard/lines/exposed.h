@@ -1,7 +1,8 @@
-// Which of the tensors whose bytes are known lie in memory that the program can write without an
-// op: memory that it got hold of itself (numpy, a pointer, a storage), or that came from elsewhere.
+// Keeps which fingerprinted tensors lie in memory that the program can write without an op: memory
+// that it got hold of itself (numpy, a pointer, a storage), or that came from elsewhere.
 #pragma once
 
+#include "base/locks.h"
 #include "guard/entry.h"
 #include "state/state.h"
 
@@ -33,7 +34,7 @@ struct ExposedCounts {
   size_t entries, exposed;
 };
 ExposedCounts exposed_counts();
-std::mutex& exposed_mutex();  // for fork
+base::Mutex<base::Rank::kExposed>& exposed_mutex();  // for fork
 
 // Compares each entry with its memory; calls mark(change) for the first change of one. How many are
 // alive.

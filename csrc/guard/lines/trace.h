@@ -1,6 +1,6 @@
-// Writes that no op shows: memory that the program got hold of itself (numpy, a pointer, a storage)
-// is compared at each line of the user's Python code, so that the line before is known to have
-// done it.
+// Finds the line that wrote memory without an op: it compares memory that the program got hold of
+// itself (numpy, a pointer, a storage) at each line of the user's Python code, so a change was made
+// by the line before.
 //
 // A trace function of C, on only while some watched tensor's memory is exposed. It leaves
 // sys.settrace alone: where a debugger or a coverage tool traces, no line is looked at, and the

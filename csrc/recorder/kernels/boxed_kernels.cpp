@@ -235,13 +235,13 @@ const OpFacts& late_facts(const c10::OperatorHandle& op) {
     return nullptr;
   };
   {
-    std::lock_guard<std::mutex> lock(names_mutex());
+    std::lock_guard lock(names_mutex());
     if (const OpFacts* facts = look()) {
       return *facts;
     }
   }
   std::unique_ptr<OpFacts> made = facts_of(op.schema());
-  std::lock_guard<std::mutex> lock(names_mutex());
+  std::lock_guard lock(names_mutex());
   if (const OpFacts* facts = look()) {
     return *facts;  // another thread was first
   }

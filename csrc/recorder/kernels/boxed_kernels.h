@@ -1,4 +1,4 @@
-// Kernels for every op, over the boxed arguments.
+// Makes kernels that work for every op, over its boxed arguments.
 #pragma once
 
 #include "recorder/op_facts.h"

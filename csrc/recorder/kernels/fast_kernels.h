@@ -1,4 +1,4 @@
-// Kernels without boxing for the ops of every program.
+// Makes kernels without boxing for the ops that nearly every program runs.
 #pragma once
 
 #include "recorder/op_facts.h"

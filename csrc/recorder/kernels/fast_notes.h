@@ -1,4 +1,4 @@
-// What the unboxed kernels (fast_kernels.cpp) note of an op's arguments and results, whatever types
+// Notes an op's arguments and results for the unboxed kernels (fast_kernels.cpp), whatever types
 // its schema gives them.
 #pragma once
 

@@ -1,5 +1,5 @@
-// What every kernel on the recorder's keys asks before it does anything: whether the op that is
-// about to run is one that the recording wants, and the short way past it if not.
+// Decides for every kernel on the recorder's keys whether the recording wants anything of the op
+// that is about to run; if not, the kernel goes straight to the op.
 #pragma once
 
 #include "recorder/op_facts.h"
@@ -81,8 +81,9 @@ inline Watch how_to_watch(
   return torch::autograd::get_current_node() ? Watch::kNone : Watch::kNoGrad;
 }
 
-// While it lives, the ops that this thread runs belong to the one that it stands for. Ops of the
-// program's own are made of what the program wants to know about, and are no such bracket.
+// While it lives, the ops that this thread runs are parts of the op that it stands for. Custom
+// (non-aten) ops do not count as enclosing: the aten ops inside them are user code and are
+// recorded.
 class WatchedOp {
  public:
   WatchedOp(ThreadState& thread, const OpFacts& op)

@@ -164,7 +164,7 @@ void note_birth(
   const ThreadState& thread = thread_state();
   const StackId stack = current_stack();
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   bool gradient = false;
   for (const c10::TensorImpl* input : inputs) {
     if (!gradient) {
@@ -221,7 +221,7 @@ void note_results(
     }
     if (watch == Watch::kGrad) {
       complete(flow, op.name);
-      std::lock_guard<std::mutex> lock(origins.mutex);
+      std::lock_guard lock(origins.mutex);
       // What an op of the program's own is made of has been noted already, with the lines in it.
       if (op.is_aten || origins.flows.find(as_target(impl)) == nullptr) {
         add_values(origins, flow, op, inputs);
@@ -230,7 +230,7 @@ void note_results(
       continue;
     }
     {
-      std::lock_guard<std::mutex> lock(origins.mutex);
+      std::lock_guard lock(origins.mutex);
       add_values(origins, flow, op, inputs);
       const bool is_noted = !op.is_aten && origins.flows.find(as_target(impl)) != nullptr;
       if (!is_known(flow) || is_noted) {
@@ -238,7 +238,7 @@ void note_results(
       }
     }
     complete(flow, op.name);
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     keep(origins, impl, flow);
   }
 }
@@ -251,7 +251,7 @@ void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& r
   Flow flow;
   complete(flow, op);
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   if (const Flow* inner = origins.flows.find(as_target(impl))) {
     // What forward() computed from tensors that it found elsewhere; the inputs come after it.
     flow.flags = kNoGradMode | kInFunction | (inner->flags & kTaints);
@@ -283,7 +283,7 @@ void note_flow_into(
   flow.flags = mode_flags(watch, thread_state(), flow.mode) | kWritten;
   Origins& origins = Origins::get();
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     add_inputs(origins, flow, inputs);
     if (!is_known(flow)) {
       return;
@@ -299,7 +299,7 @@ void note_flow_into(
     }
   }
   complete(flow, op.name, stack);
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   keep(origins, impl, flow);
   // A write through a view is a write to its base.
   if (const auto* view = state::backward_view_meta(impl)) {
@@ -315,7 +315,7 @@ void note_detached(const OpFacts& op, const at::Tensor& tensor) {
   flow.flags = kCut | kTaintCut | kWritten;
   complete(flow, op.name);
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   keep(origins, *tensor.unsafeGetTensorImpl(), flow);
 }
 
@@ -338,14 +338,14 @@ void note_view(
   flow.flags = mode_flags(watch, thread_state(), flow.mode) | kIsView;
   Origins& origins = Origins::get();
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     add_inputs(origins, flow, Inputs{base.unsafeGetTensorImpl()});
   }
   if (!is_known(flow)) {
     return;
   }
   complete(flow, op.name, stack);
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   keep(origins, impl, flow);
 }
 
@@ -358,14 +358,14 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
   flow.flags = kIsView;
   Origins& origins = Origins::get();
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     add_inputs(origins, flow, Inputs{of.unsafeGetTensorImpl()});
   }
   if (!is_known(flow)) {
     return;
   }
   complete(flow, op);
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   keep(origins, impl, flow);
 }
 
@@ -385,7 +385,7 @@ void note_misuse(uint32_t op, const Inputs& inputs, const std::string& what) {
     Refused event;
     event.order = order;
     {
-      std::lock_guard<std::mutex> lock(journal.mutex);
+      std::lock_guard lock(journal.mutex);
       event.storage = journal.identify(state::storage(*impl), event.order);
     }
     event.tensor = state::opaque_id(impl);

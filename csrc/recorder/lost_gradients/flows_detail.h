@@ -1,4 +1,4 @@
-// What origins.cpp and crossings.cpp share. Internal to these two.
+// Helpers that flows.cpp and python_crossings.cpp share. Internal to these two.
 #pragma once
 
 #include "recorder/lost_gradients/flows.h"

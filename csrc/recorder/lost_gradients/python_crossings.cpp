@@ -134,7 +134,7 @@ void note_merge(
   Origins& origins = Origins::get();
   Flow flow;
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     if (origins.flows.size() == 0) {
       return;
     }
@@ -168,7 +168,7 @@ void note_merge(
   flow.source_sequence = node->sequence_nr();
   flow.source_thread = static_cast<uint32_t>(node->thread_id());
   complete(flow, op.name);
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   if (judged_stacks().count(flow.stack) != 0) {
     return;
   }
@@ -197,7 +197,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   flow.value = value;
   Origins& origins = Origins::get();
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     add_inputs(origins, flow, Inputs{&impl});
   }
   if ((flow.flags & (kTaints | kFromInference)) == 0) {
@@ -205,7 +205,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   }
   complete(flow, op);
   {
-    std::lock_guard<std::mutex> lock(origins.mutex);
+    std::lock_guard lock(origins.mutex);
     keep_past(origins, flow);
   }
   thread.exits[thread.exit_count++ % thread.exits.size()] =
@@ -236,7 +236,7 @@ void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, dou
   }
   Origins& origins = Origins::get();
   complete(flow, op);
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   add_inputs(origins, flow, inputs);
   if (is_floating && (flow.flags & kTaintCut) != 0) {
     flow.flags |= kTaintPython;  // also a copy of tensors themselves: torch.tensor(loss)
@@ -255,7 +255,7 @@ void note_gradients(
   flow.source_thread = static_cast<uint32_t>(root.thread);
   complete(flow, op);
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   for (size_t k = 0; k < gradients.size(); ++k) {
     const at::Tensor& gradient = gradients[k];
     if (!gradient.defined() || !is_wanted(*gradient.unsafeGetTensorImpl()) ||
@@ -276,7 +276,7 @@ void note_flag(const at::Tensor& tensor, bool value) {
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   const StackId stack = current_stack();
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   bool is_new = false;
   const Flow* flow = origins.flows.find(as_target(impl));
   const uint32_t taints = flow != nullptr ? flow->flags & kTaints : 0;
@@ -303,7 +303,7 @@ bool uses_merge(const std::vector<NodeId>& nodes) {
     return false;
   }
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
+  std::lock_guard lock(origins.mutex);
   auto& merges = merge_nodes();
   std::set<std::pair<uint64_t, uint64_t>> pending, used;  // merges are few, nodes may be many
   for (const NodeId& node : merges) {
@@ -325,7 +325,7 @@ bool uses_merge(const std::vector<NodeId>& nodes) {
 }
 
 void judged(const std::vector<StackId>& stacks) {
-  std::lock_guard<std::mutex> lock(Origins::get().mutex);
+  std::lock_guard lock(Origins::get().mutex);
   judged_stacks().insert(stacks.begin(), stacks.end());
 }
 

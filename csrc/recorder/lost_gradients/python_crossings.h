@@ -1,5 +1,6 @@
-// Where values cross the border of the graph without an op that says so: to Python and back, as
-// gradients that are constants, into a loss as constants, and by `requires_grad` set by hand.
+// Notes where values leave or enter the autograd graph without an op that says so: to Python
+// numbers and back, as gradients without a graph, as constants added to a loss, by `requires_grad`
+// set by hand.
 #pragma once
 
 #include "recorder/lost_gradients/flows.h"
@@ -32,7 +33,7 @@ void note_merge(
     Watch watch, const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result);
 // Whether some merge since the last call made one of these nodes.
 bool uses_merge(const std::vector<NodeId>& nodes);
-// The merges at these stacks were looked at; those that follow are not noted.
+// Marks call sites as already diagnosed: later merges at the same sites are not recorded.
 void judged(const std::vector<StackId>& stacks);
 // The program set `requires_grad`.
 void note_flag(const at::Tensor& tensor, bool value);

@@ -39,7 +39,7 @@ py::dict memory() {
   {
     py::gil_scoped_release release;
     Journal& journal = Journal::get();
-    std::lock_guard<std::mutex> lock(journal.mutex);
+    std::lock_guard lock(journal.mutex);
     writes = journal.writes.size();
     views = journal.views.size();
     identities = journal.identities.size();
@@ -48,12 +48,12 @@ py::dict memory() {
            journal.backward_nodes * sizeof(NodeId) + journal.identities.bytes() +
            journal.geometry_bytes();
     for (const auto& log : journal.save_logs) {
-      std::lock_guard<std::mutex> log_lock(log->mutex);
+      std::lock_guard log_lock(log->mutex);
       saves += log->saves.size();
       held += log->saves.capacity_bytes();
     }
     Origins& origins = Origins::get();
-    std::lock_guard<std::mutex> origins_lock(origins.mutex);
+    std::lock_guard origins_lock(origins.mutex);
     births = origins.births.size();
     flows = origins.flows.size() + origins.past.size();
     held += origins.bytes();
@@ -102,9 +102,12 @@ void bind(py::module_& m) {
     const Faults found = faults();
     return py::make_tuple(found.count, found.last);
   });
-  m.def("recorder_inject_fault", &inject_fault);
   bind_hooks(m);
   bind_entries(m);
+}
+
+void bind_testing(py::module_& m) {
+  m.def("recorder_inject_fault", &inject_fault);
 }
 
 }  // namespace gradext::recorder

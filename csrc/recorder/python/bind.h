@@ -1,4 +1,4 @@
-// The recorder's part of the pybind11 door.
+// Adds the recorder's functions to gradext._C.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,5 +6,7 @@
 namespace gradext::recorder {
 
 void bind(pybind11::module_& m);
+// What only tests use (gradext._C.testing).
+void bind_testing(pybind11::module_& m);
 
 }  // namespace gradext::recorder

@@ -1,4 +1,6 @@
-// Functions of torch that change what a tensor is without an op: which line called them.
+// Watches functions of torch that no op shows, by exchanging the C functions behind them: grad mode
+// and inference mode switched, `requires_grad` set, `.data` taken, values to and from numpy and
+// lists.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -52,8 +52,8 @@ ModeSetter mode_setter() {
 
 }  // namespace
 
-// The thread's record of who switched grad mode off. A block that is left brings back what was
-// before it; the frame that has the block tells it from others that were never seen to end.
+// Keeps the thread's stack of open no_grad/set_grad_enabled blocks. Leaving a block restores the
+// state before it. Blocks are matched by Python frame, because some exits are never observed.
 void grad_mode_set(bool was) {
   constexpr size_t kDeepest = 64;
   const bool is = c10::GradMode::is_enabled();

@@ -1,4 +1,4 @@
-// Where grad mode and inference mode were switched, thread by thread.
+// Remembers, thread by thread, where grad mode and inference mode were switched.
 #pragma once
 
 namespace gradext::recorder {

@@ -1,5 +1,5 @@
-// Python entry points of torch, wrapped as C functions: a wrapper of Python code would show up in
-// the tracebacks that users read.
+// Wraps Python functions of torch in C functions: a wrapper of Python code would show up in the
+// tracebacks that users read.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.recording.columns import SAVES, WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import fixes
 from gradext.rules.wording import saved_tensors as told
@@ -370,7 +371,8 @@ def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
     """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
     wanted = sites.path_of((made.frame, *made.callers))
     table = data.saves
-    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
+    later = (table[:, SAVES.thread] == thread) & (table[:, SAVES.sequence] >= sequence)
+    stacks = set(table[later, SAVES.stack].tolist())
     first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
     return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})
 
@@ -385,18 +387,21 @@ def _by_versions(data: Data, wanted: re.Match[str] | None) -> list[Write]:
         return []
     version, saved_version = int(wanted["version"]), int(wanted["saved"])
     table = data.writes
-    fitting = table[(table[:, 11] == version) & (table[:, 10] >= saved_version)]
+    fitting = table[
+        (table[:, WRITES.version_after] == version)
+        & (table[:, WRITES.version_before] >= saved_version)
+    ]
     kind = wanted["type"].rsplit(".", 1)[-1]
     itemsize = _ITEMSIZE.get(kind.replace("CUDA", "").removesuffix("Type"))
     if itemsize is not None:
         size = itemsize
         for number in re.findall(r"\d+", wanted["sizes"]):
             size *= int(number)
-        whole = fitting[fitting[:, 4] - fitting[:, 3] == size]
+        whole = fitting[fitting[:, WRITES.end] - fitting[:, WRITES.begin] == size]
         fitting = whole if len(whole) else fitting
     if not len(fitting):
         return []
-    counter = int(fitting[fitting[:, 0].argmax(), 2])
+    counter = int(fitting[fitting[:, WRITES.order].argmax(), WRITES.counter])
     writes = data.writes_of_counter(counter, saved_version)
     return [write for write in writes if not write.is_note and write.version_after <= version]
 

@@ -4,10 +4,10 @@
 
 The three probe ops on 4 elements, in four modes. A layer (Python binding, dispatcher, Autograd,
 ADInplaceOrView, kernel launch, kernel) is the difference of two calls that take turns within each
-round: of the op, and of a variant that leaves the layer out (csrc/probe/layers.cpp). Three
-processes measure all of it in turn; a number is the median of their medians, and its interval holds
-all of their 95 % intervals. On CUDA also how fast axpby goes through memory, against copy_; with
-`--check` the script exits 1 when that is below 0.9.
+round: of the op, and of a variant that leaves the layer out (csrc/benchmarks/dispatch_layers.cpp).
+Three processes measure all of it in turn; a number is the median of their medians, and its interval
+holds all of their 95 % intervals. On CUDA also how fast axpby goes through memory, against copy_;
+with `--check` the script exits 1 when that is below 0.9.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def profiler() -> contextlib.AbstractContextManager[Any]:
 def empty_observer(mode: str) -> contextlib.AbstractContextManager[Any]:
     from gradext import _C
 
-    return _C.empty_observer(mode)
+    return _C.testing.empty_observer(mode)
 
 
 def recording(saves: bool, **narrowed: bool) -> contextlib.AbstractContextManager[Any]:

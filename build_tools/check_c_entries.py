@@ -2,7 +2,7 @@
 
 An entry is a function of csrc/ that stands in a method table, a getset, a capsule, as a trace or
 profile function, among ops' observers or the hooks of a node. Outside of aside(), safely() and
-under_gil() (csrc/recorder/aside.h) it may call only what is named here: what it
+under_gil() (csrc/base/aside.h) it may call only what is named here: what it
 stands for, and what neither runs Python nor throws. `python build_tools/check_c_entries.py`
 prints each other call and ends with 1; a commit runs it.
 

@@ -16,30 +16,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# Files that are compiled as one: reading torch's headers takes half a minute of a compiler's time,
-# for each file anew. What shares a unit must not use one name for two things. All others are
-# compiled alone. In this order, longest first: two compilers are then busy to the end.
+# What is compiled as one, by folders of csrc/ ("." is csrc/ without its folders) or single files;
+# the longest path that fits a file counts. Reading torch's headers takes half a minute of a
+# compiler's time, for each unit anew. A folder that is not here is a unit of its own. What shares a
+# unit must not use one name for two things. In this order, longest first: two compilers are then
+# busy to the end.
 UNITS = {
-    "fast_kernels": ["recorder/fast_kernels"],
-    "recorder": [
-        *("recorder/journal", "recorder/origins", "recorder/crossings"),
-        *("recorder/observer", "recorder/registration", "recorder/boxed_kernels"),
-        *("recorder/aside", "recorder/signals", "recorder/entries", "recorder/hooks"),
-        *("recorder/python", "recorder/snapshot"),
-    ],
-    "state_and_guard": [
-        *("bindings", "schemas", "probe/census", "probe/null"),
-        *("state/graph", "state/identity", "state/ops", "state/state"),
-        *("guard/deferred", "guard/gradients", "guard/lines", "guard/ops", "guard/overlap"),
-        *("guard/python", "guard/saved", "guard/saves", "findings/findings", "findings/python"),
-    ],
-    "findings": ["findings/values", "findings/refusals"],
-    "fingerprint_and_probe": [
-        *("fingerprint/source", "fingerprint/fingerprint", "fingerprint/fingerprint_cpu"),
-        "fingerprint/python",
-        *("probe/axpby", "probe/window", "probe/autograd", "probe/layers", "probe/python"),
-    ],
+    "fast_kernels": ["recorder/kernels/fast_kernels.cpp"],
+    "recorder": ["journal", "recorder"],
+    "state_and_guard": [".", "base", "call_counts", "graph", "guard", "state"],
+    "findings": ["findings"],
+    "fingerprint_and_examples": ["benchmarks", "example_ops", "fingerprint"],
+    # It compiles one header several times, with other target options each.
+    "fingerprint_blocks": ["fingerprint/blocks.cpp"],
 }
+
+
+def units() -> dict[str, list[str]]:
+    """Which files of csrc/ each unit is made of, by their paths within csrc/."""
+    unit_of = {place: unit for unit, places in UNITS.items() for place in places}
+    found: dict[str, list[str]] = {unit: [] for unit in UNITS}
+    for path in sorted((ROOT / "csrc").rglob("*.cpp")):
+        name = path.relative_to(ROOT / "csrc")
+        folder = name.parts[0] if len(name.parts) > 1 else "."
+        places = [name.as_posix(), *(parent.as_posix() for parent in name.parents[:-1]), folder]
+        unit = next((unit_of[place] for place in places if place in unit_of), folder)
+        found.setdefault(unit, []).append(name.as_posix())
+    return {unit: names for unit, names in found.items() if names}
 
 
 def sources(cuda: bool) -> list[str]:
@@ -47,23 +50,17 @@ def sources(cuda: bool) -> list[str]:
 
     Paths are relative to the root, so that nothing built from them can name the folder.
     """
-    endings = {".cpp", ".cu"} if cuda else {".cpp"}
-    united = {f"csrc/{name}.cpp" for names in UNITS.values() for name in names}
     folder = ROOT / "build" / "units"
     folder.mkdir(parents=True, exist_ok=True)
-    units = []
-    for unit, names in UNITS.items():
-        text = "".join(f'#include "{name}.cpp"\n' for name in names)
+    given = []
+    for unit, names in units().items():
+        text = "".join(f'#include "{name}"\n' for name in names)
         path = folder / f"{unit}.cpp"
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)
-        units.append(path.relative_to(ROOT).as_posix())
-    alone = [
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "csrc").rglob("*")
-        if path.suffix in endings
-    ]
-    return units + sorted(path for path in alone if path not in united)
+        given.append(path.relative_to(ROOT).as_posix())
+    device = sorted((ROOT / "csrc").rglob("*.cu")) if cuda else []
+    return given + [path.relative_to(ROOT).as_posix() for path in device]
 
 
 def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
@@ -77,7 +74,8 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     if checks:
         # Frame pointers and lines for the reports; -O1 keeps the stacks in them as written.
         checked = [f"-fsanitize={checks}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
-        flags = ["-O1", "-g", *defines, *host, *checked, "-Wall", "-Wno-unknown-pragmas"]
+        locks = "-DGRADEXT_CHECK_LOCKS"  # the order of csrc/base/locks.h
+        flags = ["-O1", "-g", *defines, locks, *host, *checked, "-Wall", "-Wno-unknown-pragmas"]
         return {"cxx": flags, "nvcc": []}
     # at::parallel_for is a plain loop without it. Nothing is linked for it: the runtime is the one
     # that torch has loaded, so its thread pool is used and not a second one.

@@ -1,9 +1,10 @@
-#include "findings.h"
+#include "findings/findings.h"
 
-#include "findings_detail.h"
-#include "guard/saved.h"
-#include "recorder/stacks.h"
-#include "state/graph.h"
+#include "findings/findings_detail.h"
+#include "graph/graph.h"
+#include "graph/saved_items.h"
+#include "journal/journal.h"
+#include "stacks/stacks.h"
 #include "state/state.h"
 
 #include <ATen/record_function.h>
@@ -21,7 +22,7 @@
 
 namespace gradext::findings {
 
-using recorder::StackId;
+using stacks::StackId;
 
 namespace detail {
 
@@ -58,7 +59,7 @@ uint64_t place_of(StackId stack) {
   if (!is_new) {
     return at->second;
   }
-  const std::vector<recorder::Frame> frames = recorder::stack_frames(stack);
+  const std::vector<stacks::Frame> frames = stacks::stack_frames(stack);
   uint64_t place = 0;
   for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
     place = detail::place_within(place, frame->code, frame->instruction);
@@ -71,9 +72,9 @@ using namespace detail;
 
 namespace {
 
-using recorder::Journal;
-using recorder::NodeId;
-using recorder::Write;
+using journal::Journal;
+using journal::NodeId;
+using journal::Write;
 using torch::autograd::Node;
 
 constexpr size_t kMostNodes = 1 << 18;  // as gradext.rules.graph_copy reads
@@ -82,7 +83,7 @@ constexpr size_t kMostPairs = 256;      // and as gradext.rules.wording.saved_te
 struct Item {
   Node* node;
   NodeId id;  // what its node counts as: an inner node of a CopySlices has that one's number
-  guard::SavedItem saved;
+  graph::SavedItem saved;
   uint64_t counter = 0, storage = 0;  // of Journal::identities; 0: in no event
   std::vector<const Write*> writes;   // the newest first
   const Write* before = nullptr;      // the last write of this counter that the save has seen
@@ -103,13 +104,13 @@ void append(std::string& text, const char* word) {
 // Everything below reads the journal under its mutex.
 
 std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int depth) {
-  const recorder::Save* best = nullptr;
+  const journal::Save* best = nullptr;
   NodeId origin{0, 0};
   for (const auto& log : journal.save_logs) {
     if (log->thread != id.thread) {
       continue;
     }
-    std::lock_guard<std::mutex> lock(log->mutex);
+    std::lock_guard lock(log->mutex);
     size_t low = 0, high = log->saves.size();
     while (low < high) {
       const size_t middle = (low + high) / 2;
@@ -122,7 +123,7 @@ std::pair<StackId, StackId> stacks_of(Journal& journal, const NodeId& id, int de
     if (low == 0) {
       continue;
     }
-    const recorder::Save& save = log->saves.at(low - 1);
+    const journal::Save& save = log->saves.at(low - 1);
     if (best == nullptr || save.sequence > best->sequence) {
       best = &save;
       origin = save.origin > log->origins_dropped
@@ -148,14 +149,14 @@ void append_node(std::string& text, Journal& journal, const NodeId& id) {
 StackId call_of(const Journal& journal) {
   const uint64_t thread = at::RecordFunction::currentThreadId();
   const auto call = std::find_if(
-      journal.backwards.rbegin(), journal.backwards.rend(), [&](const recorder::Backward& at) {
+      journal.backwards.rbegin(), journal.backwards.rend(), [&](const journal::Backward& at) {
         return at.thread == thread;
       });
   return call != journal.backwards.rend() ? call->stack : 0;
 }
 
 Below::Below(const Roots& roots) {
-  nodes = state::walk_graph(roots, kMostNodes, whole);
+  nodes = graph::walk_graph(roots, kMostNodes, whole);
   bool first = true;
   for (const auto& at : nodes) {
     if (at.node->sequence_nr() == kNoSequence) {
@@ -167,7 +168,7 @@ Below::Below(const Roots& roots) {
   }
 }
 
-NodeId Below::id_of(const state::GraphNode& at) const {
+NodeId Below::id_of(const graph::GraphNode& at) const {
   const Node& node = at.inner_of >= 0 ? *nodes[at.inner_of].node : *at.node;
   return NodeId{node.thread_id(), node.sequence_nr()};
 }
@@ -191,11 +192,11 @@ template <class Wanted>
 std::vector<Item> items_below(const Below& below, Finding& finding, Wanted&& wanted) {
   std::vector<Item> items;
   for (const auto& at : below.nodes) {
-    if (guard::is_outer(*at.node)) {
+    if (graph::is_outer(*at.node)) {
       continue;  // the node within it is below the roots as well
     }
     bool is_busy = false;
-    for (guard::SavedItem& saved : guard::saved_items(*at.node, &is_busy)) {
+    for (graph::SavedItem& saved : graph::saved_items(*at.node, &is_busy)) {
       if (saved.facts.tensor.defined() && std::strcmp(saved.facts.kind, "tensor") == 0 &&
           wanted(saved.facts)) {
         items.push_back(Item{at.node, below.id_of(at), std::move(saved)});
@@ -215,7 +216,7 @@ std::vector<Item> items_below(const Below& below, Finding& finding, Wanted&& wan
   return items;
 }
 
-bool is_moved(const state::SavedFacts& facts) {
+bool is_moved(const graph::SavedFacts& facts) {
   const int64_t version = state::version(*facts.tensor.unsafeGetTensorImpl());
   return version >= 0 && static_cast<uint32_t>(version) != facts.saved_version;
 }
@@ -260,7 +261,7 @@ bool is_same_line(const Write& a, const Write& b) {
 }
 
 void append_item(Finding& finding, Journal& journal, const Item& item) {
-  const state::SavedFacts& facts = item.saved.facts;
+  const graph::SavedFacts& facts = item.saved.facts;
   append_node(finding.places, journal, item.id);
   append(finding.places, item.saved.attribute);
   append(
@@ -281,7 +282,7 @@ void append_gap(Finding& finding, const Item& item) {
   int64_t at = item.saved.facts.saved_version;
   bool gap = false;
   for (auto write = item.writes.rbegin(); write != item.writes.rend(); ++write) {
-    if (((*write)->flags & recorder::kNote) == 0) {
+    if (((*write)->flags & journal::kNote) == 0) {
       gap |= (*write)->version_before > at;
       at = std::max<int64_t>(at, (*write)->version_after);
     }
@@ -308,7 +309,7 @@ Finding stale(const Roots& roots, uint64_t since) {
     return finding;
   }
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   ByIdentity by_counter;
   for (Item& item : items) {
     const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
@@ -322,7 +323,7 @@ Finding stale(const Roots& roots, uint64_t since) {
     if (found == by_counter.end()) {
       return;
     }
-    const bool is_note = (write.flags & recorder::kNote) != 0;
+    const bool is_note = (write.flags & journal::kNote) != 0;
     for (Item* item : found->second) {
       const int64_t saved = item->saved.facts.saved_version;
       if (is_note ? write.version_before >= saved : write.version_after > saved) {
@@ -345,13 +346,13 @@ Finding silent(const Roots& roots, uint64_t since) {
   Finding finding;
   const Below below(roots);
   finding.is_whole = below.whole;
-  std::vector<Item> items = items_below(below, finding, [](const state::SavedFacts& facts) {
+  std::vector<Item> items = items_below(below, finding, [](const graph::SavedFacts& facts) {
     const c10::TensorImpl& impl = *facts.tensor.unsafeGetTensorImpl();
     return state::storage(impl) != nullptr && !impl.has_symbolic_sizes_strides() &&
            !state::is_wrapper_subclass(impl) && !is_moved(facts);
   });
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   ByIdentity by_storage;
   for (Item& item : items) {
     const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
@@ -363,12 +364,12 @@ Finding silent(const Roots& roots, uint64_t since) {
   }
   each_write_back(journal, below, since, [&](const Write& write) {
     const auto found = by_storage.find(write.storage);
-    constexpr uint32_t kNone = recorder::kNote | recorder::kInferenceTensor;
+    constexpr uint32_t kNone = journal::kNote | journal::kInferenceTensor;
     if (found == by_storage.end() || (write.flags & kNone) != 0 ||
         write.extent.begin == write.extent.end) {
       return;
     }
-    const bool is_declared_only = (write.flags & recorder::kDeclaredOnly) != 0;
+    const bool is_declared_only = (write.flags & journal::kDeclaredOnly) != 0;
     for (Item* item : found->second) {
       const bool is_counted = write.counter == item->counter && !is_declared_only;
       const bool is_older = write.thread == item->id.thread && write.sequence <= item->id.sequence;
@@ -400,11 +401,11 @@ Finding freed(const Roots& roots) {
   std::optional<NodeId> first;
   for (const auto& at : below.nodes) {
     bool is_busy = false;
-    const bool is_outer = guard::is_outer(*at.node);
+    const bool is_outer = graph::is_outer(*at.node);
     const auto items =
-        is_outer ? std::vector<guard::SavedItem>{} : guard::saved_items(*at.node, &is_busy);
+        is_outer ? std::vector<graph::SavedItem>{} : graph::saved_items(*at.node, &is_busy);
     finding.is_whole &= !is_busy;
-    released.push_back(!is_outer && guard::is_freed(*at.node, items));
+    released.push_back(!is_outer && graph::is_freed(*at.node, items));
     const NodeId id = below.id_of(at);
     if (released.back() && id.sequence != kNoSequence &&
         (!first.has_value() || id.sequence > first->sequence)) {
@@ -416,7 +417,7 @@ Finding freed(const Roots& roots) {
   }
   finding.found = true;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_call(finding, journal);
   for (size_t k = 0; k < below.nodes.size(); ++k) {
     append_node(finding.places, journal, below.id_of(below.nodes[k]));
@@ -466,10 +467,10 @@ std::vector<Unused> unused(
   }
   std::vector<Unused> found;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_call(finding, journal);
   for (const at::Tensor* input : inputs) {
-    const Node* node = state::node_of(*input);
+    const Node* node = graph::node_of(*input);
     const c10::TensorImpl* impl = input->unsafeGetTensorImpl();
     const bool is_in = made.count(node != nullptr ? static_cast<const void*>(node) : impl) != 0;
     append(finding.places, is_in ? 1 : 0);
@@ -492,18 +493,18 @@ Finding written(const NodeId& node, const void* storage, const void* counter, ui
   Finding finding;
   finding.found = true;
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  std::lock_guard lock(journal.mutex);
   append_node(finding.places, journal, node);
   const uint64_t of_storage = journal.identities.known(storage);
   const uint64_t of_counter = journal.identities.known(counter);
-  constexpr uint32_t kExchange = recorder::kNote | recorder::kDeclaredOnly;
+  constexpr uint32_t kExchange = journal::kNote | journal::kDeclaredOnly;
   const Write* last = nullptr;
   for (size_t k = journal.writes.size(); k > 0; --k) {
     const Write& write = journal.writes.at(k - 1);
     if (write.order <= order) {
       break;
     }
-    const bool is_note = (write.flags & recorder::kNote) != 0;
+    const bool is_note = (write.flags & journal::kNote) != 0;
     const bool is_write = of_storage != 0 && write.storage == of_storage && !is_note &&
                           write.extent.begin != write.extent.end;
     const bool is_exchange =

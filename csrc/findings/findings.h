@@ -1,11 +1,12 @@
-// What a finding is, before anybody explains it: the lines that take part, as numbers of stacks.
+// Tells whether a fault is one that was found before, by the lines that take part in it.
 //
-// A program that goes wrong in a loop goes wrong in the same places each time. These functions say
-// in microseconds whether it is those places again, so that the explanation is made once. They read
-// the graph that the failing call was given, and the journal; they name nothing and judge nothing.
+// A program that goes wrong in a loop goes wrong in the same places each time. These functions name
+// the places (as numbers of stacks) in microseconds, so that the explanation is made once. They
+// read the graph that the failing call was given, and the journal; they name nothing and judge
+// nothing.
 #pragma once
 
-#include "recorder/journal.h"
+#include "journal/journal.h"
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/function.h>
@@ -26,7 +27,7 @@ struct Finding {
 };
 
 // A number for the places in the source that a stack stands for.
-uint64_t place_of(recorder::StackId stack);
+uint64_t place_of(stacks::StackId stack);
 
 using Roots = std::vector<torch::autograd::Node*>;
 
@@ -36,26 +37,8 @@ Finding stale(const Roots& roots, uint64_t since);
 Finding silent(const Roots& roots, uint64_t since);
 // Nodes whose saved tensors have been released, and the backward that did so.
 Finding freed(const Roots& roots);
-// An input of autograd.grad(), and whether the outputs were computed from it.
-struct Unused {
-  int64_t tensor;
-  bool is_in_graph;
-};
-// In the order of `inputs`; what `finding` says is known is where they and the outputs were made.
-std::vector<Unused> unused(
-    const Roots& roots, const std::vector<const at::Tensor*>& inputs, Finding& finding);
-// Tensors that backward() was asked about and that have no history: what they were made of.
-Finding cut(const std::vector<const at::Tensor*>& tensors);
-// What is below `roots` that hides that it lost its gradient; `why` as `enter_backward` says it.
-Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors, uint32_t why);
-// A use of a tensor that torch refused with `text`: the lines of the error's `traceback` (or null),
-// of the refused call, and of those that made the tensor. Not found: the call was not noted, and
-// only the traceback's lines are known.
-Finding refused(const std::string& text, PyObject* traceback, bool is_backward, uint64_t since);
-// A use of a view that was refused because the memory was written after the view was made.
-Finding used(const at::Tensor& view, PyObject* traceback);
 // The writes to one storage, and exchanges of memory under one counter, after `order`.
 Finding written(
-    const recorder::NodeId& node, const void* storage, const void* counter, uint64_t order);
+    const journal::NodeId& node, const void* storage, const void* counter, uint64_t order);
 
 }  // namespace gradext::findings

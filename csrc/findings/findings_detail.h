@@ -1,9 +1,9 @@
-// What the files of this folder share. Internal to them.
+// Helpers that the files of findings/ share. Internal to them.
 #pragma once
 
-#include "findings.h"
+#include "findings/findings.h"
 
-#include "state/graph.h"
+#include "graph/graph.h"
 
 #include <Python.h>
 
@@ -25,22 +25,22 @@ uint64_t place_within(uint64_t outer, PyCodeObject* code, int instruction);
 
 // The nodes below some roots.
 struct Below {
-  std::vector<state::GraphNode> nodes;
+  std::vector<graph::GraphNode> nodes;
   bool whole = true;
   uint64_t thread = 0;            // of all nodes, 0 where they are of several
   uint64_t oldest = kNoSequence;  // the smallest sequence number
 
   explicit Below(const Roots& roots);
-  recorder::NodeId id_of(const state::GraphNode& at) const;
+  journal::NodeId id_of(const graph::GraphNode& at) const;
 };
 
 // The following read the journal under its mutex.
 
 // The stack that made a node, and that of the forward node that was being differentiated.
-std::pair<recorder::StackId, recorder::StackId> stacks_of(
-    recorder::Journal& journal, const recorder::NodeId& id, int depth = 0);
-void append_node(std::string& text, recorder::Journal& journal, const recorder::NodeId& id);
+std::pair<stacks::StackId, stacks::StackId> stacks_of(
+    journal::Journal& journal, const journal::NodeId& id, int depth = 0);
+void append_node(std::string& text, journal::Journal& journal, const journal::NodeId& id);
 // Where the backward call is that runs on this thread.
-recorder::StackId call_of(const recorder::Journal& journal);
+stacks::StackId call_of(const journal::Journal& journal);
 
 }  // namespace gradext::findings::detail

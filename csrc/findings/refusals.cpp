@@ -1,9 +1,8 @@
-// Findings about uses of a tensor that torch refused: an in-place write, or an inference tensor
-// where autograd is at work.
-#include "findings.h"
+#include "findings/refusals.h"
 
-#include "findings_detail.h"
-#include "recorder/origins.h"
+#include "findings/findings_detail.h"
+#include "journal/journal.h"
+#include "journal/origins.h"
 #include "state/state.h"
 
 #include <algorithm>
@@ -24,11 +23,11 @@ bool is_same_file(PyObject* a, PyObject* b) {
 }
 
 // The file and line of each frame; the names live as long as the code objects, which stacks keep.
-const std::vector<Line>& lines_of(recorder::StackId stack) {
-  static auto* known = new std::unordered_map<recorder::StackId, std::vector<Line>>;
+const std::vector<Line>& lines_of(stacks::StackId stack) {
+  static auto* known = new std::unordered_map<stacks::StackId, std::vector<Line>>;
   const auto [at, is_new] = known->try_emplace(stack);
   if (is_new) {
-    for (const recorder::Frame& frame : recorder::stack_frames(stack)) {
+    for (const stacks::Frame& frame : stacks::stack_frames(stack)) {
       if (frame.code != nullptr) {
         at->second.emplace_back(
             frame.code->co_filename, PyCode_Addr2Line(frame.code, frame.instruction));
@@ -53,7 +52,7 @@ struct Trace {
       traceback = reinterpret_cast<PyObject*>(at->tb_next);
     }
   }
-  bool meets(recorder::StackId stack) const {
+  bool meets(stacks::StackId stack) const {
     for (const Line& there : lines_of(stack)) {
       for (const Line& here : lines) {
         if (here.second == there.second && is_same_file(here.first, there.first)) {
@@ -72,7 +71,7 @@ std::string stripped(const std::string& text) {
                                     : text.substr(first, text.find_last_not_of(kBlank) + 1 - first);
 }
 
-bool is_about(const recorder::Refused& event, const std::string& text) {
+bool is_about(const journal::Refused& event, const std::string& text) {
   const std::string what = stripped(event.what);
   return !what.empty() &&
          (text.find(what) != std::string::npos || what.find(text) != std::string::npos);
@@ -81,27 +80,26 @@ bool is_about(const recorder::Refused& event, const std::string& text) {
 // What a key takes from the birth of an inference tensor.
 struct Born {
   uint32_t op = 0;
-  recorder::StackId stack = 0, mode = 0;
+  stacks::StackId stack = 0, mode = 0;
 };
 
 Born born(const void* storage, int64_t tensor) {
-  recorder::Origins& origins = recorder::Origins::get();
-  std::lock_guard<std::mutex> lock(origins.mutex);
-  const recorder::Birth* birth = storage != nullptr ? origins.births.find(storage) : nullptr;
+  journal::Origins& origins = journal::Origins::get();
+  std::lock_guard lock(origins.mutex);
+  const journal::Birth* birth = storage != nullptr ? origins.births.find(storage) : nullptr;
   if (birth == nullptr) {
-    // Where the table has this address, the tensor that it held is not gone (recorder::Hold).
+    // Where the table has this address, the tensor that it held is not gone (base::Hold).
     birth = origins.births.find(reinterpret_cast<const void*>(tensor));
   }
   return birth != nullptr ? Born{birth->op, birth->stack, birth->mode} : Born{};
 }
 
 // The views of the refused tensor's memory that no node remembers. When the first was made.
-uint64_t append_views(
-    Finding& finding, recorder::Journal& journal, const recorder::Refused& event) {
+uint64_t append_views(Finding& finding, journal::Journal& journal, const journal::Refused& event) {
   uint64_t first = UINT64_MAX;
   std::set<std::pair<uint64_t, uint64_t>> seen;
   for (size_t k = journal.views.size(); k > 0; --k) {
-    const recorder::View& view = journal.views.at(k - 1);
+    const journal::View& view = journal.views.at(k - 1);
     if (view.storage != event.storage || view.order > event.order) {
       continue;
     }
@@ -119,15 +117,15 @@ uint64_t append_views(
 }
 
 // The lines that wrote a storage after `order`, the newest first.
-void append_writes(Finding& finding, recorder::Journal& journal, uint64_t storage, uint64_t order) {
+void append_writes(Finding& finding, journal::Journal& journal, uint64_t storage, uint64_t order) {
   std::set<std::pair<uint64_t, uint64_t>> seen;
   for (size_t k = journal.writes.size(); k > 0; --k) {
-    const recorder::Write& write = journal.writes.at(k - 1);
+    const journal::Write& write = journal.writes.at(k - 1);
     if (write.order <= order) {
       break;
     }
     const bool is_counted = write.version_after > write.version_before;
-    if (write.storage != storage || (write.flags & recorder::kNote) != 0 || !is_counted) {
+    if (write.storage != storage || (write.flags & journal::kNote) != 0 || !is_counted) {
       continue;
     }
     if (seen.emplace(write.op, place_of(write.stack)).second) {
@@ -147,11 +145,11 @@ Finding refused(const std::string& text, PyObject* traceback, bool is_backward, 
   finding.found = true;
   const Trace trace(traceback);
   const std::string wanted = stripped(text);
-  recorder::Journal& journal = recorder::Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  journal::Journal& journal = journal::Journal::get();
+  std::lock_guard lock(journal.mutex);
   append(finding.places, trace.place);
   append(finding.places, is_backward ? place_of(call_of(journal)) : 0);
-  const recorder::Refused* event = nullptr;
+  const journal::Refused* event = nullptr;
   for (auto at = journal.refused.rbegin(); at != journal.refused.rend(); ++at) {
     if (at->order <= since || !is_about(*at, wanted)) {
       continue;
@@ -167,7 +165,7 @@ Finding refused(const std::string& text, PyObject* traceback, bool is_backward, 
     return finding;
   }
   // All that one call refused.
-  for (const recorder::Refused& each : journal.refused) {
+  for (const journal::Refused& each : journal.refused) {
     if (each.order != event->order) {
       continue;
     }
@@ -203,17 +201,17 @@ Finding used(const at::Tensor& view, PyObject* traceback) {
   const Trace trace(traceback);
   const c10::TensorImpl& impl = *view.unsafeGetTensorImpl();
   finding.tensor = state::opaque_id(&impl);
-  recorder::Journal& journal = recorder::Journal::get();
-  std::lock_guard<std::mutex> lock(journal.mutex);
+  journal::Journal& journal = journal::Journal::get();
+  std::lock_guard lock(journal.mutex);
   append(finding.places, trace.place);
-  const auto* node = state::node_of(view);
+  const auto* node = graph::node_of(view);
   for (int k = 0; node != nullptr && k < kMostNodes; ++k) {
     append(finding.places, node->name().c_str());
     append_node(finding.places, journal, {node->thread_id(), node->sequence_nr()});
     node = node->num_outputs() > 0 && node->next_edge(0).function ? &*node->next_edge(0).function
                                                                   : nullptr;
   }
-  recorder::Refused now;
+  journal::Refused now;
   now.order = UINT64_MAX;
   now.tensor = finding.tensor;
   now.storage = journal.identities.known(state::storage(impl));

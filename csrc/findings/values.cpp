@@ -1,12 +1,10 @@
-// Findings about values that lost their gradient: what they were made of, from birth to birth, as
-// gradext.rules.wording.chains follows it.
-#include "findings.h"
+#include "findings/values.h"
 
-#include "findings_detail.h"
-#include "recorder/crossings.h"
-#include "recorder/origins.h"
-#include "recorder/origins_detail.h"
-#include "recorder/python.h"
+#include "findings/findings_detail.h"
+#include "journal/journal.h"
+#include "journal/origins.h"
+#include "recorder/lost_gradients/python_crossings.h"
+#include "recorder/python/backward.h"
 #include "state/state.h"
 
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
@@ -26,12 +24,12 @@ using namespace detail;
 
 namespace {
 
-using recorder::Birth;
-using recorder::Flow;
-using recorder::Journal;
-using recorder::NodeId;
-using recorder::Origins;
-using recorder::StackId;
+using journal::Birth;
+using journal::Flow;
+using journal::Journal;
+using journal::NodeId;
+using journal::Origins;
+using stacks::StackId;
 
 constexpr size_t kMostSteps = 20'000;  // as gradext.rules.wording.chains follows
 constexpr size_t kMostExits = 4'000;
@@ -55,7 +53,7 @@ Flow flow_of(const Birth& birth) {
   flow.mode = birth.mode;
   flow.op = birth.op;
   flow.thread = birth.thread;
-  flow.flags = birth.has_gradient_behind != 0 ? recorder::kCut : 0;
+  flow.flags = birth.has_gradient_behind != 0 ? journal::kCut : 0;
   return flow;
 }
 
@@ -86,10 +84,10 @@ class ByNumber {
       const Flow& flow = past.at(read_ - first);
       places_[static_cast<uint32_t>(flow.number)] = read_;
       last_number_ = flow.number;
-      if ((flow.flags & recorder::kToPython) != 0) {
+      if ((flow.flags & journal::kToPython) != 0) {
         exits_.push_back(read_);
       }
-      if ((flow.flags & recorder::kMerge) != 0) {
+      if ((flow.flags & journal::kMerge) != 0) {
         merges_.push_back(read_);
       }
     }
@@ -173,7 +171,7 @@ class ByNumber {
 };
 
 bool is_cut(const Step& step) {
-  return (step.flow.flags & recorder::kCut) != 0;
+  return (step.flow.flags & journal::kCut) != 0;
 }
 
 // When the last backward before `order` began on a thread; the journal's mutex is held.
@@ -198,7 +196,7 @@ class Chain {
       if (const Birth* birth = origins.birth_of(impl)) {
         add(flow_of(*birth), true, steps_.size(), 0, false, true);
       }
-    } else if (const Flow* flow = origins.flows.find(recorder::detail::as_target(impl))) {
+    } else if (const Flow* flow = origins.flows.find(journal::as_target(impl))) {
       add(*flow, false, steps_.size(), 0, false, true);
     }
   }
@@ -223,7 +221,7 @@ class Chain {
           add(flow, is_birth, k, step.depth + 1, past, step.is_sure);
         }
       }
-      if ((step.flow.flags & recorder::kFromPython) != 0 && step.flow.parents[0] == 0 && !past) {
+      if ((step.flow.flags & journal::kFromPython) != 0 && step.flow.parents[0] == 0 && !past) {
         add_exits(k);
       }
     }
@@ -237,7 +235,7 @@ class Chain {
   // Whether something here was made of gradients that were taken by `source`.
   bool is_taken_by(int64_t source) const {
     return std::any_of(steps_.begin(), steps_.end(), [&](const Step& step) {
-      return (step.flow.flags & recorder::kGradCall) != 0 && step.flow.source == source;
+      return (step.flow.flags & journal::kGradCall) != 0 && step.flow.source == source;
     });
   }
 
@@ -285,7 +283,7 @@ class Chain {
         append(finding.places, place_of(step.flow.stack));
         append(finding.places, place_of(step.flow.mode));
       }
-      if (is_cut(step) && (step.flow.flags & recorder::kSourceIsLeaf) != 0) {
+      if (is_cut(step) && (step.flow.flags & journal::kSourceIsLeaf) != 0) {
         sources.insert(step.flow.source);  // the parameters that get no gradient
       }
     }
@@ -331,7 +329,7 @@ struct Flag {
 };
 
 Flag flag_of(Origins& origins, const c10::TensorImpl& impl) {
-  const recorder::FlagChange* change = origins.flags.find(recorder::detail::as_target(impl));
+  const journal::FlagChange* change = origins.flags.find(journal::as_target(impl));
   return change != nullptr ? Flag{change->stack, change->value != 0} : Flag{};
 }
 
@@ -354,10 +352,10 @@ struct Merge {
 // What the recorder knows of values, locked for as long as this lives.
 struct Values {
   Journal& journal = Journal::get();
-  std::lock_guard<std::mutex> lock{journal.mutex};
+  std::lock_guard<decltype(Journal::mutex)> lock{journal.mutex};
   StackId call = call_of(journal);
   Origins& origins = Origins::get();
-  std::lock_guard<std::mutex> origins_lock{origins.mutex};
+  std::lock_guard<decltype(Origins::mutex)> origins_lock{origins.mutex};
   ByNumber& index = ByNumber::get();
 
   Values() {
@@ -385,7 +383,7 @@ Finding cut(const std::vector<const at::Tensor*>& tensors) {
     }
     chain->follow();
     if (!chain->has_cut()) {
-      origins.flags.each([&](const void*, const recorder::FlagChange& change) {
+      origins.flags.each([&](const void*, const journal::FlagChange& change) {
         if (change.value == 0) {
           ++frozen[change.stack];
         }
@@ -450,11 +448,11 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
         }
       }
     }
-    constexpr uint32_t kPython = recorder::kFromPython | recorder::kTaintPython;
+    constexpr uint32_t kPython = journal::kFromPython | journal::kTaintPython;
     size_t looked_at = 0;
     for (const at::Tensor* leaf : leaves) {
       const c10::TensorImpl& impl = *leaf->unsafeGetTensorImpl();
-      const Flow* flow = origins.flows.find(recorder::detail::as_target(impl));
+      const Flow* flow = origins.flows.find(journal::as_target(impl));
       const bool came = flow != nullptr && (flow->flags & kPython) != 0;
       if (!came) {
         append(finding.details, static_cast<uint64_t>(state::opaque_id(&impl)));

@@ -1,6 +1,6 @@
-#include "blocks.h"
+#include "fingerprint/blocks.h"
 
-#include "prefetch.h"
+#include "base/prefetch.h"
 
 #include <array>
 #include <atomic>
@@ -106,7 +106,7 @@ template <int n>
 GRADEXT_TARGET inline Vector left(Vector x) {
   return _mm256_slli_epi64(x, n);
 }
-#include "blocks_loop.h"
+#include "fingerprint/blocks_loop.h"
 #undef GRADEXT_TARGET
 
 }  // namespace avx2
@@ -143,7 +143,7 @@ template <int n>
 GRADEXT_TARGET inline Vector left(Vector x) {
   return _mm512_maskz_slli_epi64(0xFF, x, n);
 }
-#include "blocks_loop.h"
+#include "fingerprint/blocks_loop.h"
 #undef GRADEXT_TARGET
 
 }  // namespace avx512
@@ -182,7 +182,7 @@ template <int n>
 inline Vector left(Vector x) {
   return vshlq_n_u64(x, n);
 }
-#include "blocks_loop.h"
+#include "fingerprint/blocks_loop.h"
 #undef GRADEXT_TARGET
 
 }  // namespace neon

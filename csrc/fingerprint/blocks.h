@@ -1,8 +1,8 @@
-// Contiguous bytes into sums, the inner loop of the CPU: one variant per instruction set, all with
-// the results of mix.h. Owns the choice among them; knows no tensors.
+// Adds up the blocks of contiguous bytes, the CPU's inner loop: one variant per instruction set,
+// all with the results of mix.h. Owns the choice among them; knows no tensors.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #include <cstddef>
 #include <cstdint>

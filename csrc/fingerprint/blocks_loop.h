@@ -1,4 +1,4 @@
-// The loop over blocks for one instruction set; included once for each. The including namespace
+// Loops over blocks for one instruction set; included once for each. The including namespace
 // defines GRADEXT_TARGET and, with that attribute, `Vector` (kWords words of 64 bits) and the
 // operations load, set, store, add, exclusive_or, right<n>, left<n> and multiply32 (the low halves
 // of each word).
@@ -56,7 +56,7 @@ GRADEXT_TARGET void blocks(
     start(lanes, block);
     if (bytes > kMuch) {
       const uint8_t* ahead = data + kAhead;
-      prefetch(ahead - reinterpret_cast<uintptr_t>(ahead) % kPage, kPage / 64);
+      base::prefetch(ahead - reinterpret_cast<uintptr_t>(ahead) % kPage, kPage / 64);
       for (; data < end; data += kRow) {
         fold_row(lanes, data);
       }
@@ -66,7 +66,7 @@ GRADEXT_TARGET void blocks(
       const uint8_t* until = is_last ? next.data + next.bytes : ahead + whole;
       for (; data < end; data += kRow) {
         if (ahead < until) {
-          prefetch(ahead, 2);
+          base::prefetch(ahead, 2);
           ahead += kRow;
         }
         fold_row(lanes, data);

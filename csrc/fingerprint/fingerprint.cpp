@@ -1,8 +1,8 @@
 // Checks and dispatch: which tensors have a fingerprint, on which device it is computed, and what
 // the ops say for all other kinds.
-#include "fingerprint.h"
+#include "fingerprint/fingerprint.h"
 
-#include "fingerprint_cpu.h"
+#include "fingerprint/fingerprint_cpu.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>

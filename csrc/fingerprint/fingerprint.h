@@ -1,11 +1,11 @@
-// The content fingerprint: 128 bits of a tensor's dtype, shape and bytes in logical order, the same
-// on every device. What it is: docs/fingerprint.md. The arithmetic: mix.h.
+// Computes the content fingerprint: 128 bits of a tensor's dtype, shape and bytes in logical order,
+// the same on every device. What it is: docs/fingerprint.md. The arithmetic: mix.h.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #ifdef GRADEXT_WITH_CUDA
-#include "worklist.h"
+#include "fingerprint/worklist.h"
 
 #include <cuda_runtime_api.h>
 #endif

@@ -1,9 +1,9 @@
 // The CPU: one pass over the blocks of all tensors, cut evenly among torch's threads. A tensor that
 // is read by one thread is finished there; the parts of the few that are cut in two are added up
 // after the pass.
-#include "fingerprint_cpu.h"
+#include "fingerprint/fingerprint_cpu.h"
 
-#include "blocks.h"
+#include "fingerprint/blocks.h"
 
 #include <ATen/Parallel.h>
 
@@ -116,7 +116,7 @@ void change(uint8_t* data, int64_t bytes, const Source& source) {
 // Small tensors lie anywhere: where one begins is asked for a few before it. The rest of it is
 // asked for while the one before it is read. Returns its bytes.
 int64_t ask_for(const Source& source) {
-  prefetch(source.data, static_cast<int>((std::min(source.bytes, kBlock / 8) + 63) / 64));
+  base::prefetch(source.data, static_cast<int>((std::min(source.bytes, kBlock / 8) + 63) / 64));
   return source.bytes;
 }
 

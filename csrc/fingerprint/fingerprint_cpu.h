@@ -1,8 +1,8 @@
-// The CPU's pass over tensors that are already described.
+// Computes fingerprints on the CPU, of tensors that tensor_source.h has described.
 #pragma once
 
-#include "fingerprint.h"
-#include "source.h"
+#include "fingerprint/fingerprint.h"
+#include "fingerprint/tensor_source.h"
 
 namespace gradext::fingerprint {
 

@@ -3,8 +3,8 @@
 // tensor (low, high, blocks done), and who adds a tensor's last block finishes it and leaves zeros
 // there.
 #define GRADEXT_NO_ATEN
-#include "fingerprint.h"
-#include "worklist.h"
+#include "fingerprint/fingerprint.h"
+#include "fingerprint/worklist.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,8 +1,9 @@
-// From a place in logical order to an address: strides, sign bits of negative and conjugate views,
-// alignment. Host and device share it, so the CPU's tests run the arithmetic of the kernel.
+// Finds the address of an element from its place in logical order: strides, sign bits of negative
+// and conjugate views, alignment. Host and device share it, so the CPU's tests run the arithmetic
+// of the kernel.
 #pragma once
 
-#include "mix.h"
+#include "fingerprint/mix.h"
 
 #include <cstring>
 

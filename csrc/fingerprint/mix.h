@@ -1,5 +1,6 @@
-// The arithmetic of the fingerprint, the same text for host and device. docs/fingerprint.md defines
-// it in words and gradext/fingerprints/reference.py in Python integers; the three must agree.
+// Defines the arithmetic of the fingerprint, the same text for host and device. docs/fingerprint.md
+// defines it in words and gradext/fingerprints/reference.py in Python integers; the three must
+// agree.
 //
 // The bytes are cut into blocks of 4,096, a block into rows of 16 words of 64 bits (little-endian,
 // the last row filled up with zeros). Each of the 16 lanes of a block folds its words in order; the

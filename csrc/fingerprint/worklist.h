@@ -1,5 +1,5 @@
-// Which threads of a grid compute which blocks of which tensor. Host and device share it:
-// gradext._C.fingerprint_emulate walks the same lists on the CPU.
+// Divides the blocks of tensors among the threads of a grid. Host and device share it:
+// gradext._C.testing.fingerprint_emulate walks the same lists on the CPU.
 //
 // A group of eight threads reads one block of bytes at a time; a team (a thread block) is some
 // groups. Two lists:
@@ -10,7 +10,7 @@
 // - of one plain tensor: the teams take turns, so that all of them read in one neighbourhood.
 #pragma once
 
-#include "layout.h"
+#include "fingerprint/layout.h"
 
 namespace gradext::fingerprint {
 

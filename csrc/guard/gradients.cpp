@@ -1,10 +1,8 @@
-// GX403: a gradient that several nodes are to use, written by one of them (a backward formula or a
-// hook). A node that hands one tensor to several others (an addition does) makes a record; a write
-// in it is told when one of those that have not run yet comes to use it.
-#include "guard.h"
+#include "guard/gradients.h"
 
-#include "python.h"
-#include "saved.h"
+#include "graph/saved_items.h"
+#include "guard/reports.h"
+#include "journal/journal.h"
 #include "state/state.h"
 
 #include <algorithm>
@@ -30,13 +28,13 @@ struct Record {
   std::vector<Use> pending;  // who is still to use it
   std::vector<Node*> users;
   std::string producer;
-  recorder::NodeId producer_id;
+  journal::NodeId producer_id;
   uint64_t since = 0;
   std::optional<SharedGradient> written;
 };
 
 struct Gradients {
-  std::mutex mutex;
+  base::Mutex<base::Rank::kGradients> mutex;
   std::vector<Record> records;
 };
 
@@ -45,7 +43,7 @@ Gradients& gradients() {
   return *instance;
 }
 
-recorder::NodeId id_of(Node& node) {
+journal::NodeId id_of(Node& node) {
   return {node.thread_id(), node.sequence_nr()};
 }
 
@@ -86,7 +84,7 @@ bool has_changed(Kept& kept, const Use& use, bool counted) {
 // The name of a node of Python: asking for it takes the GIL, so that it is asked for before the
 // lock, which is also taken by who holds the GIL. Empty for other nodes, whose name takes no GIL.
 std::string python_name(const Node& node) {
-  return is_python_function(node) ? node.name() : std::string();
+  return graph::is_python_function(node) ? node.name() : std::string();
 }
 
 std::string name_of(const Node& node, const std::string& python_name) {
@@ -137,7 +135,7 @@ void find_writes(
     SharedGradient found;
     found.storage = state::opaque_id(record.storage);
     found.since = record.since;
-    found.until = recorder::Journal::get().order();
+    found.until = journal::Journal::get().order();
     found.producer = record.producer;
     found.producer_id = record.producer_id;
     found.writer = name_of(by, python_name);
@@ -155,7 +153,7 @@ void gradients_before(Node& node) {
   Kept kept;
   const std::string python = python_name(node);
   {
-    std::lock_guard<std::mutex> lock(state.mutex);
+    std::lock_guard lock(state.mutex);
     find_writes(state, kept, node, python, false);
     for (Record& record : state.records) {
       auto& pending = record.pending;
@@ -182,7 +180,7 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
   Gradients& state = gradients();
   Kept kept;
   const std::string python = python_name(node);
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   find_writes(state, kept, node, python, true);
   auto& records = state.records;
   records.erase(
@@ -215,7 +213,7 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
       Record made{weak(outgoing[k]), storage, state::version(impl)};
       made.producer = name_of(node, python);
       made.producer_id = id_of(node);
-      made.since = recorder::Journal::get().order();
+      made.since = journal::Journal::get().order();
       records.push_back(std::move(made));
       record = std::prev(records.end());
     }
@@ -225,13 +223,13 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
   }
 }
 
-std::mutex& gradients_mutex() {
+base::Mutex<base::Rank::kGradients>& gradients_mutex() {
   return gradients().mutex;
 }
 
 void forget_gradients() {
   Gradients& state = gradients();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.records.clear();
 }
 

@@ -1,13 +1,11 @@
-// GX404: a write through memory that overlaps itself. An expanded row is all rows, an unfolded
-// window shares elements with its neighbours; torch refuses a write to such a tensor as a whole
-// (most of the time) and lets through a write to a part of it.
-#include "guard.h"
+#include "guard/overlap.h"
 
-#include "recorder/values.h"
+#include "graph/each_tensor.h"
 #include "state/state.h"
 
 #include <algorithm>
 #include <atomic>
+#include <unordered_map>
 
 namespace gradext::guard {
 namespace {
@@ -20,7 +18,7 @@ struct Known {
 };
 
 struct Overlaps {
-  std::mutex mutex;
+  base::Mutex<base::Rank::kOverlaps> mutex;
   std::unordered_map<const void*, Known> tensors;
   size_t since_sweep = 0;
   std::atomic<bool> any{false};  // read without the mutex
@@ -75,7 +73,7 @@ int64_t elements(const at::Tensor& tensor) {
 // What is known of the view's source, if the view is a part of it or overlaps itself too.
 void inherit(
     Overlaps& state, const at::Tensor& source, const at::Tensor& view, bool itself, Known& known) {
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   auto of_source = state.tensors.find(source.unsafeGetTensorImpl());
   const bool is_known =
       of_source != state.tensors.end() && of_source->second.tensor.use_count() > 0;
@@ -102,9 +100,9 @@ void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view
     }
     known.sizes = impl.sizes().vec();
     known.strides = impl.strides().vec();
-    known.made = recorder::pinned(recorder::capture_stack());
+    known.made = stacks::pinned(stacks::capture_stack());
   }
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   if (++state.since_sweep > 256 + state.tensors.size()) {
     state.since_sweep = 0;
     for (auto place = state.tensors.begin(); place != state.tensors.end();) {
@@ -123,7 +121,7 @@ bool knows_overlaps() {
 
 void note_views(const at::Tensor& source, const std::vector<c10::IValue>& outputs) {
   for (const c10::IValue& output : outputs) {
-    recorder::each_tensor(
+    graph::each_tensor(
         output, [&](const at::Tensor& view) { note_view(known_overlaps(), source, view); });
   }
 }
@@ -133,7 +131,7 @@ bool overlaps(const at::Tensor& written, Overlap& found) {
     return false;
   }
   Overlaps& state = known_overlaps();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   auto known = state.tensors.find(written.unsafeGetTensorImpl());
   if (known == state.tensors.end() || known->second.tensor.use_count() == 0) {
     return false;
@@ -147,12 +145,12 @@ bool overlaps(const at::Tensor& written, Overlap& found) {
 
 void forget_overlaps() {
   Overlaps& state = known_overlaps();
-  std::lock_guard<std::mutex> lock(state.mutex);
+  std::lock_guard lock(state.mutex);
   state.tensors.clear();
   state.any = false;
 }
 
-std::mutex& overlaps_mutex() {
+base::Mutex<base::Rank::kOverlaps>& overlaps_mutex() {
   return known_overlaps().mutex;
 }
 

@@ -1,6 +1,6 @@
-#include "identity.h"
+#include "state/identity.h"
 
-#include "state.h"
+#include "state/state.h"
 
 namespace gradext::state {
 namespace {

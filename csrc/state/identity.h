@@ -1,4 +1,4 @@
-// Who a tensor is, for a diagnosis that looks through the tensors of a running program.
+// Reads who a tensor is, for a diagnosis that looks through the tensors of a running program.
 //
 // The rule: what gradext looks at may be in use by other threads, and only the GIL is held. Torch
 // writes a tensor's C++ state without the GIL (an op that runs, the engine's AccumulateGrad), so
@@ -12,7 +12,7 @@
 //   torch/csrc/autograd/node.h), and AutogradMeta::mutex_ guards the way to that node (variable.h).
 //   Both are only tried: who holds them may be waiting for the GIL.
 // - what a node has saved is read under that node's mutex, which release_variables() takes
-//   (guard/saved.cpp).
+//   (graph/saved_items.cpp).
 // - versions, sizes and nodes are read of tensors only that the failing call was given, or that
 //   have the storage or version counter of one that its graph holds.
 #pragma once

@@ -3,7 +3,7 @@
 // Python.
 #include <torch/csrc/python_headers.h>  // before any standard header, as Python demands
 
-#include "state.h"
+#include "state/state.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/IListRef.h>
@@ -14,7 +14,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
-namespace gradext {
+namespace gradext::state::ops {
 namespace {
 
 using c10::DispatchKey;
@@ -207,4 +207,4 @@ TORCH_LIBRARY_FRAGMENT(gradext, m) {
   implement_with(m, "states", [] { return torch::CppFunction::makeFromBoxedFunction<&states>(); });
 }
 
-}  // namespace gradext
+}  // namespace gradext::state::ops

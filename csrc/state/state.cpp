@@ -1,4 +1,4 @@
-#include "state.h"
+#include "state/state.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/detach.h>
@@ -79,6 +79,17 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row) {
                 ? static_cast<int64_t>(impl->sym_sizes_default().size())
                 : impl->dim();
   row[15] = opaque_id(impl);
+}
+
+bool is_stand_in(const c10::TensorImpl& impl) {
+  const c10::StorageImpl* held = storage(impl);
+  return impl.key_set().has(c10::DispatchKey::Functionalize) ||
+         impl.key_set().has_backend(c10::BackendComponent::MetaBit) ||
+         (held != nullptr && held->device_type() == c10::DeviceType::Meta);
+}
+
+bool stands_on_another(const c10::TensorImpl& impl) {
+  return impl.key_set().has(c10::DispatchKey::FuncTorchBatched);
 }
 
 std::vector<std::pair<std::string, bool>> self_test() {

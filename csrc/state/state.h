@@ -1,9 +1,9 @@
-// Pure reads of one tensor's autograd state. Nothing here allocates, dispatches, takes the GIL,
+// Reads one tensor's autograd state. Nothing here allocates, dispatches, takes the GIL,
 // runs a hook or changes a count that outlives the call; in particular nothing asks for
 // `grad_fn()`, which rebuilds the node of a view whose base was written.
 #pragma once
 
-#include "prefetch.h"
+#include "base/prefetch.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>
@@ -203,13 +203,19 @@ void fill_row(const c10::TensorImpl* impl, int64_t* row);
 // Touch what fill_row will read of this tensor a few rows later: at 100,000 tensors nearly every
 // fact is a cache miss, and the misses overlap only if they are asked for early.
 inline void prefetch_tensor(const c10::TensorImpl* impl) {
-  prefetch(impl, 3);
+  base::prefetch(impl, 3);
 }
 
 inline void prefetch_facts(const c10::TensorImpl& impl) {
-  prefetch(autograd_meta(impl));
-  prefetch(counter_address(impl));
+  base::prefetch(autograd_meta(impl));
+  base::prefetch(counter_address(impl));
 }
+
+// Tensors that stand for others while a program is traced are no memory of the program's. A fake
+// tensor's own keys name the device that it stands for; its storage does not.
+bool is_stand_in(const c10::TensorImpl& impl);
+// A tensor of vmap's: the write goes on to the tensor inside it, which has a counter of its own.
+bool stands_on_another(const c10::TensorImpl& impl);
 
 // What can be wrong with the assumptions above under another torch: one (claim, holds) pair each.
 std::vector<std::pair<std::string, bool>> self_test();

@@ -1,7 +1,7 @@
 """Signals and other exceptions that arrive while gradext's own code runs are the program's.
 
-While gradext diagnoses on the main thread, csrc/recorder/signals.cpp keeps the program's signal
-handlers out of it and calls them afterwards; CutShort ends the diagnosis meanwhile. Imports
+While gradext diagnoses on the main thread, csrc/base/signals.cpp keeps the program's signal
+handlers out of it and calls them afterwards; _C.CutShort ends the diagnosis meanwhile. Imports
 nothing of gradext's: the compiled part is used once the program has loaded torch.
 """
 
@@ -17,10 +17,6 @@ from gradext.base.package import library_folders
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class CutShort(BaseException):
-    """A signal has arrived: gradext's work is to end here. Never leaves gradext."""
 
 
 def deferring(function: Callable[P, T]) -> Callable[P, T | None]:
@@ -64,7 +60,8 @@ def is_the_programs(error: BaseException) -> bool:
     raise. What user code has raised that gradext touched, of whatever class, is none: the program
     would not have seen it.
     """
-    if isinstance(error, CutShort):
+    compiled = sys.modules.get("gradext._C")
+    if isinstance(error, getattr(compiled, "CutShort", ())):
         return True
     trace = error.__traceback__
     if trace is None:

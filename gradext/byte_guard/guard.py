@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradext.base import interrupts
-from gradext.base.package import PREFIX
+from gradext.base.package import PREFIX, is_user_file
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.recording import findings, incidents, own_errors, running
@@ -107,7 +107,7 @@ class guard:
             self._recording = recording.Recording(True, births=False, cuts=False).start()
             self._recording.known = _known  # a guard in a loop begins a recording each time
         try:
-            _C.guard_start(_on_finding)
+            _C.guard_start(_on_finding, is_user_file)
         except BaseException:
             self._end_recording()
             raise

@@ -73,7 +73,7 @@ def commit(root: Path = ROOT) -> str | None:
 
     try:
         # An installed package may lie inside somebody else's repository.
-        if git("ls-files", "csrc/schemas.cpp") != "csrc/schemas.cpp":
+        if git("ls-files", "csrc/op_schemas.cpp") != "csrc/op_schemas.cpp":
             return None
         found = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--", "csrc", "gradext", "benchmarks/*.py")

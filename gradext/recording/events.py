@@ -15,31 +15,12 @@ import torch
 
 from gradext.diagnosis.model import Frame
 from gradext.native import _C
+from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
 from gradext.source import frames
-
-WRITE_COLUMNS = (
-    *("order", "storage", "counter", "begin", "end", "sequence", "thread", "stack", "op"),
-    *("inner_op", "version_before", "version_after", "geometry", "argument", "flags"),
-)
-VIEW_COLUMNS = (
-    *("order", "storage", "begin", "end", "sequence", "tensor", "thread", "stack", "op"),
-    "creation_meta",
-)
-SAVE_COLUMNS = ("thread", "sequence", "stack", "origin_thread", "origin_sequence")
-BIRTH_COLUMNS = (
-    *("storage", "order", "number", "tensor", "stack", "mode", "op", "thread"),
-    "has_gradient_behind",
-)
-FLOW_COLUMNS = (
-    *("order", "number", "tensor", "source", "source_thread", "source_sequence", "value"),
-    *("stack", "mode", "thread", "op", "flags", "parent0", "parent1", "parent2", "parent3"),
-    *("lives", "unused"),
-)
-FLAG_COLUMNS = ("tensor", "order", "stack", "thread", "value", "taints", "parent")
 
 DECLARED_ONLY, SHARED_STORAGE, INFERENCE, GRAD_MODE, NOTE, HOLES = 1, 2, 4, 8, 16, 32
 
-# Flags of a flow (csrc/recorder/origins.h).
+# Flags of a flow (csrc/journal/events.h).
 CUT, FROM_PYTHON, TO_PYTHON, GRAD_CALL, MERGE, NO_GRAD, IN_FUNCTION, IN_INFERENCE = (
     1 << bit for bit in range(8)
 )
@@ -275,7 +256,7 @@ class Data:
         return self._stacks.get(stack, ())
 
     def write(self, row: Any) -> Write:
-        facts = dict(zip(WRITE_COLUMNS, row.tolist(), strict=True))
+        facts = dict(zip(WRITES.names, row.tolist(), strict=True))
         flags = facts.pop("flags")
         shape = facts.pop("geometry")
         geometry = None
@@ -299,45 +280,56 @@ class Data:
     def writes_of_counter(self, counter: int, after_version: int = -1) -> list[Write]:
         """Writes through one version counter, oldest first, that end above `after_version`."""
         table = self.writes
-        rows = table[(table[:, 2] == counter) & (table[:, 11] > after_version)]
-        return [self.write(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
+        rows = table[
+            (table[:, WRITES.counter] == counter) & (table[:, WRITES.version_after] > after_version)
+        ]
+        return [
+            self.write(row) for row in rows[numpy.argsort(rows[:, WRITES.order], kind="stable")]
+        ]
 
     def notes_of_counter(self, counter: int, from_version: int) -> list[Write]:
         """Python calls that were about to move the counter from `from_version` or later."""
         table = self.writes
-        chosen = (table[:, 2] == counter) & ((table[:, 14] & (NOTE | DECLARED_ONLY)) == NOTE)
-        chosen &= table[:, 10] >= from_version
+        flags = table[:, WRITES.flags] & (NOTE | DECLARED_ONLY)
+        chosen = (table[:, WRITES.counter] == counter) & (flags == NOTE)
+        chosen &= table[:, WRITES.version_before] >= from_version
         return [self.write(row) for row in table[chosen]]
 
     def exchanges(self, counter: int) -> list[Write]:
         """Times that a program gave the tensor other memory: `tensor.data = other`."""
         table = self.writes
         both = NOTE | DECLARED_ONLY
-        rows = table[(table[:, 2] == counter) & ((table[:, 14] & both) == both)]
+        flags = table[:, WRITES.flags] & both
+        rows = table[(table[:, WRITES.counter] == counter) & (flags == both)]
         return [self.write(row) for row in rows]
 
     def writes_of_storage(self, storage: int) -> list[Write]:
         """Writes to one storage through any counter, oldest first."""
         table = self.writes
-        rows = table[(table[:, 1] == storage) & ((table[:, 14] & NOTE) == 0)]
-        return [self.write(row) for row in rows[numpy.argsort(rows[:, 0], kind="stable")]]
+        is_write = (table[:, WRITES.flags] & NOTE) == 0
+        rows = table[(table[:, WRITES.storage] == storage) & is_write]
+        return [
+            self.write(row) for row in rows[numpy.argsort(rows[:, WRITES.order], kind="stable")]
+        ]
 
     def writes_of_op(self, name: str) -> list[Write]:
         """All writes that this op made, oldest first."""
         numbers = [number for number, op in self.ops.items() if op == name]
-        return [self.write(row) for row in self.writes[numpy.isin(self.writes[:, 8], numbers)]]
+        return [
+            self.write(row) for row in self.writes[numpy.isin(self.writes[:, WRITES.op], numbers)]
+        ]
 
     def view(self, row: Any) -> View:
-        facts = dict(zip(VIEW_COLUMNS, (int(value) for value in row), strict=True))
+        facts = dict(zip(VIEWS.names, (int(value) for value in row), strict=True))
         facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
         facts["creation_meta"] = _meta(facts["creation_meta"])  # type: ignore[assignment]
         return View(**cast(Any, facts))
 
     def views_of_storage(self, storage: int) -> list[View]:
-        return [self.view(row) for row in self.views[self.views[:, 1] == storage]]
+        return [self.view(row) for row in self.views[self.views[:, VIEWS.storage] == storage]]
 
     def birth(self, row: Any) -> Birth:
-        facts = dict(zip(BIRTH_COLUMNS, (int(value) for value in row), strict=True))
+        facts = dict(zip(BIRTHS.names, (int(value) for value in row), strict=True))
         facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
         facts["has_gradient_behind"] = bool(facts["has_gradient_behind"])
         return Birth(**cast(Any, facts))
@@ -347,12 +339,12 @@ class Data:
 
         Also of a parameter by its own id: its storage may have been exchanged since.
         """
-        rows = self.births[self.births[:, 0] == storage]
+        rows = self.births[self.births[:, BIRTHS.storage] == storage]
         return self.birth(rows[0]) if len(rows) else None
 
     def flow(self, row: Any) -> Flow:
         # One of thousands that a diagnosis follows: tolist() makes Python's numbers in one go.
-        facts = dict(zip(FLOW_COLUMNS, row.tolist(), strict=True))
+        facts = dict(zip(FLOWS.names, row.tolist(), strict=True))
         value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
         flags = facts["flags"]
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
@@ -377,14 +369,15 @@ class Data:
     def flow_of(self, tensor: int) -> Flow | None:
         """Of a living tensor without gradient, by its id."""
         table = self.flows
-        rows = table[(table[:, 2] == tensor) & (table[:, 16] == 1)]
+        rows = table[(table[:, FLOWS.tensor] == tensor) & (table[:, FLOWS.lives] == 1)]
         return self.flow(rows[0]) if len(rows) else None
 
     def origin(self, number: int) -> Birth | Flow | None:
         """The birth or flow that `number`, a parent, names; None where it has been dropped."""
         if self._numbers is None:
             low = (1 << 32) - 1
-            flows, births = (self.flows[:, 1] & low).tolist(), (self.births[:, 2] & low).tolist()
+            flows = (self.flows[:, FLOWS.number] & low).tolist()
+            births = (self.births[:, BIRTHS.number] & low).tolist()
             self._numbers = {number: ("flow", k) for k, number in enumerate(flows)}
             self._numbers |= {number: ("birth", k) for k, number in enumerate(births)}
         kind, row = self._numbers.get(number, ("", 0))
@@ -394,8 +387,8 @@ class Data:
 
     def flows_with(self, flag: int, most: int | None = None) -> list[Flow]:
         """Those that have a flag, oldest first; of more than `most`, the latest."""
-        rows = self.flows[(self.flows[:, 11] & flag) != 0]
-        rows = rows[numpy.argsort(rows[:, 0], kind="stable")]
+        rows = self.flows[(self.flows[:, FLOWS.flags] & flag) != 0]
+        rows = rows[numpy.argsort(rows[:, FLOWS.order], kind="stable")]
         return [self.flow(row) for row in (rows if most is None else rows[-most:])]
 
     def exits(self, most: int) -> list[Flow]:
@@ -406,18 +399,25 @@ class Data:
 
     def flag_of(self, tensor: int) -> FlagChange | None:
         """When the program last set `requires_grad` of a living tensor, by its id."""
-        rows = self.flags[self.flags[:, 0] == tensor]
+        rows = self.flags[self.flags[:, FLAGS.tensor] == tensor]
         if not len(rows):
             return None
-        tensor, order, stack, thread, value, taints, parent = (int(value) for value in rows[0])
-        return FlagChange(tensor, order, stack, thread, bool(value), taints, parent)
+        facts: dict[str, Any] = dict(zip(FLAGS.names, rows[0].tolist(), strict=True))
+        return FlagChange(**{**facts, "value": bool(facts["value"])})
 
     def stacks(self) -> Iterator[int]:
         """Every stack that an event names."""
-        columns = ((self.writes, 7), (self.views, 7), (self.saves, 2), (self.births, 4))
-        for table, column in (*columns, (self.births, 5), (self.flows, 7), (self.flows, 8)):
-            yield from (int(stack) for stack in table[:, column])
-        yield from (int(stack) for stack in self.flags[:, 2])
+        for table, column in (
+            (self.writes, WRITES.stack),
+            (self.views, VIEWS.stack),
+            (self.saves, SAVES.stack),
+            (self.births, BIRTHS.stack),
+            (self.births, BIRTHS.mode),
+            (self.flows, FLOWS.stack),
+            (self.flows, FLOWS.mode),
+            (self.flags, FLAGS.stack),
+        ):
+            yield from table[:, column].tolist()
         yield from (backward.stack for backward in self.backwards)
         yield from (event.stack for event in self.refused)
 
@@ -428,22 +428,22 @@ class Data:
         """
         rows = self._by_thread.get(thread)
         if rows is None:
-            found = numpy.flatnonzero(self.saves[:, 0] == thread)
+            found = numpy.flatnonzero(self.saves[:, SAVES.thread] == thread)
             # They are one block, in the order in which they were made, unless the id of a thread
             # that has ended was given again: then no copy of them is made.
             if found.size and found[-1] - found[0] + 1 == found.size:
                 rows = self.saves[found[0] : found[-1] + 1]
             else:
                 rows = self.saves[found]
-            if (numpy.diff(rows[:, 1]) < 0).any():
-                rows = rows[numpy.argsort(rows[:, 1], kind="stable")]
+            if (numpy.diff(rows[:, SAVES.sequence]) < 0).any():
+                rows = rows[numpy.argsort(rows[:, SAVES.sequence], kind="stable")]
             self._by_thread[thread] = rows
-        at = int(numpy.searchsorted(rows[:, 1], sequence, side="right")) - 1
+        at = int(numpy.searchsorted(rows[:, SAVES.sequence], sequence, side="right")) - 1
         if at < 0:
             return 0, None
         row = rows[at]
-        origin = (int(row[3]), int(row[4])) if row[3] >= 0 else None
-        return int(row[2]), origin
+        origin = (int(row[SAVES.origin_thread]), int(row[SAVES.origin_sequence]))
+        return int(row[SAVES.stack]), origin if origin[0] >= 0 else None
 
 
 def table(rows: Sequence[Sequence[int]], columns: int) -> _Array:
@@ -514,12 +514,12 @@ def _is_dense(sizes: Any, strides: Any) -> bool:
 def empty_snapshot() -> dict[str, Any]:
     """What a recording in which nothing happened is made of."""
     return {
-        "writes": table([], len(WRITE_COLUMNS)),
-        "views": table([], len(VIEW_COLUMNS)),
-        "saves": table([], len(SAVE_COLUMNS)),
-        "births": table([], len(BIRTH_COLUMNS)),
-        "flows": table([], len(FLOW_COLUMNS)),
-        "flags": table([], len(FLAG_COLUMNS)),
+        "writes": table([], len(WRITES)),
+        "views": table([], len(VIEWS)),
+        "saves": table([], len(SAVES)),
+        "births": table([], len(BIRTHS)),
+        "flows": table([], len(FLOWS)),
+        "flags": table([], len(FLAGS)),
         "ops": {},
         "geometries": [],
         "dropped": dict.fromkeys(("writes", "views", "saves", "backwards", "births", "flows"), 0),

@@ -20,18 +20,8 @@ import numpy
 
 from gradext.base.text import clean
 from gradext.diagnosis.model import Frame
-from gradext.recording.events import (
-    BIRTH_COLUMNS,
-    CREATION_META,
-    FLAG_COLUMNS,
-    FLOW_COLUMNS,
-    SAVE_COLUMNS,
-    VIEW_COLUMNS,
-    WRITE_COLUMNS,
-    Backward,
-    Refused,
-    table,
-)
+from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, NODES, SAVES, VIEWS, WRITES
+from gradext.recording.events import CREATION_META, Backward, Refused, table
 
 FORMAT = "gradext-recording"
 FORMAT_VERSION = 2
@@ -45,12 +35,12 @@ SMALL = 1 << 20
 MAX_DEPTH = 8  # a document is 5 deep: the document, backwards, one of them, its nodes, a node
 
 TABLES = {
-    "writes": WRITE_COLUMNS,
-    "views": VIEW_COLUMNS,
-    "saved": SAVE_COLUMNS,
-    "born": BIRTH_COLUMNS,
-    "flows": FLOW_COLUMNS,
-    "flags": FLAG_COLUMNS,
+    "writes": WRITES.names,
+    "views": VIEWS.names,
+    "saved": SAVES.names,
+    "born": BIRTHS.names,
+    "flows": FLOWS.names,
+    "flags": FLAGS.names,
 }
 # Columns whose numbers look something up, by what they look up in.
 _STACKS = {"stack", "mode"}
@@ -67,6 +57,10 @@ _MOST = 1 << 48
 
 class Damaged(ValueError):
     """What is wrong with a file, in a few words."""
+
+
+class OtherColumns(Exception):
+    """A table, by its name, has columns that this version does not know, or lacks some."""
 
 
 def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> dict[str, Any]:
@@ -100,6 +94,11 @@ def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> dict[str
         )
     try:
         return _checked(document)
+    except OtherColumns as error:
+        raise ValueError(
+            f"{shown} has other columns in its table {error} than this gradext reads; "
+            f"open it with {by}, which wrote it"
+        ) from None
     except Damaged as error:
         raise ValueError(f"{shown} is no gradext recording (damaged: {error})") from None
     except KeyError as error:
@@ -215,6 +214,13 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
     else:
         columns = {name: list(names) for name, names in TABLES.items()}
     if columns and document["columns"] != columns:
+        found_columns = _dict(document, "columns")
+        for name, names in columns.items():
+            others = _list(found_columns, name)
+            if not all(type(other) is str for other in others):
+                raise Damaged("columns: something else than names")
+            if set(others) != set(names):
+                raise OtherColumns(name)
         raise Damaged("its columns are not those of its version")
     frames = [_frame(item) for item in _list(document, "frames")]
     stacks = {
@@ -391,7 +397,7 @@ def _event(facts: dict[str, Any], name: str, stacks: dict[int, Any], bools: Sequ
 def _backward(item: Any, stacks: dict[int, Any]) -> Backward:
     facts = _fields(item, Backward, "backwards")
     _event(facts, "backwards", stacks, ("keeps_graph", "creates_graph", "whole"))
-    nodes = _table(facts["nodes"], ("thread", "sequence"), "nodes")
+    nodes = _table(facts["nodes"], NODES.names, "nodes")
     return Backward(**{**facts, "nodes": nodes})
 
 

@@ -200,7 +200,7 @@ def _silent(
     return found
 
 
-# Why a backward is looked at before it runs (csrc/recorder/python.h).
+# Why a backward is looked at before it runs (csrc/recorder/python/backward.h).
 UNCOUNTED_WRITE = 1
 
 

@@ -22,6 +22,7 @@ from gradext.base import display
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.native import _C
 from gradext.recording import entry_points, file_format, findings, judge, running
+from gradext.recording.columns import WRITES
 from gradext.recording.events import Backward, Birth, Data, Flow, Refused, View, Write, extent
 from gradext.state.inspect import state_of
 
@@ -214,11 +215,11 @@ class Recording:
         writes = data.writes
         chosen = numpy.zeros(len(writes), dtype=bool)
         if state.version_counter is not None:
-            chosen |= writes[:, 2] == state.version_counter
+            chosen |= writes[:, WRITES.counter] == state.version_counter
         if state.storage is not None:
             begin, end = extent(tensor)
-            overlapping = (writes[:, 3] < end) & (writes[:, 4] > begin)
-            chosen |= (writes[:, 1] == state.storage) & overlapping
+            overlapping = (writes[:, WRITES.begin] < end) & (writes[:, WRITES.end] > begin)
+            chosen |= (writes[:, WRITES.storage] == state.storage) & overlapping
         rows = writes[chosen]
         note = ""
         if data.dropped["writes"]:

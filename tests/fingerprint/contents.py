@@ -83,8 +83,8 @@ def rows(matrix: torch.Tensor) -> numpy.ndarray[Any, numpy.dtype[numpy.uint64]]:
 
 @contextmanager
 def variant(name: str) -> Iterator[None]:
-    assert _C.fingerprint_force_variant(name)
+    assert _C.testing.fingerprint_force_variant(name)
     try:
         yield
     finally:
-        assert _C.fingerprint_force_variant("")
+        assert _C.testing.fingerprint_force_variant("")

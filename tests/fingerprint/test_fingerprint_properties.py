@@ -55,5 +55,5 @@ def test_one_tensor(t: torch.Tensor, name: str) -> None:
 def test_lists_on_any_grid(items: list[torch.Tensor], each: int, limit: int, size: int) -> None:
     want = [reference.fingerprint(t) for t in items]
     assert list(gradext.fingerprint(items).values()) == want
-    assert [number(row) for row in _C.fingerprint_emulate(items, each, limit, size)] == want
+    assert [number(row) for row in _C.testing.fingerprint_emulate(items, each, limit, size)] == want
     assert [number(row) for row in torch.ops.gradext.fingerprint_list(items).tolist()] == want

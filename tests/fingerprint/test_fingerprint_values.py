@@ -63,7 +63,7 @@ def test_a_variant_can_be_chosen_from_outside() -> None:
         check=True,
     )
     assert done.stdout.strip() == "plain"
-    assert not _C.fingerprint_force_variant("none such")
+    assert not _C.testing.fingerprint_force_variant("none such")
 
 
 @pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
@@ -156,7 +156,7 @@ def test_any_grid_of_the_kernel_s_work_list(each: int, limit: int, size: int) ->
     tensors = [*views().values(), torch.empty(0), random_bytes(50_000), torch.empty(0)]
     tensors += [t.conj() for t in views(torch.complex64).values()]
     tensors += [torch.empty(3, 0), *(random_bytes(size) for size in SIZES), random_bytes(9000)[1:]]
-    found = _C.fingerprint_emulate(tensors, each, limit, size)
+    found = _C.testing.fingerprint_emulate(tensors, each, limit, size)
     want = [gradext.fingerprint(t) for t in tensors]
     assert [number(row) for row in found] == want
 
@@ -166,19 +166,21 @@ def test_any_grid_of_the_kernel_s_work_list(each: int, limit: int, size: int) ->
 def test_the_kernel_of_one_plain_tensor(teams: int, size: int) -> None:
     plain = [*(random_bytes(n) for n in SIZES), torch.empty(0), torch.ones(100_000)]
     for t in plain:
-        assert number(_C.fingerprint_emulate_plain(t, teams, size)) == gradext.fingerprint(t)
+        assert number(_C.testing.fingerprint_emulate_plain(t, teams, size)) == gradext.fingerprint(
+            t
+        )
     for t in (
         random_bytes(9000)[1:],
         torch.ones(4, 4).t(),
         torch.ones(9, dtype=torch.cfloat).conj(),
     ):
-        assert _C.fingerprint_emulate_plain(t, teams, size) is None
+        assert _C.testing.fingerprint_emulate_plain(t, teams, size) is None
 
 
 @pytest.mark.parametrize("dtype", PLAIN_DTYPES, ids=str)
 def test_the_kernel_s_reads_of_every_dtype(dtype: torch.dtype) -> None:
     tensors = list(views(dtype).values())
-    found = _C.fingerprint_emulate(tensors, 13, size=3)
+    found = _C.testing.fingerprint_emulate(tensors, 13, size=3)
     assert [number(row) for row in found] == [gradext.fingerprint(t) for t in tensors]
 
 

@@ -162,7 +162,12 @@ def test_nothing_is_kept_alive_and_nothing_is_left_on():
         del h, loss, memory
         gc.collect()
         assert kept() is None
-    assert _C.guard_facts() == {**_C.guard_facts(), "entries": 0, "exposed": 0, "armed": False}
+    assert _C.testing.guard_facts() == {
+        **_C.testing.guard_facts(),
+        "entries": 0,
+        "exposed": 0,
+        "armed": False,
+    }
 
 
 def test_activations_are_let_go_during_backward():
@@ -289,9 +294,9 @@ def test_all_dtypes_and_layouts_that_are_saved_go_through():
 
 @pytest.fixture
 def deferred():
-    _C.guard_defer(True)
+    _C.testing.guard_defer(True)
     yield
-    _C.guard_defer(False)
+    _C.testing.guard_defer(False)
 
 
 def test_deferred_finds_an_op_that_wrote(deferred):

@@ -141,11 +141,11 @@ def test_nothing_is_left_on_any_thread(worker: Worker) -> None:
             settrace()
             h.sum().backward()
             del memory, h
-        assert _C.guard_facts()["armed"] is False
-        looks.append(_C.guard_facts()["looks"])
+        assert _C.testing.guard_facts()["armed"] is False
+        looks.append(_C.testing.guard_facts()["looks"])
         worker(lambda: put([0]))
         put([0])
-        assert _C.guard_facts()["looks"] == looks[-1]
+        assert _C.testing.guard_facts()["looks"] == looks[-1]
     # A debugger finds the place free.
     mine = Tracer()
     had = sys.gettrace()

@@ -163,7 +163,7 @@ def test_a_leftover_alone_is_one_line(checkout, package):
 
 def test_sources_changed_since_the_build_are_noticed(checkout, package):
     package(checkout / "gradext")
-    (checkout / "csrc" / "schemas.cpp").open("a").write("// changed\n")
+    (checkout / "csrc" / "op_schemas.cpp").open("a").write("// changed\n")
     done = python("-c", HIDE_INSTALLED + "import gradext", cwd=checkout)
     assert "was built from other sources than" in last_line(done)
 

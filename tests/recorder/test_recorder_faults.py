@@ -17,9 +17,9 @@ from gradext.rules import judge
 
 @pytest.fixture
 def faulty() -> Iterator[None]:
-    _C.recorder_inject_fault(True)
+    _C.testing.recorder_inject_fault(True)
     yield
-    _C.recorder_inject_fault(False)
+    _C.testing.recorder_inject_fault(False)
 
 
 def program() -> Any:
@@ -105,12 +105,12 @@ def fails_in_a_python_kernel() -> None:
 def test_errors_are_torchs_own(program: Any, injected: bool) -> None:
     with pytest.raises((RuntimeError, KeyError)) as plain:
         program()
-    _C.recorder_inject_fault(injected)
+    _C.testing.recorder_inject_fault(injected)
     try:
         with gradext.record(), pytest.raises(type(plain.value)) as found:
             program()
     finally:
-        _C.recorder_inject_fault(False)
+        _C.testing.recorder_inject_fault(False)
     assert str(found.value) == str(plain.value)
     assert found.value.__cause__ is None
     assert found.value.__context__ is None

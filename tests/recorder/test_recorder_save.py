@@ -16,17 +16,8 @@ import torch
 from events import recorded, run_program
 
 import gradext
-from gradext.recording.events import (
-    BIRTH_COLUMNS,
-    FLAG_COLUMNS,
-    FLOW_COLUMNS,
-    SAVE_COLUMNS,
-    VIEW_COLUMNS,
-    WRITE_COLUMNS,
-    Data,
-    Write,
-    empty_snapshot,
-)
+from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
+from gradext.recording.events import Data, Write, empty_snapshot
 from gradext.recording.recording import Mutations, Recording
 
 
@@ -116,12 +107,12 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     assert found["gradext"] == gradext.__version__
     assert found["torch"] == torch.__version__
     assert found["columns"] == {
-        "writes": list(WRITE_COLUMNS),
-        "views": list(VIEW_COLUMNS),
-        "saved": list(SAVE_COLUMNS),
-        "born": list(BIRTH_COLUMNS),
-        "flows": list(FLOW_COLUMNS),
-        "flags": list(FLAG_COLUMNS),
+        "writes": list(WRITES.names),
+        "views": list(VIEWS.names),
+        "saved": list(SAVES.names),
+        "born": list(BIRTHS.names),
+        "flows": list(FLOWS.names),
+        "flags": list(FLAGS.names),
     }
     for table in found["columns"]:
         assert {len(row) for row in found[table]} <= {len(found["columns"][table])}
@@ -129,8 +120,8 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "recording-format.md"
     text = page.read_text(encoding="utf-8")
     names = {*found, *found["dropped"], *found["memory"]}
-    names |= {*WRITE_COLUMNS, *VIEW_COLUMNS, *SAVE_COLUMNS, *BIRTH_COLUMNS, *FLAG_COLUMNS}
-    names |= {name for name in FLOW_COLUMNS if not re.fullmatch("parent[12]|unused", name)}
+    names |= {*WRITES.names, *VIEWS.names, *SAVES.names, *BIRTHS.names, *FLAGS.names}
+    names |= {name for name in FLOWS.names if not re.fullmatch("parent[12]|unused", name)}
     for table in ("backwards", "refused", "frames"):
         names |= set(found[table][0])
     missing = sorted(name for name in names if f"`{name}`" not in text)
@@ -145,7 +136,7 @@ def test_a_file_of_the_first_format() -> None:
     del facts["dropped"]["births"], facts["dropped"]["flows"]
     recording = loaded_from({**facts, "version": 1})
     assert (recording.saves, recording.births, recording.cuts) == (True, False, False)
-    assert recording.data.flows.shape == (0, len(FLOW_COLUMNS))
+    assert recording.data.flows.shape == (0, len(FLOWS))
     assert recording.dropped["births"] == 0
 
 
@@ -190,12 +181,12 @@ def document() -> dict[str, Any]:
         "ops": {},
         "geometries": [],
         "columns": {
-            "writes": list(WRITE_COLUMNS),
-            "views": list(VIEW_COLUMNS),
-            "saved": list(SAVE_COLUMNS),
-            "born": list(BIRTH_COLUMNS),
-            "flows": list(FLOW_COLUMNS),
-            "flags": list(FLAG_COLUMNS),
+            "writes": list(WRITES.names),
+            "views": list(VIEWS.names),
+            "saved": list(SAVES.names),
+            "born": list(BIRTHS.names),
+            "flows": list(FLOWS.names),
+            "flags": list(FLAGS.names),
         },
         "writes": [],
         "views": [],

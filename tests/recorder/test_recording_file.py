@@ -255,6 +255,31 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         ),
         "its columns are not those",
     ),
+    "a column fewer": (
+        lambda: with_facts(
+            gradext="0.0.7", columns={**FACTS["columns"], "views": FACTS["columns"]["views"][:-1]}
+        ),
+        "other columns in its table views than this .* open it with gradext 0.0.7, which wrote it$",
+    ),
+    "a column more": (
+        lambda: with_facts(
+            gradext="9.1", columns={**FACTS["columns"], "born": [*FACTS["columns"]["born"], "age"]}
+        ),
+        "other columns in its table born than this .* open it with gradext 9.1, which wrote it$",
+    ),
+    "a column of another name, by nobody": (
+        lambda: with_facts(
+            gradext=None,
+            columns={**FACTS["columns"], "flags": ["thing", *FACTS["columns"]["flags"][1:]]},
+        ),
+        "other columns in its table flags .* open it with another gradext, which wrote it$",
+    ),
+    "columns that are numbers": (
+        lambda: with_facts(columns={**FACTS["columns"], "writes": list(range(15))}),
+        "damaged: columns: something else than names",
+    ),
+    "columns that are a list": (lambda: with_facts(columns=[]), "damaged: columns: list where"),
+    "a table without columns": (lambda: with_facts(columns={}), "damaged: no 'writes'"),
     "NaN": (lambda: REAL.replace(b'"order": ', b'"order": NaN, "x": ', 1), "NaN, which is no"),
     "a fraction": (lambda: with_facts(order=0.5), "0.5 where a recording has whole numbers"),
     "twice the same name": (lambda: b'{"version": 2, ' + REAL[1:], "a name stands twice"),

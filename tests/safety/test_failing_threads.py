@@ -79,11 +79,11 @@ def test_an_identity_is_what_torch_says_of_the_tensor():
 def test_reading_an_identity_leaves_no_owner_behind():
     w = torch.ones(3, requires_grad=True)
     w.sum().backward()
-    counter = _C.version_counter_use_count(w)
+    counter = _C.testing.version_counter_use_count(w)
     grads = sys.getrefcount(w.grad)
     for _ in range(100):
         naming.identity_of(w)
-    assert _C.version_counter_use_count(w) == counter
+    assert _C.testing.version_counter_use_count(w) == counter
     after = sys.getrefcount(w.grad)
     assert after == grads
 

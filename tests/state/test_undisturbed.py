@@ -37,7 +37,7 @@ def counts(t: torch.Tensor) -> tuple[int, ...]:
     storage = t.untyped_storage()
     return (
         -1 if t.is_inference() else t._version,
-        _C.version_counter_use_count(t),
+        _C.testing.version_counter_use_count(t),
         torch._C._storage_Use_Count(storage._cdata),
         t._use_count(),
         sys.getrefcount(t),
@@ -96,7 +96,7 @@ def test_the_counts_do_move() -> None:
     assert after[1] == before[1] + 1
     assert after[2] == before[2] + 1
     assert after[3] == before[3] + 1
-    assert _C.version_counter_use_count(view) == after[1]
+    assert _C.testing.version_counter_use_count(view) == after[1]
 
 
 def test_base_is_released_with_the_result() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.recording.columns import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, stale_saved
 from gradext.rules.wording import saved_tensors as told
@@ -212,18 +213,21 @@ def _by_versions(data: Data, wanted: re.Match[str] | None) -> list[Write]:
         return []
     version, saved_version = int(wanted["version"]), int(wanted["saved"])
     table = data.writes
-    fitting = table[(table[:, 11] == version) & (table[:, 10] >= saved_version)]
+    fitting = table[
+        (table[:, WRITES.version_after] == version)
+        & (table[:, WRITES.version_before] >= saved_version)
+    ]
     kind = wanted["type"].rsplit(".", 1)[-1]
     itemsize = _ITEMSIZE.get(kind.replace("CUDA", "").removesuffix("Type"))
     if itemsize is not None:
         size = itemsize
         for number in re.findall(r"\d+", wanted["sizes"]):
             size *= int(number)
-        whole = fitting[fitting[:, 4] - fitting[:, 3] == size]
+        whole = fitting[fitting[:, WRITES.end] - fitting[:, WRITES.begin] == size]
         fitting = whole if len(whole) else fitting
     if not len(fitting):
         return []
-    counter = int(fitting[fitting[:, 0].argmax(), 2])
+    counter = int(fitting[fitting[:, WRITES.order].argmax(), WRITES.counter])
     writes = data.writes_of_counter(counter, saved_version)
     return [write for write in writes if not write.is_note and write.version_after <= version]
 

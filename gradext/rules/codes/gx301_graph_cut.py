@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording import events
+from gradext.recording.columns import FLAGS
 from gradext.recording.events import Birth, Flow
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, best, describe, fix
@@ -358,8 +359,8 @@ def _names_read(code: Any) -> tuple[str, ...]:
 def _frozen(data: Data, names: Owners) -> list[tuple[Site, int, str]]:
     """Lines that switched requires_grad off for what is alive: (line, how many, a name)."""
     lines: dict[tuple[str, int], tuple[Site, int, str]] = {}
-    for row in data.flags[data.flags[:, 4] == 0]:
-        tensor, stack = int(row[0]), int(row[2])
+    for row in data.flags[data.flags[:, FLAGS.value] == 0]:
+        tensor, stack = int(row[FLAGS.tensor]), int(row[FLAGS.stack])
         if not names.is_parameter(tensor):
             continue
         site = sites.site(data.frames(stack), label="switches requires_grad off")

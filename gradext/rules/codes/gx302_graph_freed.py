@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
+from gradext.recording.columns import NODES
 from gradext.rules.graph_copy import Graph, Node
 from gradext.rules.rewrite import detach
 from gradext.rules.wording import node_sites
@@ -58,7 +59,11 @@ def _failed_call(data: Data, graph: Graph) -> int | None:
 
 def _contains(backward: Backward, node: Node) -> bool:
     nodes = backward.nodes
-    return bool(((nodes[:, 0] == node.thread) & (nodes[:, 1] == node.sequence)).any())
+    return bool(
+        (
+            (nodes[:, NODES.thread] == node.thread) & (nodes[:, NODES.sequence] == node.sequence)
+        ).any()
+    )
 
 
 def _site_of_call(data: Data, backward: Backward) -> Site | None:
@@ -264,8 +269,8 @@ def _running() -> set[tuple[str, str]]:
 def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node | None:
     """The nearest node above that a variable holds and that was made before the call freed any."""
     start = graph.nodes[index]
-    own = call.nodes[call.nodes[:, 0] == start.thread]
-    last = int(own[:, 1].max()) if len(own) else -1
+    own = call.nodes[call.nodes[:, NODES.thread] == start.thread]
+    last = int(own[:, NODES.sequence].max()) if len(own) else -1
     above: list[list[int]] = [[] for _ in graph.nodes]
     for number, node in enumerate(graph.nodes):
         for following in node.next:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradext.recording.events import Data
     from gradext.rules.wording.chains import Step
 
-# Why a backward was looked at (csrc/recorder/python.h).
+# Why a backward was looked at (csrc/recorder/python/backward.h).
 LEAF_ROOT, CONSTANT_TERM, REBUILT_LEAF = 2, 4, 8
 
 

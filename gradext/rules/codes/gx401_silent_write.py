@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis
+from gradext.recording.columns import WRITES
+from gradext.recording.events import DECLARED_ONLY, SHARED_STORAGE
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import optimizer_step
 from gradext.rules.wording import saved_tensors
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 def _uncounted(data: Data) -> dict[int, list[Write]]:
     """By storage, the writes to memory of which some write did not move the counter."""
     table = data.writes
-    storages = set(table[(table[:, 14] & 3) != 0][:, 1].tolist())
+    uncounted = (table[:, WRITES.flags] & (DECLARED_ONLY | SHARED_STORAGE)) != 0
+    storages = set(table[uncounted, WRITES.storage].tolist())
     found: dict[int, list[Write]] = {}
     for storage in storages:
         found[storage] = data.writes_of_storage(storage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradext.diagnosis.model import Site
+from gradext.recording.columns import SAVES
 from gradext.source import sites
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:
     """Whether the line of `made`, called from the same lines, makes nodes from `sequence` on."""
     wanted = sites.path_of((made.frame, *made.callers))
     table = data.saves
-    stacks = set(table[(table[:, 0] == thread) & (table[:, 1] >= sequence)][:, 2].tolist())
+    later = (table[:, SAVES.thread] == thread) & (table[:, SAVES.sequence] >= sequence)
+    stacks = set(table[later, SAVES.stack].tolist())
     first, _ = data.node_stack(thread, sequence)  # a row covers all nodes up to the next one
     return any(sites.path_of(data.frames(stack)) == wanted for stack in {*stacks, first})

@@ -1,0 +1,12 @@
+// Adds loops over the example ops to gradext._C, for benchmarks/*.py.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gradext::benchmarks {
+
+void bind(pybind11::module_& m);
+// What only tests use (gradext._C.testing).
+void bind_testing(pybind11::module_& m);
+
+}  // namespace gradext::benchmarks

@@ -1,0 +1,11 @@
+// Adds to gradext._C what a diagnosis asks: who a tensor is, what a node has saved, whether it is
+// the same finding again.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace gradext::findings {
+
+void bind(pybind11::module_& m);
+
+}  // namespace gradext::findings

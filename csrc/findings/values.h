@@ -1,0 +1,26 @@
+// Findings about values that lost their gradient: what they were made of, from birth to birth, as
+// gradext.rules.wording.chains follows it.
+#pragma once
+
+#include "findings/findings.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace gradext::findings {
+
+// An input of autograd.grad(), and whether the outputs were computed from it.
+struct Unused {
+  int64_t tensor;
+  bool is_in_graph;
+};
+// In the order of `inputs`; what `finding` says is known is where they and the outputs were made.
+std::vector<Unused> unused(
+    const Roots& roots, const std::vector<const at::Tensor*>& inputs, Finding& finding);
+// Tensors that backward() was asked about and that have no history: what they were made of.
+Finding cut(const std::vector<const at::Tensor*>& tensors);
+// What is below `roots` that hides that it lost its gradient; `why` as `enter_backward` says it.
+Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors, uint32_t why);
+}  // namespace gradext::findings

@@ -1,0 +1,108 @@
+#include "graph/graph.h"
+
+#include "state/state.h"
+
+#include <torch/csrc/autograd/functions/tensor.h>
+
+#include <unordered_map>
+
+namespace gradext::graph {
+namespace {
+
+using torch::autograd::CopySlices;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+
+// SavedVariable keeps its facts private and unpack(), the public way to them, runs hooks and
+// raises. An explicit instantiation may name private members, and the compiler checks them against
+// the headers of the torch that this is built for.
+template <class Tag, typename Tag::type Member>
+struct Open {
+  friend typename Tag::type member(Tag) {
+    return Member;
+  }
+};
+#define GRADEXT_OPEN(Name, Type)        \
+  struct field_##Name {                 \
+    using type = Type SavedVariable::*; \
+    friend type member(field_##Name);   \
+  };                                    \
+  template struct Open<field_##Name, &SavedVariable::Name##_>
+
+GRADEXT_OPEN(data, at::Tensor);
+GRADEXT_OPEN(saved_version, uint32_t);
+GRADEXT_OPEN(output_nr, uint32_t);
+GRADEXT_OPEN(was_default_constructed, bool);
+GRADEXT_OPEN(saved_original, bool);
+GRADEXT_OPEN(is_output, bool);
+GRADEXT_OPEN(is_leaf, bool);
+#undef GRADEXT_OPEN
+
+}  // namespace
+
+std::vector<GraphNode> walk_graph(const std::vector<Node*>& roots, size_t most, bool& whole) {
+  std::vector<GraphNode> nodes;
+  std::unordered_map<Node*, int64_t> index;
+  whole = true;
+  const auto number = [&](Node* node) -> int64_t {
+    if (node == nullptr) {
+      return -1;
+    }
+    auto [place, is_new] = index.emplace(node, static_cast<int64_t>(nodes.size()));
+    if (is_new) {
+      if (nodes.size() >= most) {
+        whole = false;
+        index.erase(place);
+        return -1;
+      }
+      nodes.push_back(GraphNode{node, {}, -1});
+    }
+    return place->second;
+  };
+  for (Node* root : roots) {
+    number(root);
+  }
+  for (size_t k = 0; k < nodes.size(); ++k) {
+    Node* node = nodes[k].node;
+    std::vector<int64_t> next;
+    next.reserve(node->num_outputs());
+    for (const auto& edge : node->next_edges()) {
+      next.push_back(number(edge.function ? &*edge.function : nullptr));
+    }
+    nodes[k].next = std::move(next);
+    if (auto* slices = dynamic_cast<CopySlices*>(node); slices != nullptr && slices->fn) {
+      const int64_t inner = number(&*slices->fn);
+      if (inner >= 0) {
+        nodes[inner].inner_of = static_cast<int64_t>(k);
+      }
+    }
+  }
+  return nodes;
+}
+
+Node* node_of(const at::Tensor& tensor) {
+  auto node = torch::autograd::impl::grad_fn_unsafe(tensor);
+  return node ? &*node : nullptr;
+}
+
+SavedFacts saved_facts(const SavedVariable& saved) {
+  SavedFacts facts;
+  if (saved.has_hooks()) {
+    facts.kind = "hooked";
+    return facts;
+  }
+  facts.tensor = saved.*member(field_data{});
+  if (!facts.tensor.defined()) {
+    facts.kind = saved.*member(field_was_default_constructed{}) ? "none" : "freed";
+    return facts;
+  }
+  facts.kind = "tensor";
+  facts.saved_version = saved.*member(field_saved_version{});
+  facts.output_nr = saved.*member(field_output_nr{});
+  facts.is_original = saved.*member(field_saved_original{});
+  facts.is_output = saved.*member(field_is_output{});
+  facts.is_leaf = saved.*member(field_is_leaf{});
+  return facts;
+}
+
+}  // namespace gradext::graph

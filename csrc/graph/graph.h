@@ -1,0 +1,42 @@
+// Reads the autograd graph: its nodes, and what each of them saved. Runs no hook, unpacks nothing,
+// rebuilds no node.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gradext::graph {
+
+struct GraphNode {
+  torch::autograd::Node* node;
+  std::vector<int64_t> next;  // indices of its inputs' nodes; -1 where there is none
+  int64_t inner_of = -1;      // the CopySlices that this node hides in
+};
+
+// All nodes reachable from `roots`, each once, roots first; stops after `most`.
+std::vector<GraphNode> walk_graph(
+    const std::vector<torch::autograd::Node*>& roots, size_t most, bool& whole);
+
+// The node of a tensor as it is: a view whose base was written since keeps its stale one.
+torch::autograd::Node* node_of(const at::Tensor& tensor);
+
+struct SavedFacts {
+  // "none": None was saved. "freed": its backward ran. "hooked": packed by saved-tensor hooks,
+  // which switch torch's check off.
+  const char* kind = "none";
+  at::Tensor tensor;
+  uint32_t saved_version = 0;
+  uint32_t output_nr = 0;
+  bool is_original = false;
+  bool is_output = false;
+  bool is_leaf = false;
+};
+
+SavedFacts saved_facts(const torch::autograd::SavedVariable& saved);
+
+}  // namespace gradext::graph

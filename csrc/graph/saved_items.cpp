@@ -1,0 +1,243 @@
+#include "graph/saved_items.h"
+
+#include "base/aside.h"
+#include "state/identity.h"
+
+#include <pybind11/pybind11.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/functions/tensor.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
+#include <torch/csrc/autograd/python_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <typeindex>
+#include <unordered_map>
+
+namespace py = pybind11;
+
+namespace gradext::graph {
+namespace {
+
+using torch::autograd::CopySlices;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::THPCppFunction;
+
+struct Attribute {
+  const char* name;
+  getter get;
+  void* closure;
+};
+
+// How to read the nodes of one C++ class: the getters that torch generated for its Python type.
+struct Reader {
+  PyTypeObject* type = nullptr;
+  std::vector<Attribute> raw;  // _raw_saved_*
+  Attribute training{nullptr, nullptr, nullptr};
+};
+
+// A Python object of a node's type that is none: it lies on the stack, owns nothing and lives for
+// one call of a getter, which reads nothing but `cdata`. A real one would live as long as its node.
+class Stand {
+ public:
+  Stand(PyTypeObject* type, Node* node) {
+    std::memset(static_cast<void*>(&storage_), 0, sizeof(storage_));
+    auto* object = reinterpret_cast<PyObject*>(&storage_);
+    Py_SET_REFCNT(object, 1);
+    Py_SET_TYPE(object, type);
+    // The first word of an owning pointer, whichever torch uses, is the address.
+    std::memcpy(
+        reinterpret_cast<char*>(&storage_) + offsetof(THPCppFunction, cdata),
+        static_cast<const void*>(&node),
+        sizeof(node));
+  }
+  PyObject* object() {
+    return reinterpret_cast<PyObject*>(&storage_);
+  }
+
+ private:
+  std::aligned_storage_t<sizeof(THPCppFunction), alignof(THPCppFunction)> storage_;
+};
+
+const Reader& reader_of(Node& node) {
+  static auto* readers = new std::unordered_map<std::type_index, Reader>;
+  auto [place, is_new] = readers->try_emplace(std::type_index(typeid(node)));
+  Reader& reader = place->second;
+  if (!is_new) {
+    return reader;
+  }
+  // One node of each class gets a real object: nothing else knows the class's Python type.
+  py::object object =
+      py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+  if (!torch::autograd::THPCppFunction_Check(object.ptr())) {
+    return reader;
+  }
+  reader.type = Py_TYPE(object.ptr());
+  for (PyGetSetDef* at = reader.type->tp_getset; at != nullptr && at->name != nullptr; ++at) {
+    if (std::strncmp(at->name, "_raw_saved_", 11) == 0) {
+      reader.raw.push_back(Attribute{at->name + 11, at->get, at->closure});
+    } else if (std::strcmp(at->name, "_saved_training") == 0) {
+      reader.training = Attribute{at->name, at->get, at->closure};
+    }
+  }
+  return reader;
+}
+
+// No collection, and so none of the program's finalizers, while a node's mutex is held.
+class NoCollection {
+ public:
+  NoCollection() : was_on_(PyGC_Disable() != 0) {}
+  NoCollection(const NoCollection&) = delete;
+  NoCollection& operator=(const NoCollection&) = delete;
+  ~NoCollection() {
+    if (was_on_) {
+      PyGC_Enable();
+    }
+  }
+
+ private:
+  bool was_on_;
+};
+
+void collect(std::vector<at::Tensor>& into, PyObject* value, int depth) {
+  if (base::is_tensor(value)) {
+    into.push_back(THPVariable_Unpack(value));
+  } else if (depth > 0 && (PyTuple_Check(value) || PyList_Check(value))) {
+    for (Py_ssize_t k = 0; k < std::min<Py_ssize_t>(PySequence_Fast_GET_SIZE(value), 64); ++k) {
+      collect(into, PySequence_Fast_GET_ITEM(value, k), depth - 1);
+    }
+  } else if (depth > 0 && PyDict_CheckExact(value)) {
+    PyObject *key = nullptr, *item = nullptr;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(value, &at, &key, &item)) {
+      collect(into, item, depth - 1);
+    }
+  }
+}
+
+void add(
+    std::vector<SavedItem>& into, const char* attribute, int index, const SavedVariable& saved) {
+  SavedItem item;
+  item.attribute = attribute;
+  item.index = index;
+  item.facts = saved_facts(saved);
+  if (saved.has_hooks()) {
+    try {
+      if (const auto data = saved.retrieve_unpack_hook_data()) {
+        collect(item.packed, data->second.ptr(getPyInterpreter()), 3);
+      }
+    } catch (const c10::Error&) {
+      // Hooks of C++, which show nothing of what they packed.
+    }
+  }
+  into.push_back(std::move(item));
+}
+
+void add_of_cpp(std::vector<SavedItem>& into, Node& node) {
+  const Reader& reader = reader_of(node);
+  if (reader.raw.empty()) {
+    return;
+  }
+  Stand stand(reader.type, &node);
+  for (const Attribute& attribute : reader.raw) {
+    py::object value =
+        py::reinterpret_steal<py::object>(attribute.get(stand.object(), attribute.closure));
+    if (!value) {
+      PyErr_Clear();  // a list that has been released
+      SavedItem item;
+      item.attribute = attribute.name;
+      item.facts.kind = "freed";
+      into.push_back(std::move(item));
+      continue;
+    }
+    if (PyTuple_Check(value.ptr()) || PyList_Check(value.ptr())) {
+      for (Py_ssize_t k = 0; k < PySequence_Fast_GET_SIZE(value.ptr()); ++k) {
+        py::handle item = PySequence_Fast_GET_ITEM(value.ptr(), k);
+        if (!item.is_none()) {
+          add(into, attribute.name, static_cast<int>(k), py::cast<const SavedVariable&>(item));
+        }
+      }
+    } else if (!value.is_none()) {
+      add(into, attribute.name, -1, py::cast<const SavedVariable&>(value));
+    }
+  }
+}
+
+}  // namespace
+
+// The class's type information stays inside libtorch_python, so no cast can ask for it.
+bool is_python_function(const Node& node) {
+  return std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE") == 0;
+}
+
+std::string SavedItem::label() const {
+  return index < 0 ? attribute : std::string(attribute) + "[" + std::to_string(index) + "]";
+}
+
+std::vector<SavedItem> saved_items(Node& node, bool* is_busy) {
+  std::vector<SavedItem> items;
+  const bool is_python = is_python_function(node);
+  std::unique_lock<std::mutex> lock;
+  NoCollection none;
+  if (!is_python) {  // there the GIL is what guards them
+    lock = std::unique_lock<std::mutex>(state::mutex_of(node), std::try_to_lock);
+    if (is_busy != nullptr) {
+      *is_busy = !lock.owns_lock();
+    }
+    if (!lock.owns_lock()) {
+      return items;
+    }
+  }
+  if (auto* slices = dynamic_cast<CopySlices*>(&node)) {
+    return slices->fn ? saved_items(*slices->fn, is_busy) : items;
+  }
+  if (is_python) {
+    py::object object =
+        py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+    if (PyType_IsSubtype(Py_TYPE(object.ptr()), &THPFunctionType) != 0) {
+      const auto& saved = reinterpret_cast<THPFunction*>(object.ptr())->saved_variables;
+      for (size_t k = 0; k < saved.size(); ++k) {
+        add(items, "saved_tensors", static_cast<int>(k), saved[k]);
+      }
+    }
+    return items;
+  }
+  add_of_cpp(items, node);
+  return items;
+}
+
+bool is_outer(Node& node) {
+  return dynamic_cast<CopySlices*>(&node) != nullptr;
+}
+
+bool is_freed(Node& node, const std::vector<SavedItem>& items) {
+  if (is_python_function(node)) {
+    py::object object =
+        py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+    return THPFunction_Check(object.ptr()) &&
+           reinterpret_cast<THPFunction*>(object.ptr())->has_freed_buffers;
+  }
+  return std::any_of(items.begin(), items.end(), [](const SavedItem& item) {
+    return std::strcmp(item.facts.kind, "freed") == 0;
+  });
+}
+
+bool is_unused(Node& node, const SavedItem& item) {
+  if (std::strncmp(item.attribute, "running_", 8) != 0) {
+    return false;
+  }
+  const Reader& reader = reader_of(node);
+  if (reader.training.get == nullptr) {
+    return true;
+  }
+  Stand stand(reader.type, &node);
+  py::object value = py::reinterpret_steal<py::object>(
+      reader.training.get(stand.object(), reader.training.closure));
+  PyErr_Clear();
+  return !value || value.ptr() == Py_True;
+}
+
+}  // namespace gradext::graph

@@ -1,0 +1,44 @@
+// Lists what a graph node saved, without making a Python object for the node, running a hook or
+// unpacking anything. All of it needs the GIL.
+#pragma once
+
+#include "graph/graph.h"
+
+#include <Python.h>
+
+#include <string>
+#include <vector>
+
+namespace gradext::graph {
+
+// One saved tensor of a node.
+struct SavedItem {
+  const char* attribute = "";  // the node's name for it; lives as long as the process
+  int index = -1;              // within a list of them
+  SavedFacts facts;
+  // With saved-tensor hooks: the tensors in what the pack hook returned, as far as plain containers
+  // show them. A hook that packed a copy, or something else, has none of the program's memory.
+  std::vector<at::Tensor> packed;
+
+  std::string label() const;
+};
+
+// Whether the node is that of an autograd.Function written in Python.
+bool is_python_function(const torch::autograd::Node& node);
+
+// In an order that is the same at every call for one node. Read under the node's mutex, which the
+// thread holds that runs the node or releases what it saved; nothing where it is held right now
+// (`is_busy`, if given, says so).
+std::vector<SavedItem> saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
+
+// A CopySlices, which saves nothing itself; saved_items() gives what the node within it has saved.
+bool is_outer(torch::autograd::Node& node);
+
+// Whether a backward has released what the node saved.
+bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
+
+// A batch norm in training saves its running statistics, changes them and does not read them in
+// backward.
+bool is_unused(torch::autograd::Node& node, const SavedItem& item);
+
+}  // namespace gradext::graph

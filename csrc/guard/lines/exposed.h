@@ -1,0 +1,64 @@
+// Keeps which fingerprinted tensors lie in memory that the program can write without an op: memory
+// that it got hold of itself (numpy, a pointer, a storage), or that came from elsewhere.
+#pragma once
+
+#include "base/locks.h"
+#include "guard/entry.h"
+#include "state/state.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/StorageImpl.h>
+
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace gradext::guard {
+
+// The program got hold of this storage. Whether there is an entry that lies in it.
+bool expose(const c10::StorageImpl* storage);
+// The entry lies in this storage. Whether that is exposed.
+bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage);
+// The entries whose memory is exposed (null: in any storage; else in these, exposed or not) and of
+// which somebody may still read.
+Entries open_entries(const std::vector<const void*>* storages);
+
+// The program wants this storage unchanged: it is compared after every op that gets it.
+void watch_storage(const void* storage);
+bool is_watched(const void* storage);
+bool watches_any();
+
+void forget_exposed();
+struct ExposedCounts {
+  size_t entries, exposed;
+};
+ExposedCounts exposed_counts();
+base::Mutex<base::Rank::kExposed>& exposed_mutex();  // for fork
+
+// Compares each entry with its memory; calls mark(change) for the first change of one. How many are
+// alive.
+template <class Mark>
+size_t compare(const std::vector<std::shared_ptr<Entry>>& entries, Mark&& mark) {
+  size_t alive = 0;
+  for (const auto& entry : entries) {
+    at::Tensor tensor = locked(entry->tensor);
+    // A tensor whose memory was exchanged is looked at when it is used.
+    if (!tensor.defined() || !fingerprint::can_fingerprint(tensor) ||
+        state::storage(*tensor.unsafeGetTensorImpl()) != entry->storage) {
+      continue;
+    }
+    ++alive;
+    const Value now = fingerprint::of_cpu(tensor);
+    if (!(now == entry->last)) {
+      entry->last = now;
+      if (!entry->change.seen) {
+        entry->change.seen = true;
+        mark(entry->change);
+      }
+    }
+  }
+  return alive;
+}
+
+}  // namespace gradext::guard

@@ -1,0 +1,229 @@
+#include "guard/switch.h"
+
+#include "base/aside.h"
+#include "fingerprint/blocks.h"
+#include "graph/each_tensor.h"
+#include "guard/device_saves.h"
+#include "guard/gradients.h"
+#include "guard/guard.h"
+#include "guard/lines/exposed.h"
+#include "guard/lines/trace.h"
+#include "guard/op_kinds.h"
+#include "guard/overlap.h"
+#include "guard/reports.h"
+#include "guard/saves.h"
+#include "recorder/listener.h"
+#include "state/state.h"
+
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+namespace py = pybind11;
+
+namespace gradext::guard {
+namespace {
+
+// What has to be kept of an op's arguments until it has run.
+struct Pending final : at::ObserverContext {
+  std::vector<at::Tensor> lists;   // written by a _foreach_ op, which returns nothing
+  at::Tensor views_of;             // the first argument of an op that makes views
+  std::vector<const void*> shown;  // storages that an op which is not torch's was given
+  std::optional<Overlap> overlap;
+};
+
+thread_local int depth = 0;  // ops that this thread is in
+
+// Around one op: torch swallows what its observers throw.
+template <class Work>
+void guarded_op(Work&& work) {
+  base::raising_later([&] { guarded(work); });
+}
+
+std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction& fn) {
+  ++depth;
+  if (!is_on() || in_guard()) {
+    return nullptr;
+  }
+  std::unique_ptr<Pending> pending;
+  guarded_op([&] {
+    const OpKind& kind = kind_of(fn);
+    const auto inputs = fn.inputs();
+    const auto need = [&]() -> Pending& {
+      if (!pending) {
+        pending = std::make_unique<Pending>();
+      }
+      return *pending;
+    };
+    if (kind.makes_views && knows_overlaps() && !inputs.empty() && inputs[0].isTensor()) {
+      need().views_of = inputs[0].toTensor();
+    }
+    // An op that is not torch's may write what it does not declare; some of torch's do.
+    const bool may_write = !kind.is_aten || kind.is_secretive;
+    if (may_write || (depth == 1 && watches_any())) {
+      for (const c10::IValue& input : inputs) {
+        graph::each_tensor(input, [&](const at::Tensor& tensor) {
+          const void* storage =
+              tensor.defined() ? state::storage(*tensor.unsafeGetTensorImpl()) : nullptr;
+          if (storage != nullptr && (may_write || is_watched(storage))) {
+            need().shown.push_back(storage);
+          }
+        });
+      }
+    }
+    for (uint16_t argument : kind.written) {
+      if (argument >= inputs.size()) {
+        continue;
+      }
+      if (kind.writes_list) {
+        graph::each_tensor(
+            inputs[argument], [&](const at::Tensor& tensor) { need().lists.push_back(tensor); });
+      } else if (
+          depth == 1 && inputs[argument].isTensor() && inputs[argument].toTensor().defined()) {
+        Overlap found;
+        if (overlaps(inputs[argument].toTensor(), found)) {
+          found.line = stacks::capture_stack();
+          need().overlap = std::move(found);
+        }
+      }
+    }
+  });
+  return pending;
+}
+
+void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
+  depth = std::max(0, depth - 1);
+  if (!is_on() || in_guard()) {
+    return;
+  }
+  auto* pending = static_cast<Pending*>(context);
+  guarded_op([&] {
+    const auto& outputs = fn.outputs();
+    for (const c10::IValue& output : outputs) {
+      graph::each_tensor(output, note_saves);
+    }
+    if (kind_of(fn).makes_views) {
+      note_views(pending != nullptr ? pending->views_of : at::Tensor(), outputs);
+    }
+    if (pending == nullptr) {
+      return;
+    }
+    for (const at::Tensor& tensor : pending->lists) {
+      note_saves(tensor);
+    }
+    if (!pending->shown.empty()) {
+      look_at(pending->shown);
+    }
+    if (pending->overlap && !outputs.empty()) {
+      tell_overlap(*pending->overlap, fn.name());
+    }
+  });
+}
+
+at::CallbackHandle handle = 0;
+
+// Calls of the engine, which may be within each other (a reentrant checkpoint).
+std::atomic<int> backwards{0};
+
+void backward_begins(const std::vector<Node*>& roots) {
+  ++backwards;
+  guarded([&] {
+    look_now();
+    put_hooks_below(roots);
+  });
+}
+
+void backward_ended(bool may_stop) {
+  // Letting go of a tensor may wait for the GIL, and is done under a mutex.
+  py::gil_scoped_release released;
+  const bool is_outermost = --backwards == 0;
+  try {
+    guarded([&] {
+      if (is_outermost) {
+        forget_gradients();
+      }
+      compare_deferred();
+    });
+  } catch (const base::Stop&) {
+    if (may_stop) {
+      throw;
+    }
+  }
+}
+
+void note_result(PyObject* value) {
+  if (base::is_tensor(value)) {
+    note_saves(THPVariable_Unpack(value));
+  } else if (PyTuple_Check(value)) {
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(value); ++k) {
+      if (base::is_tensor(PyTuple_GET_ITEM(value, k))) {
+        note_saves(THPVariable_Unpack(PyTuple_GET_ITEM(value, k)));
+      }
+    }
+  }
+}
+
+const recorder::Taps ours{
+    &backward_begins,
+    &backward_ended,
+    [](PyObject* result) { guarded([&] { note_result(result); }); },
+    [](const at::Tensor& tensor) { guarded([&] { note_exposed(tensor); }); },
+    [] { wake_lines(); }};
+
+// A child of fork() has the mutexes as they were, and none of the threads that held them.
+void register_fork_handlers() {
+  const auto lock = [] {
+    deferred_mutex().lock();
+    gradients_mutex().lock();
+    exposed_mutex().lock();
+    overlaps_mutex().lock();
+  };
+  const auto unlock = [] {
+    overlaps_mutex().unlock();
+    exposed_mutex().unlock();
+    gradients_mutex().unlock();
+    deferred_mutex().unlock();
+  };
+  // Chosen now and not by the first save, which another thread may be in the middle of when the
+  // program forks: the child would wait for that choice for ever.
+  (void)fingerprint::blocks();
+  static const int registered = pthread_atfork(lock, unlock, unlock);
+  (void)registered;
+}
+
+}  // namespace
+
+void switch_on() {
+  if (guards++ == 0) {
+    register_fork_handlers();
+    ++epoch;
+    recorder::taps = &ours;
+    handle = at::addGlobalCallback(
+        at::RecordFunctionCallback(&op_begins, &op_ended)
+            .needsInputs(true)
+            .needsOutputs(true)
+            .scopes({at::RecordScope::FUNCTION}));
+  }
+}
+
+void switch_off() {
+  if (guards > 0 && --guards == 0) {
+    at::removeCallback(handle);
+    recorder::taps = nullptr;
+    ++epoch;
+    forget_lines();
+    forget_gradients();
+    forget_deferred();
+    forget_overlaps();
+  }
+}
+
+}  // namespace gradext::guard

@@ -1,0 +1,11 @@
+// Switches the guard on and off, and hands it what happens meanwhile: each op, each backward, each
+// tensor whose memory the program got hold of.
+#pragma once
+
+namespace gradext::guard {
+
+// Nestable.
+void switch_on();
+void switch_off();
+
+}  // namespace gradext::guard

@@ -1,0 +1,291 @@
+// Defines the events that the journal keeps and the columns of their tables. An event has no
+// pointer to anything of the program's. Storages and version counters go by numbers (identities.h),
+// stacks by theirs.
+#pragma once
+
+#include "stacks/stacks.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace gradext::journal {
+
+using stacks::StackId;
+
+// The bytes of a tensor within its storage: from the first to one past the last.
+struct Extent {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+enum WriteFlags : uint32_t {
+  kDeclaredOnly = 1,     // the schema says that it writes, and no counter moved
+  kSharedStorage = 2,    // the storage belongs to tensors that this counter does not cover
+  kInferenceTensor = 4,  // no counter
+  kGradMode = 8,
+  kNote = 16,   // no write: a Python call that moves a counter (mark_dirty, increment_version ...)
+  kHoles = 32,  // there are elements of others between its own, and it is not known which
+};
+
+struct Write {
+  uint64_t order = 0;
+  uint64_t storage = 0;  // of Journal::identities
+  uint64_t counter = 0;
+  Extent extent;
+  uint64_t sequence = 0;  // autograd's sequence number on this thread at the time
+  uint32_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  uint32_t inner_op = 0;  // the op that `op` called to do the writing, 0 if none
+  uint32_t version_before = 0;
+  uint32_t version_after = 0;
+  uint32_t geometry = 0;  // sizes and strides where they are not one dense block, else 0 (kHoles)
+  uint16_t argument = 0;
+  uint16_t flags = 0;
+};
+
+// A view that no graph node remembers: made without grad mode, or one of many of its op.
+struct View {
+  uint64_t order = 0;
+  uint64_t storage = 0;
+  Extent extent;
+  uint64_t sequence = 0;
+  int64_t tensor = 0;  // its address: a hint, it may have come to mean another tensor
+  uint32_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  uint32_t flags = 0;  // creation_meta
+};
+
+// From this sequence number on (of one thread), nodes were made at `stack`.
+struct Save {
+  uint64_t sequence;
+  StackId stack;
+  uint32_t origin;  // index into the origins: the forward node that was being differentiated
+};
+
+struct NodeId {
+  uint64_t thread;
+  uint64_t sequence;
+};
+
+// One call of the backward engine.
+struct Backward {
+  uint64_t order = 0;
+  uint64_t thread = 0;
+  StackId stack = 0;
+  bool keeps_graph = false;
+  bool creates_graph = false;
+  bool whole = true;  // false when the graph was too large to list
+  std::vector<NodeId> nodes;
+};
+
+// A write that torch refused, or a use of an inference tensor.
+struct Refused {
+  uint64_t order = 0;
+  uint64_t storage = 0;
+  Extent extent;
+  int64_t tensor = 0;
+  int64_t base = 0;
+  uint64_t thread = 0;
+  StackId stack = 0;
+  uint32_t op = 0;
+  int32_t creation_meta = -1;
+  bool is_view = false;
+  bool is_leaf = false;
+  bool requires_grad = false;
+  bool base_is_leaf = false;
+  bool is_inference = false;
+  bool is_leftover =
+      false;  // an inference tensor once: it has no counter, and no flag that says so
+  bool grad_mode = false;
+  std::string what;
+  // The nodes from the refused tensor towards its base, nearest first.
+  std::vector<std::pair<std::string, NodeId>> chain;
+};
+
+// Which op made the memory of an inference tensor. Known by storage: views of it, and parameters
+// made from it, are inference tensors of the same birth.
+struct Birth {
+  uint64_t order = 0;
+  uint64_t number = 0;  // among births and flows
+  int64_t tensor = 0;
+  StackId stack = 0;
+  StackId mode = 0;  // where inference_mode was entered
+  uint32_t op = 0;
+  uint32_t thread = 0;
+  uint32_t has_gradient_behind = 0;  // something that it was computed from required grad
+};
+
+enum FlowFlags : uint32_t {
+  kCut = 1,          // an input required grad, and the result does not
+  kFromPython = 2,   // made from Python's numbers or numpy's memory
+  kToPython = 4,     // no result: a value left for Python
+  kGradCall = 8,     // a gradient from autograd.grad() without create_graph
+  kMerge = 16,       // the result requires grad: a value without gradient was added to it
+  kNoGradMode = 32,  // grad mode was off
+  kInFunction = 64,  // ... because of the forward() of an autograd.Function
+  kInference = 128,  // inference mode was on
+  kIsView = 256,
+  kWritten = 512,  // the result is an older tensor that was written
+  kNotFloating = 1024,
+  kSourceIsLeaf = 2048,
+  kFromInference = 4096,  // an input was an inference tensor
+  kIsNumber = 8192,       // a merge: a term was added to one number, which is computed on with
+  // What the value was computed from, however long ago:
+  kTaintCut = 1 << 16,
+  kTaintGrad = 1 << 17,  // kGradCall
+  kTaintPython = 1
+      << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
+  kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
+};
+constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput;
+
+constexpr size_t kMaxParents = 4;
+
+// One result that does not require grad. `parents` are the low halves of the numbers of the births
+// and flows of its inputs, 0 where there are fewer.
+struct Flow {
+  uint64_t order = 0;
+  uint64_t number = 0;
+  int64_t tensor = 0;            // its address: means this tensor only while it lives
+  int64_t source = 0;            // the input that required grad; what a gradient was taken by
+  uint64_t source_sequence = 0;  // its node; the new node of a kMerge
+  double value = 0;              // of one that went to Python, or came from there
+  StackId stack = 0;
+  StackId mode = 0;  // where grad mode was switched off
+  uint32_t thread = 0;
+  uint32_t source_thread = 0;
+  uint32_t op = 0;
+  uint32_t flags = 0;
+  uint32_t parents[kMaxParents] = {};
+};
+
+// The last time that a program set `requires_grad` of a tensor itself.
+struct FlagChange {
+  uint64_t order = 0;
+  int64_t tensor = 0;
+  StackId stack = 0;
+  uint32_t thread = 0;
+  uint32_t value = 0;
+  uint32_t taints = 0;  // of the tensor's flow at that time
+  uint32_t parent = 0;  // that flow
+};
+
+// The columns of the tables that a snapshot of the journal is made of, in their order: X(name,
+// value), where `e` is the event. What else a value names is there where a row is filled
+// (snapshot.cpp): show() gives a storage's or a counter's address while it lives and a negative
+// number afterwards, `key` is the address of what a birth or a flag is known by. These lists are
+// the only ones: Python reads tables by the names in gradext._C.EVENT_COLUMNS, and files keep the
+// names with the rows.
+#define GRADEXT_WRITE_COLUMNS(X)      \
+  X(order, e.order)                   \
+  X(storage, show(e.storage))         \
+  X(counter, show(e.counter))         \
+  X(begin, e.extent.begin)            \
+  X(end, e.extent.end)                \
+  X(sequence, e.sequence)             \
+  X(thread, e.thread)                 \
+  X(stack, e.stack)                   \
+  X(op, e.op)                         \
+  X(inner_op, e.inner_op)             \
+  X(version_before, e.version_before) \
+  X(version_after, e.version_after)   \
+  X(geometry, e.geometry)             \
+  X(argument, e.argument)             \
+  X(flags, e.flags)
+
+#define GRADEXT_VIEW_COLUMNS(X) \
+  X(order, e.order)             \
+  X(storage, show(e.storage))   \
+  X(begin, e.extent.begin)      \
+  X(end, e.extent.end)          \
+  X(sequence, e.sequence)       \
+  X(tensor, e.tensor)           \
+  X(thread, e.thread)           \
+  X(stack, e.stack)             \
+  X(op, e.op)                   \
+  X(creation_meta, e.flags)
+
+// `log`: the thread's; `origin`: the forward node that was being differentiated, -1 if none.
+#define GRADEXT_SAVE_COLUMNS(X)   \
+  X(thread, log.thread)           \
+  X(sequence, e.sequence)         \
+  X(stack, e.stack)               \
+  X(origin_thread, origin.thread) \
+  X(origin_sequence, origin.sequence)
+
+#define GRADEXT_BIRTH_COLUMNS(X) \
+  X(storage, key)                \
+  X(order, e.order)              \
+  X(number, e.number)            \
+  X(tensor, e.tensor)            \
+  X(stack, e.stack)              \
+  X(mode, e.mode)                \
+  X(op, e.op)                    \
+  X(thread, e.thread)            \
+  X(has_gradient_behind, e.has_gradient_behind)
+
+// `lives`: whether the tensor does. The last column is kept for files of earlier versions.
+#define GRADEXT_FLOW_COLUMNS(X)         \
+  X(order, e.order)                     \
+  X(number, e.number)                   \
+  X(tensor, e.tensor)                   \
+  X(source, e.source)                   \
+  X(source_thread, e.source_thread)     \
+  X(source_sequence, e.source_sequence) \
+  X(value, bits_of(e.value))            \
+  X(stack, e.stack)                     \
+  X(mode, e.mode)                       \
+  X(thread, e.thread)                   \
+  X(op, e.op)                           \
+  X(flags, e.flags)                     \
+  X(parent0, e.parents[0])              \
+  X(parent1, e.parents[1])              \
+  X(parent2, e.parents[2])              \
+  X(parent3, e.parents[3])              \
+  X(lives, lives)                       \
+  X(unused, 0)
+
+#define GRADEXT_FLAG_COLUMNS(X) \
+  X(tensor, key)                \
+  X(order, e.order)             \
+  X(stack, e.stack)             \
+  X(thread, e.thread)           \
+  X(value, e.value)             \
+  X(taints, e.taints)           \
+  X(parent, e.parent)
+
+// The nodes of one Backward.
+#define GRADEXT_NODE_COLUMNS(X) \
+  X(thread, e.thread)           \
+  X(sequence, e.sequence)
+
+// Positions in a row, by name.
+#define GRADEXT_COLUMN_NAME(name, value) name,
+struct WriteColumn {
+  enum : size_t { GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct ViewColumn {
+  enum : size_t { GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct SaveColumn {
+  enum : size_t { GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct BirthColumn {
+  enum : size_t { GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct FlowColumn {
+  enum : size_t { GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct FlagColumn {
+  enum : size_t { GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+struct NodeColumn {
+  enum : size_t { GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
+};
+
+}  // namespace gradext::journal

@@ -1,0 +1,510 @@
+// With nothing to note, an unboxed kernel costs one more step of the dispatcher, a tenth of what
+// boxing costs. All other ops get the boxed kernels of boxed_kernels.cpp, which do the same.
+#include "recorder/kernels/fast_kernels.h"
+
+#include "recorder/kernels/fast_notes.h"
+#include "recorder/kernels/kernel_rules.h"
+#include "recorder/lost_gradients/flows.h"
+#include "recorder/lost_gradients/python_crossings.h"
+
+#include <ATen/ops/_local_scalar_dense_ops.h>
+#include <ATen/ops/_log_softmax_backward_data_ops.h>
+#include <ATen/ops/_log_softmax_ops.h>
+#include <ATen/ops/_reshape_alias_ops.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward_ops.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_ops.h>
+#include <ATen/ops/_softmax_backward_data_ops.h>
+#include <ATen/ops/_softmax_ops.h>
+#include <ATen/ops/_to_copy_ops.h>
+#include <ATen/ops/_unsafe_view_ops.h>
+#include <ATen/ops/abs_ops.h>
+#include <ATen/ops/add_ops.h>
+#include <ATen/ops/addcdiv_ops.h>
+#include <ATen/ops/addcmul_ops.h>
+#include <ATen/ops/addmm_ops.h>
+#include <ATen/ops/alias_ops.h>
+#include <ATen/ops/all_ops.h>
+#include <ATen/ops/amax_ops.h>
+#include <ATen/ops/any_ops.h>
+#include <ATen/ops/arange_ops.h>
+#include <ATen/ops/argmax_ops.h>
+#include <ATen/ops/as_strided_ops.h>
+#include <ATen/ops/avg_pool2d_ops.h>
+#include <ATen/ops/baddbmm_ops.h>
+#include <ATen/ops/bernoulli_ops.h>
+#include <ATen/ops/binary_cross_entropy_ops.h>
+#include <ATen/ops/bitwise_and_ops.h>
+#include <ATen/ops/bitwise_not_ops.h>
+#include <ATen/ops/bitwise_or_ops.h>
+#include <ATen/ops/bmm_ops.h>
+#include <ATen/ops/cat_ops.h>
+#include <ATen/ops/clamp_min_ops.h>
+#include <ATen/ops/clamp_ops.h>
+#include <ATen/ops/clone_ops.h>
+#include <ATen/ops/constant_pad_nd_ops.h>
+#include <ATen/ops/convolution_backward_ops.h>
+#include <ATen/ops/convolution_ops.h>
+#include <ATen/ops/copy_ops.h>
+#include <ATen/ops/cos_ops.h>
+#include <ATen/ops/cumsum_ops.h>
+#include <ATen/ops/detach_ops.h>
+#include <ATen/ops/diagonal_ops.h>
+#include <ATen/ops/div_ops.h>
+#include <ATen/ops/dot_ops.h>
+#include <ATen/ops/elu_ops.h>
+#include <ATen/ops/embedding_dense_backward_ops.h>
+#include <ATen/ops/embedding_ops.h>
+#include <ATen/ops/empty_like_ops.h>
+#include <ATen/ops/empty_ops.h>
+#include <ATen/ops/empty_strided_ops.h>
+#include <ATen/ops/eq_ops.h>
+#include <ATen/ops/erf_ops.h>
+#include <ATen/ops/exp_ops.h>
+#include <ATen/ops/expand_ops.h>
+#include <ATen/ops/fill_ops.h>
+#include <ATen/ops/full_ops.h>
+#include <ATen/ops/gather_ops.h>
+#include <ATen/ops/ge_ops.h>
+#include <ATen/ops/gelu_backward_ops.h>
+#include <ATen/ops/gelu_ops.h>
+#include <ATen/ops/gt_ops.h>
+#include <ATen/ops/hardtanh_ops.h>
+#include <ATen/ops/index_ops.h>
+#include <ATen/ops/index_select_ops.h>
+#include <ATen/ops/le_ops.h>
+#include <ATen/ops/leaky_relu_ops.h>
+#include <ATen/ops/lerp_ops.h>
+#include <ATen/ops/lift_fresh_ops.h>
+#include <ATen/ops/linalg_vector_norm_ops.h>
+#include <ATen/ops/linear_ops.h>
+#include <ATen/ops/log_ops.h>
+#include <ATen/ops/logical_and_ops.h>
+#include <ATen/ops/logical_not_ops.h>
+#include <ATen/ops/logsumexp_ops.h>
+#include <ATen/ops/lt_ops.h>
+#include <ATen/ops/masked_fill_ops.h>
+#include <ATen/ops/max_ops.h>
+#include <ATen/ops/max_pool2d_with_indices_ops.h>
+#include <ATen/ops/maximum_ops.h>
+#include <ATen/ops/mean_ops.h>
+#include <ATen/ops/minimum_ops.h>
+#include <ATen/ops/mm_ops.h>
+#include <ATen/ops/mse_loss_backward_ops.h>
+#include <ATen/ops/mse_loss_ops.h>
+#include <ATen/ops/mul_ops.h>
+#include <ATen/ops/multinomial_ops.h>
+#include <ATen/ops/mv_ops.h>
+#include <ATen/ops/native_batch_norm_backward_ops.h>
+#include <ATen/ops/native_batch_norm_ops.h>
+#include <ATen/ops/native_dropout_backward_ops.h>
+#include <ATen/ops/native_dropout_ops.h>
+#include <ATen/ops/native_layer_norm_backward_ops.h>
+#include <ATen/ops/native_layer_norm_ops.h>
+#include <ATen/ops/ne_ops.h>
+#include <ATen/ops/neg_ops.h>
+#include <ATen/ops/nll_loss_backward_ops.h>
+#include <ATen/ops/nll_loss_forward_ops.h>
+#include <ATen/ops/ones_like_ops.h>
+#include <ATen/ops/ones_ops.h>
+#include <ATen/ops/permute_ops.h>
+#include <ATen/ops/pow_ops.h>
+#include <ATen/ops/reciprocal_ops.h>
+#include <ATen/ops/relu_ops.h>
+#include <ATen/ops/repeat_ops.h>
+#include <ATen/ops/rsqrt_ops.h>
+#include <ATen/ops/rsub_ops.h>
+#include <ATen/ops/scalar_tensor_ops.h>
+#include <ATen/ops/select_ops.h>
+#include <ATen/ops/sigmoid_backward_ops.h>
+#include <ATen/ops/sigmoid_ops.h>
+#include <ATen/ops/silu_backward_ops.h>
+#include <ATen/ops/silu_ops.h>
+#include <ATen/ops/sin_ops.h>
+#include <ATen/ops/slice_ops.h>
+#include <ATen/ops/softplus_ops.h>
+#include <ATen/ops/split_ops.h>
+#include <ATen/ops/split_with_sizes_ops.h>
+#include <ATen/ops/sqrt_ops.h>
+#include <ATen/ops/squeeze_ops.h>
+#include <ATen/ops/stack_ops.h>
+#include <ATen/ops/sub_ops.h>
+#include <ATen/ops/sum_ops.h>
+#include <ATen/ops/t_ops.h>
+#include <ATen/ops/tanh_backward_ops.h>
+#include <ATen/ops/tanh_ops.h>
+#include <ATen/ops/threshold_backward_ops.h>
+#include <ATen/ops/transpose_ops.h>
+#include <ATen/ops/tril_ops.h>
+#include <ATen/ops/triu_ops.h>
+#include <ATen/ops/unbind_ops.h>
+#include <ATen/ops/unsqueeze_ops.h>
+#include <ATen/ops/var_ops.h>
+#include <ATen/ops/view_ops.h>
+#include <ATen/ops/where_ops.h>
+#include <ATen/ops/zero_ops.h>
+#include <ATen/ops/zeros_like_ops.h>
+#include <ATen/ops/zeros_ops.h>
+
+#include <type_traits>
+
+namespace gradext::recorder {
+namespace {
+
+namespace ops = at::_ops;
+
+template <class Op, class Signature>
+struct Fast;
+
+template <class Op, class Result, class... Arguments>
+struct Fast<Op, Result(Arguments...)> {
+  static inline OpFacts* facts = nullptr;  // never freed: kernels outlive everything
+
+  static Result result(c10::DispatchKeySet keys, Arguments... arguments) {
+    if (python_dispatches()) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
+      return Op::call(arguments...);
+    }
+    before_nodes(keys);
+    ThreadState& thread = thread_state();
+    const Watch watch = how_to_watch(thread, keys, facts->is_factory);
+    if (watch == Watch::kNone) {
+      return Op::redispatch(below<kNodeKey>(keys), arguments...);
+    }
+    WatchedOp running(thread, *facts);
+    try {
+      Result made = [&] {
+        Closed closed(*facts, keys);
+        return Op::redispatch(below<kNodeKey>(keys), arguments...);
+      }();
+      if (is_noteworthy(watch, *facts, made)) {
+        note_each(watch, *facts, inputs_of(arguments...), made);
+      }
+      return made;
+    } catch (const c10::Error& error) {
+      note_failure(*facts, inputs_of(arguments...), error);
+      throw;
+    }
+  }
+};
+
+template <class Op, class Signature>
+struct FastView;
+
+template <class Op, class Result, class... Arguments>
+struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
+  static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
+  static inline OpFacts* facts = nullptr;
+
+  static Result view(c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) {
+    if (python_dispatches()) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+      return Op::call(self, arguments...);
+    }
+    before_nodes(keys);
+    const ThreadState& thread = thread_state();
+    const bool wanted = view_is_wanted(thread, keys, kMany);
+    const Watch watch = how_to_watch(thread, keys);
+    // A parameter that is made under inference_mode is a detached alias of its data.
+    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad ||
+                         (watch == Watch::kBirths && std::is_same_v<Op, ops::detach>);
+    if (!wanted && !follows) {
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    }
+    Result result = [&] {
+      Closed closed(*facts, keys);
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    }();
+    safely([&] {
+      StackId stack = 0;
+      if (wanted) {
+        stack = record_views(facts->name, result);
+      }
+      if (follows) {
+        note_views(watch, *facts, self, result, stack);
+      }
+    });
+    return result;
+  }
+};
+
+// `item()` and what calls it: a value leaves for Python.
+struct FastExit {
+  static inline OpFacts* facts = nullptr;
+
+  static at::Scalar exit(c10::DispatchKeySet keys, const at::Tensor& self) {
+    using Op = ops::_local_scalar_dense;
+    if (python_dispatches()) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
+      return Op::call(self);
+    }
+    at::Scalar value = Op::redispatch(below<kNodeKey>(keys), self);
+    const bool wanted = cuts_are_on() && thread_state().watched_ops == 0 &&
+                        !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
+    if (wanted) {
+      safely([&] { note_exit(facts->name, self, value.isComplex() ? 0.0 : value.toDouble()); });
+    }
+    return value;
+  }
+};
+
+// An in-place op whose first argument is what it writes and returns.
+template <class Op, class Signature>
+struct FastWrite;
+
+template <class Op, class... Arguments>
+struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
+  static inline OpFacts* facts = nullptr;
+
+  static at::Tensor& write(c10::DispatchKeySet keys, at::Tensor& self, Arguments... arguments) {
+    if (python_dispatches()) {
+      c10::impl::ExcludeDispatchKeyGuard guard(kKey);
+      return Op::call(self, arguments...);
+    }
+    before_nodes(keys);
+    ThreadState& thread = thread_state();
+    if (!write_is_wanted(thread, *facts, keys, &self)) {
+      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    }
+    WriteScope scope(thread, *facts);
+    safely([&] { add_target(scope.targets, self, 0); });
+    scope.begin();
+    Watch watch = Watch::kNone;
+    if constexpr (kTakesTensors<Arguments...>) {
+      watch = how_to_watch(thread, keys);
+    }
+    try {
+      WatchedOp running(thread, *facts);
+      Op::redispatch(below<kKey>(keys), self, arguments...);
+    } catch (const c10::Error& error) {
+      scope.refused(error);
+      if (watch == Watch::kGrad) {
+        safely([&] { note_misuse(*facts, inputs_of(arguments...), error); });
+      }
+      throw;
+    }
+    scope.end();
+    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
+    if (follows && (facts->is_additive || !has_gradient(self))) {
+      safely([&] { note_flow_into(watch, *facts, self, inputs_of(arguments...), scope.stack()); });
+    }
+    return self;
+  }
+};
+
+template <class Op>
+std::string full_name() {
+  std::string name = Op::name;
+  if (*Op::overload_name != 0) {
+    name += std::string(".") + Op::overload_name;
+  }
+  return name;
+}
+
+template <class... Ops>
+void add_results(FastKernels& kernels) {
+  (kernels.emplace(
+       full_name<Ops>(),
+       [](std::unique_ptr<OpFacts> facts) {
+         Fast<Ops, typename Ops::schema>::facts = facts.release();
+         return torch::CppFunction(TORCH_FN((Fast<Ops, typename Ops::schema>::result)));
+       }),
+   ...);
+}
+
+template <class... Ops>
+void add_views(FastKernels& kernels) {
+  (kernels.emplace(
+       full_name<Ops>(),
+       [](std::unique_ptr<OpFacts> facts) {
+         FastView<Ops, typename Ops::schema>::facts = facts.release();
+         return torch::CppFunction(TORCH_FN((FastView<Ops, typename Ops::schema>::view)));
+       }),
+   ...);
+}
+
+template <class... Ops>
+void add_writes(FastKernels& kernels) {
+  (kernels.emplace(
+       full_name<Ops>(),
+       [](std::unique_ptr<OpFacts> facts) {
+         FastWrite<Ops, typename Ops::schema>::facts = facts.release();
+         return torch::CppFunction(TORCH_FN((FastWrite<Ops, typename Ops::schema>::write)));
+       }),
+   ...);
+}
+
+}  // namespace
+
+FastKernels fast_kernels() {
+  FastKernels kernels;
+  add_writes<
+      ops::copy_,
+      ops::fill__Scalar,
+      ops::fill__Tensor,
+      ops::zero_,
+      ops::add__Tensor,
+      ops::sub__Tensor,
+      ops::mul__Tensor,
+      ops::mul__Scalar,
+      ops::div__Tensor,
+      ops::addcmul_,
+      ops::addcdiv_,
+      ops::lerp__Scalar,
+      ops::clamp_,
+      ops::relu_,
+      ops::sqrt_,
+      ops::neg_>(kernels);
+  add_views<
+      ops::t,
+      ops::transpose_int,
+      ops::permute,
+      ops::view,
+      ops::_reshape_alias,
+      ops::select_int,
+      ops::slice_Tensor,
+      ops::expand,
+      ops::unsqueeze,
+      ops::squeeze,
+      ops::squeeze_dim,
+      ops::as_strided,
+      ops::detach,
+      ops::lift_fresh,
+      ops::alias,
+      ops::diagonal,
+      ops::unbind_int,
+      ops::split_Tensor,
+      ops::split_with_sizes>(kernels);
+  add_results<
+      ops::add_Tensor,
+      ops::sub_Tensor,
+      ops::rsub_Scalar,
+      ops::mul_Tensor,
+      ops::div_Tensor,
+      ops::add_Scalar,
+      ops::mul_Scalar,
+      ops::neg,
+      ops::abs,
+      ops::exp,
+      ops::log,
+      ops::sqrt,
+      ops::rsqrt,
+      ops::reciprocal,
+      ops::sin,
+      ops::cos,
+      ops::erf,
+      ops::tanh,
+      ops::sigmoid,
+      ops::relu,
+      ops::gelu,
+      ops::silu,
+      ops::elu,
+      ops::leaky_relu,
+      ops::hardtanh,
+      ops::softplus,
+      ops::pow_Tensor_Scalar,
+      ops::pow_Tensor_Tensor,
+      ops::clamp,
+      ops::clamp_min,
+      ops::maximum,
+      ops::minimum,
+      ops::where_self,
+      ops::masked_fill_Scalar,
+      ops::lerp_Tensor,
+      ops::addcmul,
+      ops::addcdiv,
+      ops::mm,
+      ops::bmm,
+      ops::addmm,
+      ops::baddbmm,
+      ops::linear,
+      ops::mv,
+      ops::dot,
+      ops::convolution,
+      ops::sum,
+      ops::sum_dim_IntList,
+      ops::mean,
+      ops::mean_dim,
+      ops::var_correction,
+      ops::max,
+      ops::max_dim,
+      ops::amax,
+      ops::cumsum,
+      ops::linalg_vector_norm,
+      ops::_softmax,
+      ops::_log_softmax,
+      ops::nll_loss_forward,
+      ops::mse_loss,
+      ops::binary_cross_entropy,
+      ops::native_layer_norm,
+      ops::native_batch_norm,
+      ops::native_dropout,
+      ops::embedding,
+      ops::index_Tensor,
+      ops::index_select,
+      ops::gather,
+      ops::cat,
+      ops::stack,
+      ops::clone,
+      ops::_unsafe_view,
+      ops::_to_copy,
+      ops::constant_pad_nd,
+      ops::avg_pool2d,
+      ops::max_pool2d_with_indices,
+      ops::repeat,
+      ops::tril,
+      ops::triu,
+      ops::arange,
+      ops::arange_start,
+      ops::arange_start_step,
+      ops::empty_memory_format,
+      ops::empty_strided,
+      ops::full,
+      ops::ones,
+      ops::zeros,
+      ops::scalar_tensor,
+      ops::argmax,
+      ops::logical_and,
+      ops::any,
+      ops::all,
+      ops::all_dim,
+      ops::logsumexp,
+      ops::multinomial,
+      ops::ne_Scalar,
+      ops::bitwise_or_Tensor,
+      ops::bitwise_not,
+      ops::zeros_like,
+      ops::ones_like,
+      ops::empty_like,
+      ops::bernoulli_p,
+      ops::tanh_backward,
+      ops::sigmoid_backward,
+      ops::threshold_backward,
+      ops::gelu_backward,
+      ops::silu_backward,
+      ops::_softmax_backward_data,
+      ops::_log_softmax_backward_data,
+      ops::nll_loss_backward,
+      ops::mse_loss_backward,
+      ops::native_layer_norm_backward,
+      ops::native_batch_norm_backward,
+      ops::native_dropout_backward,
+      ops::convolution_backward,
+      ops::embedding_dense_backward,
+      ops::eq_Tensor,
+      ops::eq_Scalar,
+      ops::lt_Tensor,
+      ops::gt_Scalar,
+      ops::le_Scalar,
+      ops::ge_Scalar,
+      ops::logical_not,
+      ops::bitwise_and_Tensor,
+      ops::_scaled_dot_product_flash_attention_for_cpu,
+      ops::_scaled_dot_product_flash_attention_for_cpu_backward>(kernels);
+  kernels.emplace(full_name<ops::_local_scalar_dense>(), [](std::unique_ptr<OpFacts> facts) {
+    FastExit::facts = facts.release();
+    return torch::CppFunction(TORCH_FN(FastExit::exit));
+  });
+  return kernels;
+}
+
+}  // namespace gradext::recorder

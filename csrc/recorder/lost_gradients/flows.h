@@ -1,0 +1,47 @@
+// Notes how values go on after a gradient path was cut: the results of ops that do not require grad
+// although an input did, views and aliases of them, and the births of inference tensors.
+#pragma once
+
+#include "recorder/op_facts.h"
+#include "recorder/switch.h"
+#include "recorder/thread_state.h"
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+
+#include <cstdint>
+#include <string>
+
+namespace gradext::recorder {
+
+// The inputs of an op, looked at when it has run.
+using Inputs = c10::SmallVector<const c10::TensorImpl*, 6>;
+
+void note_results(
+    Watch watch, const OpFacts& op, const Inputs& inputs, c10::ArrayRef<at::Tensor> results);
+// What apply() of an autograd.Function returned, where it does not require grad.
+void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& result);
+// `self` has been written from `inputs`. Here and below, `stack` is where the op was called, if
+// that is known already.
+void note_flow_into(
+    Watch watch,
+    const OpFacts& op,
+    const at::Tensor& self,
+    const Inputs& inputs,
+    StackId stack = 0);
+// A view that inherits what is known of its base; or a detach.
+void note_view(
+    Watch watch,
+    const OpFacts& op,
+    const at::Tensor& base,
+    const at::Tensor& view,
+    StackId stack = 0);
+// `tensor` had a history, which detach_() has taken from it.
+void note_detached(const OpFacts& op, const at::Tensor& tensor);
+// `.data`: an alias without history.
+void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias);
+// An op refused to save or write one of these because it is (or was) an inference tensor.
+void note_misuse(const OpFacts& op, const Inputs& inputs, const c10::Error& error);
+void note_misuse(uint32_t op, const Inputs& inputs, const std::string& what);
+
+}  // namespace gradext::recorder

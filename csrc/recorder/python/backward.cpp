@@ -1,0 +1,150 @@
+#include "recorder/python/backward.h"
+
+#include "graph/bind.h"
+#include "recorder/lost_gradients/python_crossings.h"
+#include "recorder/switch.h"
+#include "recorder/thread_state.h"
+#include "recorder/uncounted_writes.h"
+#include "state/state.h"
+
+#include <ATen/record_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace gradext::recorder {
+namespace {
+
+using torch::autograd::Node;
+
+constexpr size_t kMaxBackwardNodes = 200'000;
+
+// A set of node addresses that is filled anew for every backward: open addressing, no allocation
+// after the first few.
+class Visited {
+ public:
+  void clear() {
+    std::fill(slots_.begin(), slots_.end(), nullptr);
+    count_ = 0;
+  }
+  bool insert(const Node* node) {
+    if (slots_.size() < 2 * (count_ + 1)) {
+      grow();
+    }
+    if (!place(slots_, node)) {
+      return false;
+    }
+    ++count_;
+    return true;
+  }
+
+ private:
+  static bool place(std::vector<const Node*>& slots, const Node* node) {
+    const size_t mask = slots.size() - 1;
+    size_t at = (reinterpret_cast<uintptr_t>(node) * 0x9e3779b97f4a7c15ull >> 20) & mask;
+    while (slots[at] != nullptr) {
+      if (slots[at] == node) {
+        return false;
+      }
+      at = (at + 1) & mask;
+    }
+    slots[at] = node;
+    return true;
+  }
+  void grow() {
+    std::vector<const Node*> larger(std::max<size_t>(64, slots_.size() * 2), nullptr);
+    for (const Node* node : slots_) {
+      if (node != nullptr) {
+        place(larger, node);
+      }
+    }
+    slots_ = std::move(larger);
+  }
+  std::vector<const Node*> slots_;
+  size_t count_ = 0;
+};
+
+// The numbers of all nodes below `roots`: what the engine is about to use.
+std::vector<NodeId> node_ids(const std::vector<Node*>& roots, bool& whole) {
+  static thread_local Visited visited;
+  static thread_local std::vector<Node*> pending;
+  visited.clear();
+  pending.clear();
+  std::vector<NodeId> ids;
+  const auto add = [&](Node* node) {
+    if (node != nullptr && node->sequence_nr() != UINT64_MAX && visited.insert(node)) {
+      pending.push_back(node);
+      ids.push_back(NodeId{node->thread_id(), node->sequence_nr()});
+    }
+  };
+  for (Node* root : roots) {
+    add(root);
+  }
+  whole = true;
+  while (!pending.empty()) {
+    if (ids.size() >= kMaxBackwardNodes) {
+      whole = false;
+      break;
+    }
+    Node* node = pending.back();
+    pending.pop_back();
+    for (const auto& edge : node->next_edges()) {
+      add(edge.function ? &*edge.function : nullptr);
+    }
+  }
+  return ids;
+}
+
+// A root that is a leaf which requires grad: backward() fills its own .grad and nothing else.
+bool has_leaf_root(py::handle roots) {
+  if (!PyTuple_Check(roots.ptr())) {
+    return false;
+  }
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(roots.ptr()); ++k) {
+    PyObject* item = PyTuple_GET_ITEM(roots.ptr(), k);
+    if (is_tensor(item)) {
+      const c10::TensorImpl& impl = *THPVariable_Unpack(item).unsafeGetTensorImpl();
+      if (state::requires_grad(impl) && state::is_leaf(impl)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+NodeId first_node(py::handle roots) {
+  for (Node* node : graph::root_nodes(roots)) {
+    return NodeId{node->thread_id(), node->sequence_nr()};
+  }
+  return NodeId{0, 0};
+}
+
+uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, bool accumulates) {
+  Backward event;
+  event.stack = capture_stack();
+  event.thread = at::RecordFunction::currentThreadId();
+  event.keeps_graph = keeps_graph;
+  event.creates_graph = creates_graph;
+  set_backward_stack(event.stack);
+  sync_thread();
+  event.nodes = node_ids(graph::root_nodes(roots), event.whole);
+  uint32_t suspicious = spans_uncounted_write(event.nodes) ? kUncountedWrite : 0;
+  if (accumulates && cuts_are_on()) {
+    suspicious |= has_leaf_root(roots) ? kLeafRoot : 0;
+    suspicious |= uses_merge(event.nodes) ? kConstantTerm : 0;
+    suspicious |= pending_rebuilt.exchange(0) > 0 ? kRebuiltLeaf : 0;
+    pending_python = 0;
+    ++thread_state().epoch;
+  }
+  Journal& journal = Journal::get();
+  event.order = journal.next_order();
+  journal.push_backward(std::move(event));
+  return suspicious;
+}
+
+}  // namespace gradext::recorder

@@ -1,0 +1,28 @@
+// Records each call of the backward engine, and says before it runs whether it is worth a look.
+#pragma once
+
+#include "journal/events.h"
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace gradext::recorder {
+
+using journal::NodeId;
+
+// Why a backward is worth a look before it runs.
+enum Suspicion : uint32_t {
+  kUncountedWrite = 1,  // a write that torch's check cannot see came after a part of the graph
+  kLeafRoot = 2,        // backward() of a tensor that has no history
+  kConstantTerm = 4,    // a term that should have a gradient was added as a number
+  kRebuiltLeaf = 8,     // requires_grad was set on a value that had been to Python
+};
+// The engine is about to run on the graph below `roots` (tensors or GradientEdges); the sum of what
+// speaks against it. `accumulates`: it is backward(), not grad().
+uint32_t enter_backward(
+    pybind11::handle roots, bool keeps_graph, bool creates_graph, bool accumulates);
+// The node of the first of `roots` that has one.
+NodeId first_node(pybind11::handle roots);
+
+}  // namespace gradext::recorder

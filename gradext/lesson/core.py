@@ -219,9 +219,9 @@ def body_source(function: Callable[..., Any]) -> str:
 
 def chapters() -> list[Chapter]:
     """All chapters in order. Imports the chapter modules, on the first call."""
-    package = importlib.import_module("gradext.lesson")
+    package = importlib.import_module("gradext.lesson.chapters")
     found = [
-        importlib.import_module(f"gradext.lesson.{module.name}").CHAPTER
+        importlib.import_module(f"gradext.lesson.chapters.{module.name}").CHAPTER
         for module in pkgutil.iter_modules(package.__path__)
         if _CHAPTER_MODULE.fullmatch(module.name)
     ]

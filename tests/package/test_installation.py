@@ -127,6 +127,7 @@ def checkout(tmp_path, package):
         ROOT / "gradext", root / "gradext", ignore=shutil.ignore_patterns("_C.c*", "__pycache__")
     )
     shutil.copytree(ROOT / "csrc", root / "csrc")
+    shutil.copy(ROOT / "setup.py", root)
     return root
 
 

@@ -37,8 +37,8 @@ TORCH_LIBRARY(gradext, m) {
   // is an input. gradext.ops.axpby_ returns x.
   m.def("axpby_(Tensor(a!) x, Tensor y, float a, float b) -> ()");
   m.def("window(Tensor(a) x, int dim, int start, int length) -> Tensor(a)");
-  // The same with layers left out (layers.cpp). They lie to autograd on purpose; the last two of
-  // each read and write nothing.
+  // The same with layers left out (dispatch_layers.cpp). They lie to autograd on purpose; the last
+  // two of each read and write nothing.
   m.def("axpby_no_autograd(Tensor x, Tensor y, float a, float b) -> Tensor");
   m.def("axpby_no_adinplaceorview(Tensor x, Tensor y, float a, float b) -> Tensor");
   m.def("axpby_empty(Tensor x, Tensor y, float a, float b) -> ()");

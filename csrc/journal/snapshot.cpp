@@ -393,12 +393,46 @@ py::dict event_columns() {
   return out;
 }
 
+// The bits of the columns called flags (of writes, of flows), by the names that Python has for
+// them.
+py::dict event_flags() {
+  py::dict writes, flows, out;
+  writes["DECLARED_ONLY"] = int{kDeclaredOnly};
+  writes["SHARED_STORAGE"] = int{kSharedStorage};
+  writes["INFERENCE"] = int{kInferenceTensor};
+  writes["GRAD_MODE"] = int{kGradMode};
+  writes["NOTE"] = int{kNote};
+  writes["HOLES"] = int{kHoles};
+  flows["CUT"] = int{kCut};
+  flows["FROM_PYTHON"] = int{kFromPython};
+  flows["TO_PYTHON"] = int{kToPython};
+  flows["GRAD_CALL"] = int{kGradCall};
+  flows["MERGE"] = int{kMerge};
+  flows["NO_GRAD"] = int{kNoGradMode};
+  flows["IN_FUNCTION"] = int{kInFunction};
+  flows["IN_INFERENCE"] = int{kInference};
+  flows["SOURCE_IS_LEAF"] = int{kSourceIsLeaf};
+  flows["NOT_FLOATING"] = int{kNotFloating};
+  flows["FROM_INFERENCE"] = int{kFromInference};
+  flows["IS_NUMBER"] = int{kIsNumber};
+  flows["IS_VIEW"] = int{kIsView};
+  flows["WRITTEN"] = int{kWritten};
+  flows["TAINT_CUT"] = int{kTaintCut};
+  flows["TAINT_GRAD"] = int{kTaintGrad};
+  flows["TAINT_PYTHON"] = int{kTaintPython};
+  flows["TAINT_INPUT"] = int{kTaintInput};
+  out["writes"] = writes;
+  out["flows"] = flows;
+  return out;
+}
+
 }  // namespace
 
 void bind_snapshot(py::module_& m) {
   stacks::set_stack_roots(&name_stacks);
   m.def("recorder_snapshot", &snapshot);
   m.attr("EVENT_COLUMNS") = event_columns();
+  m.attr("EVENT_FLAGS") = event_flags();
   py::class_<Held>(m, "Held");
 }
 

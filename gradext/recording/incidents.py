@@ -201,7 +201,7 @@ def _silent(
 
 
 # Why a backward is looked at before it runs (csrc/recorder/python/backward.h).
-UNCOUNTED_WRITE = 1
+UNCOUNTED_WRITE = _C.SUSPICIONS["UNCOUNTED_WRITE"]
 
 
 def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:

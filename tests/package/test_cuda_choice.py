@@ -85,3 +85,30 @@ def test_sources_are_all_of_csrc():
     assert sorted(names) == sorted(f"csrc/{p.relative_to(root)}" for p in root.rglob("*.cpp"))
     assert {Path(p).name for p in set(cuda) - set(cpu)} == {p.name for p in root.rglob("*.cu")}
     assert not any(Path(p).is_absolute() for p in cuda)
+
+
+def test_a_new_file_is_in_the_unit_of_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(extension, "ROOT", tmp_path)
+    new = [
+        *("guard/new.cpp", "guard/lines/deep/new.cpp", "new.cpp", "cellar/new.cpp"),
+        *(
+            "recorder/kernels/new.cpp",
+            "recorder/kernels/fast_kernels.cpp",
+            "fingerprint/blocks.cpp",
+        ),
+        *("cellar/shelf/new.cpp", "guard/new.h"),
+    ]
+    for name in new:
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).touch()
+    assert extension.units() == {
+        "fast_kernels": ["recorder/kernels/fast_kernels.cpp"],
+        "recorder": ["recorder/kernels/new.cpp"],
+        "state_and_guard": ["guard/lines/deep/new.cpp", "guard/new.cpp", "new.cpp"],
+        "fingerprint_blocks": ["fingerprint/blocks.cpp"],
+        "cellar": ["cellar/new.cpp", "cellar/shelf/new.cpp"],
+    }
+    assert extension.sources(False)[0] == "build/units/fast_kernels.cpp"
+    assert (tmp_path / "build/units/cellar.cpp").read_text() == (
+        '#include "cellar/new.cpp"\n#include "cellar/shelf/new.cpp"\n'
+    )

@@ -13,7 +13,7 @@ from events import recorded
 
 import gradext
 from gradext import _C
-from gradext.recording import columns, file_format
+from gradext.recording import columns, events, file_format
 
 PACKAGE = Path(gradext.__file__).parent
 TABLES = {
@@ -125,3 +125,31 @@ def test_no_column_is_taken_by_a_bare_number() -> None:
     assert {file.name: bare_numbers(file.read_text("utf-8")) for file in files} == {
         file.name: [] for file in files
     }
+
+
+def test_flags_are_distinct_bits() -> None:
+    for flags in (*_C.EVENT_FLAGS.values(), _C.SUSPICIONS):
+        assert len(set(flags.values())) == len(flags)
+        assert all(bit > 0 and bit & (bit - 1) == 0 for bit in flags.values())
+
+
+def test_flags_say_what_happened() -> None:
+    x = torch.ones(3)
+    with torch.inference_mode():
+        y = torch.ones(3)
+    w = torch.ones(3, requires_grad=True)
+
+    def program() -> None:
+        x.data.add_(1)
+        with torch.inference_mode():
+            y.add_(1)
+        with torch.no_grad():
+            kept = w * 2
+            kept.numel()
+
+    data = recorded(program).data
+    shared, inference = (data.write(row) for row in data.writes)
+    assert (shared.shared_storage, shared.is_inference, shared.grad_mode) == (True, False, True)
+    assert (inference.shared_storage, inference.is_inference) == (False, True)
+    assert [flow.op for flow in data.flows_with(events.NO_GRAD)] == ["aten::mul"]
+    assert [flow.op for flow in data.flows_with(events.IN_INFERENCE)] == []

@@ -2,6 +2,7 @@
 
 #include "journal/snapshot.h"
 #include "recorder/lost_gradients/python_crossings.h"
+#include "recorder/python/backward.h"
 #include "recorder/python/c_entry_points.h"
 #include "recorder/python/wrappers.h"
 #include "recorder/switch.h"
@@ -90,6 +91,13 @@ void bind(py::module_& m) {
     start({saves, births, cuts});
     return Journal::get().order();
   });
+  // Why a backward is looked at before it runs: bits of what wrap_backward's on_suspicion is given.
+  py::dict suspicions;
+  suspicions["UNCOUNTED_WRITE"] = int{kUncountedWrite};
+  suspicions["LEAF_ROOT"] = int{kLeafRoot};
+  suspicions["CONSTANT_TERM"] = int{kConstantTerm};
+  suspicions["REBUILT_LEAF"] = int{kRebuiltLeaf};
+  m.attr("SUSPICIONS") = suspicions;
   m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
   m.def("recorder_active", &active);
   m.def("recorder_judged", &judged);

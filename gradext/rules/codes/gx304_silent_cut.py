@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from gradext.rules.wording.chains import Step
 
 # Why a backward was looked at (csrc/recorder/python/backward.h).
-LEAF_ROOT, CONSTANT_TERM, REBUILT_LEAF = 2, 4, 8
+LEAF_ROOT, CONSTANT_TERM = _C.SUSPICIONS["LEAF_ROOT"], _C.SUSPICIONS["CONSTANT_TERM"]
+REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 
 def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis]:

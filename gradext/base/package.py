@@ -34,4 +34,51 @@ def is_user_file(file: str) -> bool:
     parts = file.replace("\\", "/").split("/")
     if "site-packages" in parts or "dist-packages" in parts:
         return False
-    return not file.startswith(library_folders())
+    return not file.startswith(library_folders()) and not is_launcher(file)
+
+
+def is_launcher(file: str) -> bool:
+    """Whether `file` is a command that an installer wrote: `gradext`, `torchrun`, `pytest`.
+
+    Such a file lies in a folder of commands and does nothing but call a function that it imports
+    (packaging.python.org, entry points specification). A script of the user's own that lies there
+    does more than that.
+    """
+    import ast  # lazy: every start of a recorded program would pay for it
+
+    folder = os.path.dirname(file)
+    if os.path.basename(folder) not in {"bin", "Scripts", "condabin"}:
+        return False
+    try:
+        with open(file, "rb") as stream:
+            if stream.read(2) != b"#!":
+                return False
+            text = stream.read(4096)
+            if stream.read(1):
+                return False
+        body = ast.parse(b"#!" + text).body
+    except (OSError, SyntaxError, ValueError):
+        return False
+    # A docstring may begin it.
+    if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        del body[0]
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    rest = [node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    if len(rest) == 1 and isinstance(rest[0], ast.If):  # if __name__ == "__main__":
+        rest = rest[0].body
+    names = {alias.asname or alias.name for node in imports for alias in node.names}
+
+    def only_starts(node: ast.stmt) -> bool:
+        """`sys.argv[0] = ...`, `sys.exit(main())`, `raise SystemExit(main())` or `main()`."""
+        if isinstance(node, ast.If):
+            return all(map(only_starts, [*node.body, *node.orelse]))
+        if isinstance(node, ast.Assign):
+            return all(ast.unparse(target).startswith("sys.argv") for target in node.targets)
+        value = node.value if isinstance(node, ast.Expr) else getattr(node, "exc", None)
+        if not isinstance(value, ast.Call):
+            return False
+        called = ast.unparse(value.func)
+        ends = called in {"sys.exit", "exit", "SystemExit"}
+        return ends or (called in names and not value.args and not value.keywords)
+
+    return bool(imports and rest) and all(map(only_starts, rest))

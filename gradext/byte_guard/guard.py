@@ -16,6 +16,7 @@ import torch
 
 from gradext.base import interrupts
 from gradext.base.package import PREFIX, is_user_file
+from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.recording import findings, incidents, own_errors, running
@@ -322,6 +323,9 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
 
 def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) -> None:
     """Tell every guard, the session that reports, and the program."""
+    found = ignore_comments.kept(found)
+    if not found:
+        return
     new = []
     keys = [findings.places_of(diagnosis) for diagnosis in found]
     for diagnosis, key in zip(found, keys, strict=True):

@@ -1,6 +1,8 @@
-"""Comments that silence a warning on one line: `# gradext: ignore[GX304]`.
+"""Comments that silence a warning on one line: `# gradext: ignore[GX304]`, `# gradext: ignore`.
 
-For a line that does on purpose what a rule warns of. Errors cannot be silenced: they are raised.
+For a line that does on purpose what a rule warns of, or whose error the program catches on purpose.
+Applied where diagnoses are told: to subscribers, by a guard, and in the report of a run. Errors
+that nobody catches, and gradients that are silently wrong, cannot be silenced.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ _COMMENT = re.compile(r"#\s*gradext:\s*ignore\s*(?:\[\s*(?P<codes>[A-Z0-9,\s]*)\
 
 def kept(diagnoses: Iterable[Diagnosis]) -> list[Diagnosis]:
     """Without the warnings that a comment on a culprit's or a victim's line silences."""
-    return [d for d in diagnoses if d.severity != "warning" or not _is_silenced(d)]
+    return [d for d in diagnoses if d.severity != "warning" or not silences(d)]
 
 
-def _is_silenced(diagnosis: Diagnosis) -> bool:
+def silences(diagnosis: Diagnosis) -> bool:
+    """Whether a comment on a culprit's or a victim's line names the code, or no code at all."""
     for site in (*diagnosis.culprits, *diagnosis.victims):
         first, last = site.frame.line, site.frame.end_line or site.frame.line
         for line in range(first, min(last, first + 100) + 1):

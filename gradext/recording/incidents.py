@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import errors, forks, interrupts, raw
+from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.recording import findings, judge, own_errors, running, said, time_share
@@ -105,6 +106,11 @@ def _in_turn() -> Iterator[None]:
 
 
 def tell(incident: Incident) -> None:
+    """Hand an incident to all who subscribed, without the warnings that a comment silences."""
+    kept = ignore_comments.kept(incident.diagnoses)
+    if not kept:
+        return
+    incident = dataclasses.replace(incident, diagnoses=tuple(kept))
     with _lock:
         incidents.append(incident)
         del incidents[:-_KEPT]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import raw
-from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
 from gradext.rules import graph_copy
@@ -71,4 +70,4 @@ def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording)
     """GX304: values below `outputs` that lost their gradient, and hide it."""
     if not recording.cuts:
         return []
-    return ignore_comments.kept(gx304_silent_cut.silent(outputs, why, recording.data))
+    return gx304_silent_cut.silent(outputs, why, recording.data)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from gradext._version import __version__
 from gradext.base import errors, interrupts, terminal, torch_import
 from gradext.base.text import clean
+from gradext.diagnosis import ignore_comments
 from gradext.run import ending, results_file
 from gradext.run.settings import CannotWrite, Entry, Settings
 
@@ -279,7 +280,12 @@ class Session:
                 return 3
             return 2 if entry.silent else 0 if entry.uncaught else 1
 
-        return sorted(self._entries.values(), key=rank)
+        told = (
+            entry
+            for entry in self._entries.values()
+            if self._severity(entry) != "warning" or not ignore_comments.silences(entry.diagnosis)
+        )
+        return sorted(told, key=rank)
 
     def diagnoses(self) -> list[Diagnosis]:
         """What is known now, most important first, as it will be reported."""

@@ -337,12 +337,14 @@ def _victims(
             continue
         if code == "GX106" and not _is_function(name):
             continue
-        if code != "GX106" and not _is_view_node(name):
+        # A custom Function may return several views of its input: then its call made this one.
+        returned = code == "GX105" and _is_function(name) and not any(found)
+        if code != "GX106" and not _is_view_node(name) and not returned:
             break  # this one made the memory that is viewed
         stack, _ = data.node_stack(thread, sequence)
         label = f"{_op_name(name)} makes the view"
         found.append(sites.site(data.frames(stack), label=label))
-    if code == "GX106" and not any(found):
+    if code in {"GX105", "GX106"} and not any(found):
         found += _views_in_function(event, data)
     here = sites.line_of(culprit)
     places = list(sites.distinct(found, 8))

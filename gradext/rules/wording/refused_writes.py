@@ -193,4 +193,7 @@ def notes(
         return ("the refused write was not recorded, so the line that made the view is not known",)
     if missing := lost(data, "views", "saves"):
         return (f"the line that made the view is not known: {missing}",)
-    return ("the view was made before the recording began",)
+    return (
+        "the line that made the view was not recorded: it ran before the recording began, or made "
+        "the view in a way that the recorder does not see",
+    )

@@ -20,6 +20,7 @@ from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.recording import findings, incidents, own_errors, running
+from gradext.recording.options import RecordOptions
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class guard:
         if self in _guards:
             raise RuntimeError("gradext.guard: this guard is on already; make another one")
         if not running.recordings or not running.recordings[-1].saves:
-            self._recording = recording.Recording(True, births=False, cuts=False).start()
+            self._recording = recording.Recording(RecordOptions(births=False, cuts=False)).start()
             self._recording.known = _known  # a guard in a loop begins a recording each time
         try:
             _C.guard_start(_on_finding, is_user_file)

@@ -10,13 +10,15 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gradext.base.text import clean
 from gradext.native import build
+from gradext.recording.options import MIB, RecordOptions
+from gradext.reporters import FORMATS
 from gradext.run import ending, program, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
 
@@ -36,11 +38,9 @@ class RunCommand:
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         parser.usage = "gradext run [options] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]"
         parser.allow_abbrev = False
-        parser.add_argument(
-            "--json",
-            metavar="FILE",
-            help="write the diagnoses to FILE too, at once when there is one",
-        )
+        valued: list[argparse.Action] = []  # the options that take the word behind them
+        for name, (_, text) in FORMATS.items():
+            valued.append(parser.add_argument(f"--{name}", metavar="FILE", help=text))
         parser.add_argument(
             "--light",
             action="store_true",
@@ -56,9 +56,10 @@ class RunCommand:
             action="store_true",
             help="do not note where values lose their gradient (GX301, GX304)",
         )
-        parser.add_argument(
+        memory = parser.add_argument(
             "--memory", metavar="MIB", type=_positive, help="let the journal use MIB mebibytes"
         )
+        valued.append(memory)
         parser.add_argument(
             "--guard",
             action="store_true",
@@ -71,7 +72,10 @@ class RunCommand:
         parse = parser.parse_known_args
 
         def parse_options(args: Any = None, namespace: Any = None) -> Any:
-            options, target = split(sys.argv[2:] if args is None else args)
+            words = sys.argv[2:] if args is None else args
+            options, target = split(
+                words, {name for action in valued for name in action.option_strings}
+            )
             found, unknown = parse(options, namespace)
             if unknown:
                 parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -86,16 +90,19 @@ class RunCommand:
             parser.error("nothing to run: name a script, -m MODULE or -c CODE")
         if args.guard and args.light:
             parser.error("--guard needs to know what is saved; --light records writes only")
-        if args.json == "-":
-            parser.error("--json: name a file, for stdout is the program's (./- is a file too)")
-        settings = Settings.new(
-            args.json,
-            not args.light,
-            args.memory,
+        outputs = {name: path for name in FORMATS if (path := getattr(args, name)) is not None}
+        for name, path in outputs.items():
+            if path == "-":
+                said = "name a file, for stdout is the program's (./- is a file too)"
+                parser.error(f"--{name}: {said}")
+        options = RecordOptions(
+            saves=not args.light,
             births=False if args.no_births else None,
             cuts=False if args.no_cuts else None,
+            memory=None if args.memory is None else args.memory * MIB,
             guard=args.guard,
         )
+        settings = Settings.new(outputs, options)
         program.enter(target)
         fault = unusable()
         if fault is not None:
@@ -127,8 +134,13 @@ class RunCommand:
         return recorded.exit_code
 
 
-def split(words: Sequence[str]) -> tuple[list[str], program.Target | None]:
-    """The words before the program, which are options of gradext run, and the program."""
+def split(
+    words: Sequence[str], with_values: Container[str]
+) -> tuple[list[str], program.Target | None]:
+    """The words before the program, which are options of gradext run, and the program.
+
+    `with_values`: the options that take the word behind them.
+    """
     index = 0
     while index < len(words):
         word, rest = words[index], tuple(words[index:])
@@ -144,7 +156,7 @@ def split(words: Sequence[str]) -> tuple[list[str], program.Target | None]:
             found = program.Target("script", word, rest[1:], rest)
         if found is not None:
             return list(words[:index]), found
-        index += 2 if word in {"--json", "--memory"} else 1
+        index += 2 if word in with_values else 1
     return list(words), None  # argparse says what is missing
 
 

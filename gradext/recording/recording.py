@@ -24,12 +24,11 @@ from gradext.native import _C
 from gradext.recording import entry_points, file_format, findings, judge, running
 from gradext.recording.columns import WRITES
 from gradext.recording.events import Backward, Birth, Data, Flow, Refused, View, Write, extent
+from gradext.recording.options import RecordOptions
 from gradext.state.inspect import state_of
 
 if TYPE_CHECKING:
     from gradext.state.inspect import TensorState
-
-MEMORY = 64 << 20  # bytes that the journal may take, unless told otherwise
 
 
 class Mutations(list[Write]):
@@ -61,18 +60,9 @@ class Recording:
         cuts: whether it is noted where values lose their gradient, and what is made of them.
     """
 
-    def __init__(
-        self,
-        saves: bool = True,
-        memory: int | None = None,
-        *,
-        births: bool | None = None,
-        cuts: bool | None = None,
-    ) -> None:
-        self.saves = saves
-        self.births = saves if births is None else births
-        self.cuts = saves if cuts is None else cuts
-        self._memory = MEMORY if memory is None else _checked_memory(memory)
+    def __init__(self, options: RecordOptions | None = None) -> None:
+        self._options = RecordOptions() if options is None else options
+        self.saves, self.births, self.cuts = self._options.wants
         self._since = 0
         self._running = self._stopping = False
         self._loaded = False
@@ -80,17 +70,13 @@ class Recording:
         self._memory_facts: dict[str, int] = {}
         self.known = findings.Known()
 
-    @property
-    def _wants(self) -> tuple[bool, bool, bool]:
-        return self.saves, self.births, self.cuts
-
     def start(self) -> Recording:
         """Begin; `with` does the same."""
         if self._running or self._data is not None:
             raise RuntimeError("a Recording starts once; make another one with gradext.record()")
         entry_points.install()
         try:
-            self._since = _C.recorder_start(*self._wants, self._memory)
+            self._since = _C.recorder_start(*self._options.wants, self._options.limit)
         except BaseException:
             entry_points.uninstall()
             raise
@@ -111,7 +97,7 @@ class Recording:
             finally:
                 self._running = False
                 running.recordings.remove(self)
-                _C.recorder_stop(*self._wants)
+                _C.recorder_stop(*self._options.wants)
                 entry_points.uninstall()
         return self
 
@@ -295,7 +281,7 @@ class Recording:
             "backwards": [],
             "refused": [],
         }
-        recording = cls(document["saves"], births=document["births"], cuts=document["cuts"])
+        recording = cls(RecordOptions(*(document[name] for name in ("saves", "births", "cuts"))))
         data = Data(snapshot, document["stacks"])
         data.backwards, data.refused = document["backwards"], document["refused"]
         recording._data = data
@@ -340,17 +326,8 @@ def record(
         TypeError: `memory` is no int.
         ValueError: `memory` is below 1 MiB.
     """
-    return Recording(saves, memory, births=births, cuts=cuts)
-
-
-def start(
-    saves: bool = True,
-    memory: int | None = None,
-    births: bool | None = None,
-    cuts: bool | None = None,
-) -> Recording:
-    """record(...).start(), for callers without a `with` block."""
-    return Recording(saves, memory, births=births, cuts=cuts).start()
+    size = None if memory is None else _checked_memory(memory)
+    return Recording(RecordOptions(saves, births, cuts, size))
 
 
 def current() -> Recording | None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import terminal
+from gradext.recording.options import MIB, RecordOptions
 from gradext.run import ending
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
@@ -69,7 +70,9 @@ def _start() -> None:
         path = os.environ.get(JSON)
         if path and any(os.environ.get(rank) for rank in RANKS):
             path = f"{path}.{os.getpid()}"
-        settings = Settings.new(path or None, mode != "light", None)
+        settings = Settings.new(
+            {"json": path} if path else {}, RecordOptions(saves=mode != "light")
+        )
         settings.to_environment()
     session = sessions.Session(settings, write_early=False)
     session.begin()
@@ -204,7 +207,8 @@ def install(
             # `gradext run` or the environment records this process already, and goes on doing so.
             _shared = _Shared(session, [])
         else:
-            settings = Settings.new(None, saves, memory, births, cuts)
+            size = None if memory is None else memory * MIB
+            settings = Settings.new({}, RecordOptions(saves, births, cuts, size))
             session = sessions.Session(settings)
             session.begin()
             undo = [_hook(session), session.end]

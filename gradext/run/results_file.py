@@ -1,10 +1,11 @@
 """Where the JSON of a run may be written: never over a file that the program still uses.
 
-Owns the questions asked of a path before the program begins; writes nothing. Imports no torch.
+Owns the questions asked of a path before the program begins, and the writing. Imports no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -68,3 +69,17 @@ def _open_descriptors() -> list[int]:
         except OSError:
             continue
     return [0, 1, 2]
+
+
+def replace(path: str, text: str) -> None:
+    """Write a file whole or not at all, so that a kill leaves a file to read. Raises OSError."""
+    folder, name = os.path.split(path)
+    draft = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(draft)
+        raise

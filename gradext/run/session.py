@@ -15,20 +15,23 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from gradext import reporters
 from gradext._version import __version__
 from gradext.base import errors, interrupts, terminal, torch_import
 from gradext.base.text import clean
 from gradext.diagnosis import ignore_comments
-from gradext.run import ending, results_file
-from gradext.run.settings import CannotWrite, Entry, Settings
+from gradext.diagnosis.run_report import RunReport, Told
+from gradext.reporters import run_json
+from gradext.run import child_file, ending, results_file
+from gradext.run.entries import Entry
+from gradext.run.settings import CannotWrite, Settings
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -104,6 +107,7 @@ class Session:
 
     @property
     def path(self) -> str:
+        """The file of this process: the root's first output, or what a child hands over."""
         self.here()
         return self.settings.path if self.is_root else f"{self.settings.path}.{self._pid}"
 
@@ -112,8 +116,8 @@ class Session:
     def begin(self) -> None:
         """Start recording as soon as torch is there. Raises CannotWrite before anything happens."""
         global _current
-        if self.is_root and self.settings.keep and self._write_early:
-            self._check_path()
+        if self.is_root and self.settings.outputs and self._write_early:
+            self._check_paths()
             self._write(raise_errors=True)
         # Registered before the program can register anything, and so called after all of that,
         # when its threads have ended too.
@@ -148,12 +152,12 @@ class Session:
             line = said if said.startswith("gradext") else f"gradext: {said}"
             terminal.say(f"{line} (this program goes on without being recorded)")
             return
-        if self.is_root and self.settings.keep and not self._write_early:
+        if self.is_root and self.settings.outputs and not self._write_early:
             try:
-                self._check_path()
+                self._check_paths()
                 self._write(raise_errors=True)
             except CannotWrite as error:
-                self.settings = self.settings._replace(keep=False)
+                self.settings = self.settings._replace(outputs=())
                 terminal.say(f"gradext: {error}")
 
     # --- what happens in the program ------------------------------------------------------------
@@ -315,66 +319,61 @@ class Session:
             told.append(dataclasses.replace(first, severity=severity, notes=tuple(notes)))
         return told
 
-    def _json(self) -> dict[str, Any]:
+    def _report(self) -> RunReport:
         torch = sys.modules.get("torch")
         version = getattr(torch, "__version__", None)
-        report: dict[str, Any] = {
-            "gradext": __version__,
-            "torch": None if version is None else str(version),
-            "exit_code": self.exit_code,
-            "error": self._error,
-            "diagnoses": [self._entry_json(entry) for entry in self._ordered()],
-        }
-        if not self.is_root:
-            report["run"] = self.settings.run
-            report["own"] = self._own
-            report["entries"] = [
-                entry.pack(is_open=self._is_error(entry)) for entry in self._entries.values()
-            ]
-        return report
+        told = (
+            Told(
+                dataclasses.replace(entry.diagnosis, severity=self._severity(entry)),
+                entry.count,
+                entry.pid,
+            )
+            for entry in self._ordered()
+        )
+        return RunReport(
+            __version__,
+            None if version is None else str(version),
+            self.exit_code,
+            self._error,
+            tuple(told),
+        )
 
-    def _entry_json(self, entry: Entry) -> dict[str, Any]:
-        report = entry.diagnosis.to_json()
-        report["severity"] = self._severity(entry)
-        if entry.count > 1:
-            report["count"] = entry.count
-        if entry.pid is not None:
-            report["pid"] = entry.pid
-        return report
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        """(path, text) of each file that this process writes."""
+        report = self._report()
+        if self.is_root:
+            for name, path in self.settings.outputs:
+                yield path, reporters.render(name, report)
+            return
+        entries = [(entry, self._is_error(entry)) for entry in self._entries.values()]
+        readable = run_json.document(report)
+        yield self.path, child_file.text(self.settings.run, entries, self._own, readable)
 
-    def _check_path(self) -> None:
-        if (why := results_file.problem(self.settings.path)) is not None:
-            raise CannotWrite(why)
+    def _check_paths(self) -> None:
+        for _, path in self.settings.outputs:
+            if (why := results_file.problem(path)) is not None:
+                raise CannotWrite(why)
 
     def _write(self, raise_errors: bool = False) -> None:
-        """The JSON as things stand. Whole or not at all, so that a kill leaves a file to read."""
+        """The files as things stand."""
         told = bool(self._entries or self._own)
         if self.is_root:
-            wanted = self.settings.keep and (self._write_early or self._torch_seen or told)
-        else:
-            wanted = told
-        if not wanted:
+            if not (self._write_early or self._torch_seen or told):
+                return
+        elif not told:
             return
-        text = json.dumps(self._json(), indent=1) + "\n"
-        folder, name = os.path.split(self.path)
-        draft = os.path.join(folder, f".{name}.{self._pid}.tmp")
-        try:
-            with interrupts.whole():
-                try:
-                    with open(draft, "w", encoding="utf-8") as file:
-                        file.write(text)
-                    os.replace(draft, self.path)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        os.unlink(draft)
-                    raise
-                self._written = time.monotonic()
-        except OSError as error:
-            if raise_errors:
-                raise CannotWrite(f"cannot write {clean(self.path)}: {error.strerror}") from None
-            if not self._failed_write:
-                self._failed_write = True
-                self._note_own(f"cannot write {self.path}: {error.strerror}")
+        for path, text in self._texts():
+            try:
+                with interrupts.whole():
+                    results_file.replace(path, text)
+                    self._written = time.monotonic()
+            except OSError as error:
+                if raise_errors:
+                    why = f"cannot write {clean(path)}: {error.strerror}"
+                    raise CannotWrite(why) from None
+                if not self._failed_write:
+                    self._failed_write = True
+                    self._note_own(f"cannot write {path}: {error.strerror}")
 
     @_guarded
     def report(self) -> None:
@@ -479,17 +478,15 @@ class Session:
             path = os.path.join(folder, found)
             try:
                 with open(path, encoding="utf-8") as file:
-                    content = json.load(file)
-                if content.get("run") != self.settings.run:
-                    continue  # another run's, or no file of gradext
-                entries = [Entry.unpack(packed, int(pid)) for packed in content["entries"]]
-                own = [f"{line} (in process {pid})" for line in content["own"]]
+                    handed = child_file.read(file.read(), self.settings.run, int(pid))
+                if handed is None:
+                    continue
                 os.unlink(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError):
                 continue
-            for line in own:
-                self._note_own(line)
-            for entry in entries:
+            for line in handed.own:
+                self._note_own(f"{line} (in process {pid})")
+            for entry in handed.entries:
                 key = entry.key()
                 # What a child has written again includes what it had written before.
                 known = self._entries.pop(key, None)

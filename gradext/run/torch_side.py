@@ -23,15 +23,10 @@ def start(
 ) -> Any:
     """Record this process for `session`. Returns the Recording; `undo` gets what ends the rest."""
     ending.hear_of_forks(current, _C.call_in_child)
-    settings = session.settings
-    begun = recording.start(
-        saves=settings.saves,
-        memory=None if settings.memory is None else settings.memory * 2**20,
-        births=settings.births,
-        cuts=settings.cuts,
-    )
+    options = session.settings.options
+    begun = recording.Recording(options).start()
     undo.append(incidents.subscribe(session.on_incident))
-    if settings.guard:
+    if options.guard:
         undo.append(guard.start_quietly())
     session.watch_multiprocessing(_C.wrap_run)
     return begun

@@ -120,7 +120,7 @@ def test_a_child_that_outlives_everything_keeps_its_file(write, mistakes, tmp_pa
     (child,) = tmp_path.glob("report.json.*")
     assert child.suffix[1:].isdecimal()
     report = json.loads(child.read_text())
-    assert [d["code"] for d in report["diagnoses"]] == ["GX101"]
+    assert [d["code"] for d in report["report"]["diagnoses"]] == ["GX101"]
     assert json.loads(path.read_text())["diagnoses"] == []
 
     # The next run with this name is not confused by it.

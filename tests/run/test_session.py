@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from gradext.base import terminal
 from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.recording.options import RecordOptions
 from gradext.run import session as sessions
 from gradext.run import settings
 
@@ -34,7 +36,9 @@ class Incident:
 @pytest.fixture
 def session(tmp_path):
     """A root with a file; its hooks are not installed."""
-    made = sessions.Session(settings.Settings.new(str(tmp_path / "r.json"), True, None))
+    made = sessions.Session(
+        settings.Settings.new({"json": str(tmp_path / "r.json")}, RecordOptions())
+    )
     return made
 
 
@@ -161,7 +165,7 @@ def test_nothing_of_gradext_reaches_the_program(session, capsys, monkeypatch):
         error = None
 
     session.on_incident(Broken())
-    monkeypatch.setattr(session, "_json", lambda: 1 / 0)
+    monkeypatch.setattr(session, "_report", lambda: 1 / 0)
     session.on_incident(Incident(diagnosis(1)))
     session._report_own_errors()
     lines = capsys.readouterr().err.splitlines()
@@ -181,7 +185,7 @@ def test_a_standard_error_that_cannot_take_it(session, monkeypatch, capfd, strea
     monkeypatch.setattr(sys, "stderr", replaced)
     second = os.fdopen(2, "w", encoding="utf-8", closefd=False)
     monkeypatch.setattr(sys, "__stderr__", second)
-    sessions._say("naïve")
+    terminal.print_safely("naïve")
     if stream == "ascii":
         assert (tmp_path / "x").read_text() == "na\\xefve\n"
     else:
@@ -216,10 +220,12 @@ def test_what_a_child_hands_over_is_the_same_diagnosis(session, monkeypatch):
 def test_files_of_others_stay(session, tmp_path):
     others = {
         "r.json.12": "no json",
-        "r.json.13": '{"run": "another", "entries": [], "own": []}',
+        "r.json.13": '{"child": 1, "run": "another", "entries": [], "own": []}',
         "r.json.14": "[]",
         "r.json.old": "{}",
-        "other.json.15": json.dumps({"run": session.settings.run, "entries": [], "own": []}),
+        "other.json.15": json.dumps(
+            {"child": 1, "run": session.settings.run, "entries": [], "own": []}
+        ),
     }
     for name, text in others.items():
         (tmp_path / name).write_text(text)
@@ -277,6 +283,6 @@ def test_exit_codes(code, expected):
 def test_the_command_line(words, options, target):
     from gradext.commands.run import split
 
-    found, program = split(words)
+    found, program = split(words, {"--json", "--memory"})
     assert found == options
     assert (program and (program.kind, program.value, program.arguments)) == target

@@ -14,12 +14,8 @@ SOUND: dict[str, Any] = {
     "run": "0123456789abcdef",
     "root": 12345,
     "path": "/tmp/report.json",
-    "keep": False,
-    "saves": True,
-    "memory": None,
-    "births": None,
-    "cuts": None,
-    "guard": False,
+    "outputs": [],
+    "options": {"saves": True, "births": None, "cuts": None, "memory": None, "guard": False},
 }
 PROGRAM = """
 import os, sys
@@ -69,9 +65,11 @@ WRONG: dict[str, list[Any]] = {
     "run": [3, "", "xyz", "0123456789ABCDEF", "../../../../etc/x", "0" * 17],
     "root": [0, -1, True, "1", 2**40, 1.5],
     "path": [3, "", "3", "r.json", "./r.json", "/no/folder/r.json", "/tmp/", "/tmp/\0x"],
-    "keep": [1, None, "yes"],
+    "outputs": [1, None, "yes", [3], [["json"]], [["xml", "/tmp/r"]], [["json", "r.json"]], {}],
+}
+WRONG_OPTIONS: dict[str, list[Any]] = {
     "saves": [0, None],
-    "memory": [0, -5, True, "64", 2**30, 0.5],
+    "memory": [0, -5, True, "64", 1000, 2**44, 2.0**26],
     "births": [0, "no"],
     "cuts": [1],
     "guard": [None, "x"],
@@ -79,18 +77,27 @@ WRONG: dict[str, list[Any]] = {
 
 
 def test_each_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from gradext.recording.options import RecordOptions
     from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
 
     def read(**changes: Any) -> Settings | None:
         monkeypatch.setenv(ENVIRONMENT, json.dumps({**SOUND, **changes}))
         return Settings.from_environment()
 
-    assert read() == Settings(**SOUND)
-    assert set(WRONG) == set(Settings._fields)
+    assert read() == Settings(**{**SOUND, "outputs": (), "options": RecordOptions()})
+    assert {*WRONG, "options"} == set(Settings._fields)
+    assert set(WRONG_OPTIONS) == set(RecordOptions._fields)
     for name, values in WRONG.items():
         for value in values:
             with pytest.raises(BadVariable, match=f"its {name} is wrong"):
                 read(**{name: value})
+    for name, values in WRONG_OPTIONS.items():
+        for value in values:
+            with pytest.raises(BadVariable, match=f"its {name} is wrong"):
+                read(options={**SOUND["options"], name: value})
+    for options in (None, [], {}, {**SOUND["options"], "more": 1}):
+        with pytest.raises(BadVariable, match="this version"):
+            read(options=options)
     with pytest.raises(BadVariable):
         read(more=1)
 

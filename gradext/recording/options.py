@@ -1,0 +1,59 @@
+"""What a recording notes, declared once.
+
+record(), the command line, the processes of one run and the compiled part all take it from here.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MEMORY = 64 << 20  # bytes
+MIB = 1 << 20
+
+
+class RecordOptions(NamedTuple):
+    """What to record.
+
+    Attributes:
+        saves: what is saved for backward too, and not writes alone.
+        births: the lines that make inference tensors; None: as `saves`.
+        cuts: where values lose their gradient; None: as `saves`.
+        memory: bytes that the journal may take; None for the default.
+        guard: compare the bytes of saved tensors too (`gradext run --guard`).
+    """
+
+    saves: bool = True
+    births: bool | None = None
+    cuts: bool | None = None
+    memory: int | None = None
+    guard: bool = False
+
+    @property
+    def wants(self) -> tuple[bool, bool, bool]:
+        """(saves, births, cuts), as the compiled part takes them."""
+        births, cuts = (self.saves if one is None else one for one in (self.births, self.cuts))
+        return self.saves, births, cuts
+
+    @property
+    def limit(self) -> int:
+        """The journal's bytes."""
+        return MEMORY if self.memory is None else self.memory
+
+    def wrong(self) -> str | None:
+        """The name of the first option whose value makes no sense; for values from outside."""
+        return next((name for name in self._fields if not _SOUND[name](getattr(self, name))), None)
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or type(value) is bool
+
+
+_SOUND: dict[str, Callable[[Any], bool]] = {
+    "saves": lambda value: type(value) is bool,
+    "births": _is_flag,
+    "cuts": _is_flag,
+    "memory": lambda value: value is None or (type(value) is int and MIB <= value < 2**44),
+    "guard": lambda value: type(value) is bool,
+}

@@ -1,0 +1,78 @@
+"""What a child process hands the root of its run: a file of a protocol of its own.
+
+The root merges it and removes it. Where the root was killed the file stays, and `report` in it is
+what the child would have written for a person.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.run.entries import Entry
+
+PROTOCOL = 1
+
+
+class Handed(NamedTuple):
+    """What a child has found: its entries, and the lines on gradext's own errors."""
+
+    entries: list[Entry]
+    own: list[str]
+
+
+def text(
+    run: str, entries: Iterable[tuple[Entry, bool]], own: Iterable[str], report: dict[str, Any]
+) -> str:
+    """The file's text.
+
+    Args:
+        run: the run's mark (Settings.run).
+        entries: each with whether its error may still be caught: the root cannot ask.
+        own: lines on gradext's own errors.
+        report: what a person would be given.
+    """
+    packed = [{**_packed(entry), "open": is_open} for entry, is_open in entries]
+    document = {"child": PROTOCOL, "run": run, "own": list(own), "entries": packed}
+    return json.dumps({**document, "report": report}, indent=1) + "\n"
+
+
+def read(text: str, run: str, pid: int) -> Handed | None:
+    """What a child of `run` has handed over; None for any other text, whatever it is."""
+    try:
+        content = json.loads(text)
+        if content.get("child") != PROTOCOL or content.get("run") != run:
+            return None  # another run's, or no file of this version of gradext
+        return Handed([_entry(packed, pid) for packed in content["entries"]], list(content["own"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+_PLAIN = ("silent", "uncaught", "count", "error")
+
+
+def _packed(entry: Entry) -> dict[str, Any]:
+    plain = {name: getattr(entry, name) for name in _PLAIN}
+    return {"diagnosis": dataclasses.asdict(entry.diagnosis), **plain}
+
+
+def _entry(packed: dict[str, Any], pid: int) -> Entry:
+    def frames(items: Iterable[dict[str, Any]]) -> Iterator[Frame]:
+        return (Frame(**item) for item in items)
+
+    def site(item: dict[str, Any]) -> Site:
+        stack, callers = tuple(frames(item["stack"])), tuple(frames(item["callers"]))
+        return Site(**{**item, "frame": Frame(**item["frame"]), "stack": stack, "callers": callers})
+
+    fields = dict(packed["diagnosis"])
+    fields["culprits"] = tuple(map(site, fields["culprits"]))
+    fields["victims"] = tuple(map(site, fields["victims"]))
+    fields["notes"] = tuple(fields["notes"])
+    if fields["window"] is not None:
+        after, before = frames(fields["window"])
+        fields["window"] = (after, before)
+    plain = {name: packed[name] for name in (*_PLAIN, "open")}
+    return Entry(Diagnosis(**fields), pid=pid, **plain)

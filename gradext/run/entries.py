@@ -1,0 +1,44 @@
+"""One diagnosis of a run, however often and in whichever process it was seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
+
+
+@dataclasses.dataclass
+class Entry:
+    """One diagnosis of this run, however often it was seen.
+
+    Attributes:
+        silent: torch raised nothing, so that nobody can have caught it.
+        uncaught: nobody caught the error.
+        error: the error's text; incident: the last that had this diagnosis, to tell its exception.
+        pid: of the child that it comes from; open: the child may have caught the error since.
+    """
+
+    diagnosis: Diagnosis
+    silent: bool = False
+    uncaught: bool = False
+    count: int = 1
+    error: str | None = None
+    incident: Any = None
+    pid: int | None = None
+    open: bool = False
+    printed: bool = False
+
+    def is_told_in(self, text: str) -> bool:
+        """Whether the text of another error tells of this one, which happened in a child."""
+        return self.pid is not None and bool(self.error) and str(self.error) in text
+
+    def key(self) -> tuple[object, ...]:
+        d = self.diagnosis
+        places = [
+            tuple((site.frame.file, site.frame.line) for site in sites)
+            for sites in (d.culprits, d.victims)
+        ]
+        window = d.window and tuple((frame.file, frame.line) for frame in d.window)
+        return (d.code, *places, window, self.pid)

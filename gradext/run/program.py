@@ -138,8 +138,10 @@ def run(
     except BaseException as raised:
         error = raised  # printed below, where it is no longer being handled
     finally:
-        if from_source:
-            _flush()  # so that what the program printed comes before its traceback
+        if target.kind == "script" and from_source:
+            # As Python does after a file: what it printed comes before its traceback, or before the
+            # text of its SystemExit. After -c and -m it comes last, when the process ends.
+            _flush()
         for name in added:
             # Python takes them away when the script ends: functions that run at exit miss them.
             module.__dict__.pop(name, None)

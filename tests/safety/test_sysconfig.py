@@ -62,14 +62,12 @@ def test_a_write_behind_autograds_back_is_found() -> None:
 
 def test_whose_an_exception_is() -> None:
     assert interrupts.is_the_programs(interrupts.CutShort())
-    try:
-        raise ValueError
-    except ValueError as error:
-        assert not interrupts.is_the_programs(error)
-    try:
+    with pytest.raises(ValueError, match="mine") as mine:
+        raise ValueError("mine")
+    assert not interrupts.is_the_programs(mine.value)
+    with pytest.raises(TypeError) as theirs:  # raised in the standard library's own line
         os.path.join(1)  # type: ignore[call-overload]
-    except TypeError as error:
-        assert not interrupts.is_the_programs(error)
+    assert not interrupts.is_the_programs(theirs.value)
 
 
 def test_a_path_of_the_standard_library() -> None:

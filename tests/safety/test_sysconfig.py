@@ -16,6 +16,7 @@ import torch
 
 import gradext
 from gradext.base import interrupts, package
+from gradext.recording import incidents, own_errors
 from gradext.reporters import excerpt
 
 
@@ -37,7 +38,7 @@ def _half_full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_failed_backward_is_explained() -> None:
-    before = watch.own_errors()
+    before = own_errors.lines()
     with gradext.record() as recording:
         y = torch.ones(3, requires_grad=True).exp()
         y.mul_(2)
@@ -46,19 +47,19 @@ def test_a_failed_backward_is_explained() -> None:
         (found,) = recording.explain(error.value)
     assert found.code == "GX101"
     assert os.path.basename(__file__) in str(found)
-    assert watch.own_errors() == before
+    assert own_errors.lines() == before
 
 
 def test_a_write_behind_autograds_back_is_found() -> None:
-    before = watch.own_errors()
-    watch.incidents.clear()
+    before = own_errors.lines()
+    incidents.incidents.clear()
     with gradext.record():
         w = torch.ones(3, requires_grad=True)
         y = w.exp()
         y.data.mul_(2)
         y.sum().backward()
-        assert [found.code for found in watch.incidents[-1].diagnoses] == ["GX401"]
-    assert watch.own_errors() == before
+        assert [found.code for found in incidents.incidents[-1].diagnoses] == ["GX401"]
+    assert own_errors.lines() == before
 
 
 def test_whose_an_exception_is() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gradext
+from gradext import _C
 from gradext.base import interrupts, package
 from gradext.recording import incidents, own_errors
 from gradext.reporters import excerpt
@@ -63,7 +64,7 @@ def test_a_write_behind_autograds_back_is_found() -> None:
 
 
 def test_whose_an_exception_is() -> None:
-    assert interrupts.is_the_programs(interrupts.CutShort())
+    assert interrupts.is_the_programs(_C.CutShort())
     with pytest.raises(ValueError, match="mine") as mine:
         raise ValueError("mine")
     assert not interrupts.is_the_programs(mine.value)

@@ -81,7 +81,11 @@ StackId capture_stack() {
   for (; frame != nullptr && depth < kMaxDepth; frame = caller(frame)) {
     depth += read(frame, raw[depth]);
   }
-  const bool cut = depth == kMaxDepth && frame != nullptr;
+  // What lies further out is perhaps the interpreter's own frames alone.
+  for (Raw beyond; frame != nullptr && !read(frame, beyond);) {
+    frame = caller(frame);
+  }
+  const bool cut = frame != nullptr;
   // The outer frames that are as they were at the last capture keep their numbers.
   int same = 0;
   const int most = cut != path.cut ? 0 : depth < path.depth ? depth : path.depth;

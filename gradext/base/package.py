@@ -5,22 +5,32 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import sysconfig
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of the package gradext
 PREFIX = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of its files
 
 
+def standard_library() -> tuple[str, str]:
+    """The standard library's folder, and the one that an environment has in its place.
+
+    Of os and sys alone. sysconfig fills a table at its first call: cut short in that by a signal,
+    the table stays half full, for the program too, whose own calls then fail.
+    """
+    shared = os.path.dirname(os.path.abspath(os.__file__))
+    own = os.path.join(sys.exec_prefix, sys.platlibdir, os.path.basename(shared))
+    return shared, own
+
+
 @functools.cache
 def library_folders() -> tuple[str, ...]:
     """Folders whose code is nobody's training script: torch, gradext, the standard library."""
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
+    folders = set(standard_library())
     folders.add(PREFIX.rstrip(os.sep))
     torch = sys.modules.get("torch")
     if torch is not None and getattr(torch, "__file__", None):
         folders.add(os.path.dirname(os.path.abspath(str(torch.__file__))))
-    both = {os.path.realpath(folder) for folder in folders if folder} | {f for f in folders if f}
+    both = {os.path.realpath(folder) for folder in folders} | folders
     return tuple(sorted(folder + os.sep for folder in both))
 
 

@@ -12,11 +12,11 @@ import linecache
 import os
 import re
 import stat
-import sysconfig
 import tokenize
 import unicodedata
 from collections.abc import Iterator
 
+from gradext.base.package import standard_library
 from gradext.base.text import clean, printable
 
 TAB = 4
@@ -180,7 +180,7 @@ def library_path(file: str) -> str:
     match = re.search(r".*[/\\](?:site|dist)-packages[/\\]", file)
     if match is not None:
         return clean(file[match.end() :])
-    library = os.path.join(sysconfig.get_path("stdlib"), "")
+    library = os.path.join(standard_library()[0], "")
     return clean(file[len(library) :]) if file.startswith(library) else user_path(file)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import linecache
 import os
 import pkgutil
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -138,8 +139,10 @@ def run(
     except BaseException as raised:
         error = raised  # printed below, where it is no longer being handled
     finally:
-        if from_source:
-            _flush()  # so that what the program printed comes before its traceback
+        if target.kind == "script" and from_source:
+            # As Python does after a file: what it printed comes before its traceback, or before the
+            # text of its SystemExit. After -c and -m it comes last, when the process ends.
+            _flush()
         for name in added:
             # Python takes them away when the script ends: functions that run at exit miss them.
             module.__dict__.pop(name, None)
@@ -267,6 +270,10 @@ def _load_command(text: str) -> CodeType:
 
 
 def _compile(source: str | bytes, name: str) -> CodeType:
+    if sys.version_info < (3, 11) and isinstance(source, bytes):
+        # Python 3.10 reads a file's lines as C strings, which end at a null byte: the rest of that
+        # line, its end too, is not there. Later ones refuse the file, as compile() does in each.
+        source = re.sub(rb"\0[^\n]*\n?", b"", source)
     code: CodeType = compile(source, name, "exec", dont_inherit=True)
     return code
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,14 @@ def at_depth(depth: int, x: torch.Tensor) -> None:
         x.mul_(2)
 
 
+def through_c(depth: int, x: torch.Tensor) -> None:
+    """Each level is called from C, for which some Pythons have a frame of the interpreter's own."""
+    if depth:
+        next(map(through_c, [depth - 1], [x]))
+    else:
+        x.mul_(2)
+
+
 def here() -> int:
     frame, count = sys._getframe(1), 0
     while frame is not None:
@@ -27,11 +37,17 @@ def here() -> int:
     return count
 
 
-@pytest.mark.parametrize(("frames", "cut"), [(200, False), (256, False), (257, True), (400, True)])
-def test_the_limit(frames: int, cut: bool, tmp_path: Path) -> None:
+LIMIT = [(200, False), (255, False), (256, False), (257, True), (258, True), (400, True)]
+
+
+@pytest.mark.parametrize(("frames", "cut"), LIMIT)
+@pytest.mark.parametrize("go", [at_depth, through_c])
+def test_the_limit(
+    go: Callable[[int, torch.Tensor], None], frames: int, cut: bool, tmp_path: Path
+) -> None:
     x = torch.ones(2)
     with gradext.record() as recording:
-        at_depth(frames - here() - 1, x)
+        go(frames - here() - 1, x)
         at_depth(3, x)  # and the next stack is whole again
     deep, shallow = (recording.frames(write.stack) for write in recording.writes)
     assert (deep[-1] == CUT) is cut
@@ -39,6 +55,20 @@ def test_the_limit(frames: int, cut: bool, tmp_path: Path) -> None:
     assert CUT not in shallow
     recording.save(tmp_path / "r.json")
     assert Recording.load(tmp_path / "r.json").frames(recording.writes[0].stack) == deep
+
+
+@pytest.mark.parametrize(("frames", "cut"), LIMIT)
+def test_the_limit_in_a_thread(frames: int, cut: bool) -> None:
+    """Its outermost frame is called from C as well."""
+    x = torch.ones(2)
+    thread = threading.Thread(target=lambda: through_c(frames - here() - 1, x))
+    with gradext.record() as recording:
+        thread.start()
+        thread.join()
+    (write,) = recording.writes
+    found = recording.frames(write.stack)
+    assert (found[-1] == CUT) is cut
+    assert len(found) == (257 if cut else frames)
 
 
 def test_the_report_says_it() -> None:

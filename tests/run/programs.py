@@ -15,7 +15,10 @@ from typing import Any, NamedTuple
 
 RUN = ("-m", "gradext", "run")
 # What would change a report, or switch recording on, must not come from outside.
-HIDDEN = ("PYTHONPATH", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "PYTHONSAFEPATH", "PYTHONWARNINGS")
+HIDDEN = (
+    *("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS", "PYTHONUNBUFFERED"),
+    *("NO_COLOR", "FORCE_COLOR", "COLUMNS"),
+)
 
 
 class Ended(NamedTuple):

@@ -39,7 +39,7 @@ ENDINGS = {
     "sys.exit(3)": "import sys; sys.exit(3)",
     "sys.exit(-1)": "import sys; sys.exit(-1)",
     "sys.exit(256)": "import sys; sys.exit(256)",
-    "sys.exit(2**70)": "import sys; sys.exit(2**70)",
+    "sys.exit(2**70)": "import sys, threading; sys.exit(2**70)",
     "sys.exit(True)": "import sys; sys.exit(True)",
     "sys.exit(text)": "import sys; print('x'); sys.exit('no é data')",
     "sys.exit(object)": "import sys; sys.exit(['a', 1])",
@@ -123,6 +123,9 @@ ENDINGS = {
     "import error": "import no_such_module_anywhere",
     "looks": LOOK,
 }
+if sys.version_info < (3, 12):
+    # Since then Python's own words on it depend on whether threading is loaded, which torch does.
+    ENDINGS["sys.exit(2**70) without threading"] = "import sys; sys.exit(2**70)"
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -322,6 +325,9 @@ SOURCES = {
     "not declared": "print('é')".encode("latin-1"),
     "unknown encoding": b"# coding: nosuch\nprint(1)\n",
     "null byte": b"x = 1\n\0y\n",
+    "null byte in a line": b"print(1)\nx = 2\0 + y\nprint(x)\n",
+    "null byte in a comment": b"print(1)  # a\0b\nprint(2)\nprint(3)\n",
+    "null byte at the end": b"print(1)\n1 / 0  # \0",
     "carriage returns": b"print(1)\r\nif 1:\r\n    1 / 0\r\n",
     "empty": b"",
     "no newline at the end": b"print(1)",

@@ -108,15 +108,23 @@ def test_numbers_in_messages(order: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 def test_a_number_in_a_stream_is_lost_there(tmp_path: Path) -> None:
-    """The reason for the rule; where this passes no longer, it can be given up."""
+    """The reason for the rule; where this passes no longer, it can be given up.
+
+    torch's CUDA wheels load libstdc++ with RTLD_GLOBAL themselves: there it comes before any other.
+    """
     other = compiled(tmp_path, "other", OTHER, "-static-libstdc++")
     probe = compiled(tmp_path, "probe", PROBE)
     program = (
         "import ctypes, sys, torch\n"
+        "print(hasattr(ctypes.CDLL(None), '_ZNSolsEi'), flush=True)  # ostream << int\n"
         "ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)\n"
         "number = ctypes.CDLL(sys.argv[2]).number\n"
         "number.restype = ctypes.c_char_p\n"
         "print(number(5).decode())\n"
     )
     done = run(tmp_path, program, str(other), str(probe))
-    assert done.returncode != 0 or done.stdout == "number \n", done.stdout
+    is_global, *told = done.stdout.splitlines()
+    if is_global == "True":
+        assert (done.returncode, told) == (0, ["number 5"])
+    else:
+        assert done.returncode != 0 or told == ["number "], told

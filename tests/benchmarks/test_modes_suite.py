@@ -151,7 +151,9 @@ def test_a_row_that_would_take_longer_than_its_limit_is_skipped():
 def script(*words):
     command = [sys.executable, str(BENCHMARKS / "modes.py"), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+    # inductor's own, on a machine with a compiler for GPUs and no GPU.
+    torchs = re.compile(r"W\d{4} \S+ \d+ torch/.*No CUDA runtime is found.*\n")
+    return done.returncode, done.stdout, torchs.sub("", done.stderr)
 
 
 def test_the_rows_can_be_listed_and_chosen():

@@ -71,6 +71,8 @@ class guard:
 
     Attributes:
         diagnoses: what was found so far.
+        counts: how often each was met, by its code and lines.
+        quiet: warns and raises nothing: the report of `gradext run` tells it.
 
     Raises:
         ValueError: `on_change` is neither; or nothing in `watched` is a tensor.
@@ -85,8 +87,8 @@ class guard:
         self._watches: list[tuple[str, Any]] = []
         self._recording: Recording | None = None
         self._entered = 0
-        self._quiet = False  # under `gradext run`: the report tells it
-        self._keys: dict[Any, int] = {}
+        self.quiet = False  # under `gradext run`: the report tells it
+        self.counts: dict[Any, int] = {}
 
     def __enter__(self) -> guard:
         return self.start()
@@ -252,7 +254,7 @@ def _unwrap_hooks() -> None:
 def start_quietly() -> Callable[[], None]:
     """A guard for `gradext run`, whose report tells what it finds. Returns the way to end it."""
     one = guard()
-    one._quiet = True
+    one.quiet = True
     one.start()
     return one.stop
 
@@ -331,16 +333,16 @@ def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) ->
     keys = [findings.places_of(diagnosis) for diagnosis in found]
     for diagnosis, key in zip(found, keys, strict=True):
         for one in guards:
-            if key not in one._keys:
+            if key not in one.counts:
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
-            one._keys[key] = one._keys.get(key, 0) + 1
+            one.counts[key] = one.counts.get(key, 0) + 1
     # The journal alone may have told of the same write already.
     known = incidents.silent_places
     fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)
     if fresh:
         incidents.tell(incidents.Incident("silent", fresh))
-    if may_raise and any(one.on_change == "raise" and not one._quiet for one in guards):
+    if may_raise and any(one.on_change == "raise" and not one.quiet for one in guards):
         raise GuardError("\n\n".join(str(diagnosis) for diagnosis in found), tuple(found))
     if incidents.is_heard():  # a report is to come that has them
         return

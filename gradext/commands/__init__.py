@@ -64,16 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.prepare_parser(child)
-        child.set_defaults(_command=command, _parser=child)
+        child.set_defaults(its_command=command, its_parser=child)
     args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()
         return 0
     if args.command == "run":  # a program's own errors are its own
-        code: int = args._command.run(args, args._parser)
+        code: int = args.its_command.run(args, args.its_parser)
         return code
     try:
-        code = args._command.run(args, args._parser)
+        code = args.its_command.run(args, args.its_parser)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read has read enough, as `head` does

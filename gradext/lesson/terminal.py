@@ -95,11 +95,11 @@ class TerminalReporter:
         for group in _groups(result.evidence):
             self._line()
             if isinstance(group, Chart):
-                self._chart(group)
+                self.chart(group)
             else:
-                self._rows(group)
+                self.rows(group)
         self._line()
-        self._verdict(result)
+        self.verdict(result)
 
     def closing(self, results: Sequence[ClaimResult], seconds: float, next_command: str) -> None:
         wrong = [result for result in results if not result.as_stated]
@@ -155,7 +155,7 @@ class TerminalReporter:
                 deeper = " " * (indent + (4 if index else 0))
                 self._line(Text.assemble(margin, deeper, part))
 
-    def _rows(self, rows: Sequence[Row]) -> None:
+    def rows(self, rows: Sequence[Row]) -> None:
         room = self.width - INDENT
         longest = max(cell_len(row.label) for row in rows)
         # The values keep at least a third of the line.
@@ -175,7 +175,7 @@ class TerminalReporter:
                 self._hang(label, Text(line), self.width)
                 label = Text(" " * behind)
 
-    def _chart(self, chart: Chart) -> None:
+    def chart(self, chart: Chart) -> None:
         self._hang(Text(" " * INDENT), Text(chart.title), self.width)
         if not chart.bars:
             return
@@ -222,7 +222,7 @@ class TerminalReporter:
                 bar = Text(plain, "cyan")
         return bar.append("".join(empty), "dim")
 
-    def _verdict(self, result: ClaimResult) -> None:
+    def verdict(self, result: ClaimResult) -> None:
         word = Text(" " * INDENT)
         word.append(result.verdict.upper(), VERDICT_STYLES.get(result.verdict, "bold reverse red"))
         word.append("  ")
@@ -283,10 +283,10 @@ def render_evidence(result: ClaimResult, width: int = 88) -> str:
     reporter = TerminalReporter(console, Glyphs.unicode())
     for group in _groups(result.evidence):
         if isinstance(group, Chart):
-            reporter._chart(group)
+            reporter.chart(group)
         else:
-            reporter._rows(group)
-    reporter._verdict(result)
+            reporter.rows(group)
+    reporter.verdict(result)
     lines = stream.getvalue().rstrip().split("\n")
     return "\n".join(line[INDENT:].rstrip() for line in lines)
 

@@ -18,7 +18,7 @@ import torch
 from gradext.base import package
 from gradext.base.raw import dict_of
 from gradext.native import _C
-from gradext.state.inspect import TensorState
+from gradext.state.inspect import TensorState, state_of
 
 _MOST_ITEMS = 64  # entries of one container that are looked at
 _MOST_MODULES = 20000
@@ -79,7 +79,7 @@ class Names:
         user = [frame for frame in live if package.is_user_file(frame.f_code.co_filename)]
         scopes = [locals_of(frame) for frame in user]
         spaces = {id(frame.f_globals): frame.f_globals for frame in user}
-        scopes += [_items(space) for space in spaces.values()]
+        scopes += [items_in(space) for space in spaces.values()]
         for scope in scopes:
             for name, value in scope:
                 self._variables.setdefault(id(value), name)
@@ -182,7 +182,7 @@ class Names:
             for name, value in scope
             for path, module in modules_in(value, name, depth=2)
         }
-        children = {id(c) for _, module in held.values() for _, c in _group(module, "_modules")}
+        children = {id(c) for _, module in held.values() for _, c in group_of(module, "_modules")}
         for path, module in held.values():
             if id(module) not in children:
                 self._root(module, self._variables.get(id(module)) or path)
@@ -210,11 +210,11 @@ class Names:
                 continue
             self._seen.add(id(module))
             for group in ("_parameters", "_buffers"):
-                for name, tensor in _group(module, group):
+                for name, tensor in group_of(module, group):
                     self._add(tensor, (index, f"{path}.{name}"))
-            for name, child in _group(module, "_modules"):
+            for name, child in group_of(module, "_modules"):
                 pending.append((child, child_path(path, name, dot=".")))
-            for name, value in _items(dict_of(module)):
+            for name, value in items_in(dict_of(module)):
                 if name not in _MODULE_DICTS:
                     for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
                         self._add(tensor, (index, where))
@@ -235,7 +235,7 @@ def every(*kinds: type) -> list[Any]:
 def root_modules(modules: list[Any] | None = None) -> list[Any]:
     """The torch modules that exist (or `modules`) and are part of no other."""
     modules = every(torch.nn.Module) if modules is None else modules
-    children = {id(child) for module in modules for _, child in _group(module, "_modules")}
+    children = {id(child) for module in modules for _, child in group_of(module, "_modules")}
     return [module for module in modules if id(module) not in children]
 
 
@@ -256,7 +256,7 @@ def modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
     elif kind.__module__ != "builtins":
         held = dict_of(value)
         if type(held) is dict:
-            for key, item in _items(held)[:_MOST_ITEMS]:
+            for key, item in items_in(held)[:_MOST_ITEMS]:
                 yield from modules_in(item, f"{name}.{key}", depth - 1)
 
 
@@ -276,12 +276,12 @@ def attribute_name(
         if type(of_object) is dict and not issubclass(type(holder), (type, types.ModuleType)):
             # Python 3.11 and newer keep the attributes of most objects in no dict until it is asked
             # for: then the object itself is the referrer.
-            key = next((k for k, v in _items(of_object) if v is thing), None)
+            key = next((k for k, v in items_in(of_object) if v is thing), None)
             if key is not None:
                 name = variables.get(id(holder)) or type(holder).__name__
                 return f"{name}.{key}"
         if type(holder) is dict:
-            key = next((k for k, v in _items(holder) if v is thing), None)
+            key = next((k for k, v in items_in(holder) if v is thing), None)
             if key is None:
                 continue
             for owner in gc.get_referrers(holder):
@@ -308,7 +308,7 @@ def child_path(path: str, name: str, dot: str = "") -> str:
 def facts_of(value: Any) -> TensorState | None:
     """What gradext.inspect knows of a tensor; None where it cannot be read."""
     try:
-        return TensorState._of(value)
+        return state_of(value)
     except Exception:
         return None
 
@@ -320,7 +320,7 @@ def locals_of(frame: Any) -> list[tuple[str, Any]]:
     what the function drops afterwards alive until it returns.
     """
     held = frame.f_locals
-    found = _items(held)
+    found = items_in(held)
     if (
         type(held) is dict
         and frame.f_code.co_flags & _OPTIMIZED
@@ -330,7 +330,7 @@ def locals_of(frame: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _items(held: Any) -> list[tuple[str, Any]]:
+def items_in(held: Any) -> list[tuple[str, Any]]:
     """The entries of a namespace that a person could have named."""
     kind = type(held)
     if issubclass(kind, dict):
@@ -342,11 +342,11 @@ def _items(held: Any) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in pairs if type(k) is str and not k.startswith("__")]
 
 
-def _group(module: Any, name: str) -> list[tuple[str, Any]]:
+def group_of(module: Any, name: str) -> list[tuple[str, Any]]:
     """`_parameters`, `_buffers` or `_modules` of a module, without the empty ones."""
     held = dict_of(module)
     group = held.get(name) if type(held) is dict else None
-    return [(k, v) for k, v in _items(group) if v is not None]
+    return [(k, v) for k, v in items_in(group) if v is not None]
 
 
 def _strides(value: Any) -> tuple[int, ...] | None:
@@ -364,9 +364,9 @@ def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.T
         return
     if issubclass(kind, torch.nn.Module):
         for group in ("_parameters", "_buffers"):
-            for key, tensor in _group(value, group):
+            for key, tensor in group_of(value, group):
                 yield f"{name}.{key}", tensor
-        for key, item in _items(dict_of(value))[:_MOST_ITEMS]:
+        for key, item in items_in(dict_of(value))[:_MOST_ITEMS]:
             if issubclass(type(item), torch.Tensor):
                 yield f"{name}.{key}", item
     elif kind is list or kind is tuple:
@@ -384,5 +384,5 @@ def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.T
     else:
         held = dict_of(value)
         if type(held) is dict and kind.__module__ != "builtins":
-            for key, item in _items(held)[:_MOST_ITEMS]:
+            for key, item in items_in(held)[:_MOST_ITEMS]:
                 yield from tensors_in(item, f"{name}.{key}", depth - 1)

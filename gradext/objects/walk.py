@@ -139,7 +139,7 @@ def globals_of(space: dict[str, Any]) -> list[Root]:
     prefix = "" if type(name) is not str or name == "__main__" else f"{name}."
     return [
         (prefix + key, value)
-        for key, value in naming._items(space)
+        for key, value in naming.items_in(space)
         if type(value) is not types.ModuleType and key not in _GLOBALS_OF
     ]
 
@@ -176,7 +176,7 @@ def _children(path: str, value: Any, is_root: bool) -> Iterator[_Child]:
         return
     if issubclass(kind, types.ModuleType):
         if is_root:
-            for name, item in naming._items(raw.dict_of(value)):
+            for name, item in naming.items_in(raw.dict_of(value)):
                 if not issubclass(type(item), types.ModuleType):
                     yield _attribute(path, name), item, 1
         return
@@ -215,7 +215,7 @@ def _attributes(path: str, value: Any, kind: type) -> Iterator[_Child]:
     """What an object's `__dict__`, its `__slots__` and its classes hold."""
     held = raw.dict_of(value)
     if type(held) is dict:
-        for name, item in naming._items(held):
+        for name, item in naming.items_in(held):
             yield _attribute(path, name), item, 1
     yield from _of_class(path, value, kind)
 
@@ -253,11 +253,11 @@ def _of_tensor(path: str, value: Any) -> Iterator[_Child]:
 def _of_module(path: str, value: Any) -> Iterator[_Child]:
     kind = type(value)
     for group, cost in (("_parameters", 1), ("_buffers", 1), ("_modules", 0)):
-        for name, item in naming._group(value, group):
+        for name, item in naming.group_of(value, group):
             yield naming.child_path(path, name), item, cost
     held = raw.dict_of(value)
     if type(held) is dict:
-        for name, item in naming._items(held):
+        for name, item in naming.items_in(held):
             if name not in ("_parameters", "_buffers", "_modules"):
                 yield _attribute(path, name), item, 1
     yield from _of_class(path, value, kind)
@@ -321,7 +321,7 @@ def _of_lru_cache(path: str, wrapper: Any) -> Iterator[_Child]:
         if item is wrapped:
             yield path, item, 0
         elif item is attributes:
-            for name, kept in naming._items(attributes):
+            for name, kept in naming.items_in(attributes):
                 yield _attribute(path, name), kept, 1
         elif type(item) is dict:
             for key, kept in list(item.items()):
@@ -336,7 +336,7 @@ def _of_partial(path: str, value: Any) -> Iterator[_Child]:
     for name in ("func", "args", "keywords"):
         descriptor: Any = raw.class_dict(functools.partial)[name]
         yield f"{path}.{name}", descriptor.__get__(value), 0
-    for name, item in naming._items(raw.dict_of(value)):
+    for name, item in naming.items_in(raw.dict_of(value)):
         yield _attribute(path, name), item, 1
 
 
@@ -366,7 +366,7 @@ def _of_thread_local(path: str, value: Any) -> Iterator[_Child]:
     for held in gc.get_referents(value):
         if type(held) is dict:
             for space in list(held.values()):
-                for name, item in naming._items(space):
+                for name, item in naming.items_in(space):
                     yield _attribute(path, name), item, 1
 
 
@@ -513,4 +513,4 @@ def _code_of(subject: Any) -> Iterator[str]:
         elif not issubclass(kind, (type, types.ModuleType)) and id(kind) not in _ATOMS:
             yield from map(_module_of, raw.mro_of(kind))
             if issubclass(kind, torch.nn.Module):
-                pending += [child for _, child in naming._group(value, "_modules")]
+                pending += [child for _, child in naming.group_of(value, "_modules")]

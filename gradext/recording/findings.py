@@ -115,7 +115,7 @@ def of_hidden_cuts(outputs: Any, why: int) -> Finding | None:
 
 def of_silent_writes(outputs: Any, recording: Recording) -> tuple[bool, Finding | None]:
     """(whether there may be any below `outputs`, the finding that they are if that is known)."""
-    found, places, details, tensor, counter = _C.finding("silent", outputs, recording._since)
+    found, places, details, tensor, counter = _C.finding("silent", outputs, recording.since)
     if places is None:
         return found, None
     return True, Finding(("silent", places), (details,), "", tensor, counter)
@@ -321,7 +321,7 @@ def _follow(value: Any, step: str) -> Any:
     key = found["attribute"] or found["index"] or found["key"]
     if issubclass(kind, torch.nn.Module):
         for group in ("_parameters", "_buffers", "_modules"):
-            inner = dict(naming._group(value, group))
+            inner = dict(naming.group_of(value, group))
             if key in inner:
                 return inner[key]
     if found["attribute"] is not None:

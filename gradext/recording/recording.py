@@ -63,7 +63,7 @@ class Recording:
     def __init__(self, options: RecordOptions | None = None) -> None:
         self._options = RecordOptions() if options is None else options
         self.saves, self.births, self.cuts = self._options.wants
-        self._since = 0
+        self.since = 0
         self._running = self._stopping = False
         self._loaded = False
         self._data: Data | None = None
@@ -76,7 +76,7 @@ class Recording:
             raise RuntimeError("a Recording starts once; make another one with gradext.record()")
         entry_points.install()
         try:
-            self._since = _C.recorder_start(*self._options.wants, self._options.limit)
+            self.since = _C.recorder_start(*self._options.wants, self._options.limit)
         except BaseException:
             entry_points.uninstall()
             raise
@@ -108,7 +108,7 @@ class Recording:
         self.stop()
 
     def _snapshot(self) -> Data:
-        return Data(_C.recorder_snapshot(self._since), None)
+        return Data(_C.recorder_snapshot(self.since), None)
 
     @property
     def data(self) -> Data:

@@ -38,7 +38,7 @@ def of_error(error: BaseException, outputs: Any, recording: Recording) -> Findin
     kind = next((kind for kind, pattern in _KINDS if pattern.search(text)), None)
     if kind is None:
         return _of_other_error(error, text, outputs, recording)
-    found, places, details, tensor, counter = _C.finding(kind, outputs, recording._since)
+    found, places, details, tensor, counter = _C.finding(kind, outputs, recording.since)
     if not found or places is None:
         return None
     return Finding(
@@ -108,7 +108,7 @@ def of_refusal(
         _, places, details, _, _ = _C.finding_used(view, error.__traceback__)
         return None if places is None else Finding(("used", text, places), (details,))
     is_noted, places, details, tensor, counter = _C.finding_refused(
-        text, error.__traceback__, is_backward, recording._since
+        text, error.__traceback__, is_backward, recording.since
     )
     if places is None or not (is_noted or is_inference):
         return None

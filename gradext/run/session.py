@@ -58,7 +58,7 @@ def _guarded(method: Callable[P, None]) -> Callable[P, None]:
         except BaseException as error:
             if interrupts.is_the_programs(error):
                 raise
-            session._note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
+            session.note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
 
     return interrupts.deferring(safe)
 
@@ -373,7 +373,7 @@ class Session:
                     raise CannotWrite(why) from None
                 if not self._failed_write:
                     self._failed_write = True
-                    self._note_own(f"cannot write {path}: {error.strerror}")
+                    self.note_own(f"cannot write {path}: {error.strerror}")
 
     @_guarded
     def report(self) -> None:
@@ -400,7 +400,7 @@ class Session:
         text = reporter.report(diagnoses, color=terminal.wants_color(sys.stderr), header=header)
         terminal.print_safely(f"\n{text}")
 
-    def _note_own(self, line: str) -> None:
+    def note_own(self, line: str) -> None:
         if len(self._own) < 20:
             self._own.append(line)
 
@@ -485,7 +485,7 @@ class Session:
             except (OSError, ValueError):
                 continue
             for line in handed.own:
-                self._note_own(f"{line} (in process {pid})")
+                self.note_own(f"{line} (in process {pid})")
             for entry in handed.entries:
                 key = entry.key()
                 # What a child has written again includes what it had written before.

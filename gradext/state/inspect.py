@@ -68,14 +68,6 @@ class TensorState:
     grad_fn_is_stale: bool
     storage_is_freed: bool
 
-    @classmethod
-    def _of(cls, t: torch.Tensor) -> TensorState:
-        # A frozen dataclass's own __init__ sets its fields one by one, which takes longer than
-        # reading all the facts.
-        state = cls.__new__(cls)
-        state.__dict__.update(zip(_FIELDS, _C.inspect(t), strict=True))
-        return state
-
     def __str__(self) -> str:
         return display.show("state.card", self)
 
@@ -118,7 +110,11 @@ def inspect(t: torch.Tensor) -> TensorState:
 
 
 def state_of(t: torch.Tensor) -> TensorState:
-    state = TensorState._of(t)
+    """The state of a tensor, freed or not, of one that is known to be a tensor."""
+    # A frozen dataclass's own __init__ sets its fields one by one, which takes longer than reading
+    # all the facts.
+    state = TensorState.__new__(TensorState)
+    state.__dict__.update(zip(_FIELDS, _C.inspect(t), strict=True))
     if "Python" in state.dispatch_keys:
         # A FakeTensor's own device is "meta"; the one that it stands for is a plain attribute, and
         # reading that runs none of its code. Only torch's own class is trusted so.

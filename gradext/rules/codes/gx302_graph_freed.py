@@ -207,7 +207,7 @@ def _named_modules() -> Iterator[tuple[str, Any]]:
                 seen.add(id(module))
                 yield name, module
                 pending += [
-                    (naming.child_path(name, k), m) for k, m in naming._group(module, "_modules")
+                    (naming.child_path(name, k), m) for k, m in naming.group_of(module, "_modules")
                 ]
 
 
@@ -218,7 +218,7 @@ def _module_with(kind: str, attribute: str) -> tuple[str, bool] | None:
     found = []
     for path, module in _named_modules():
         if any(base.__name__ == kind for base in raw.mro_of(type(module))):
-            is_buffer = attribute in dict(naming._group(module, "_buffers"))
+            is_buffer = attribute in dict(naming.group_of(module, "_buffers"))
             if is_buffer or attribute in raw.dict_of(module):
                 found.append((path, is_buffer))
     # Which of several it is that line does not say.
@@ -230,7 +230,7 @@ def _buffer_at(path: str) -> bool:
 
     owner, _, attribute = path.rpartition(".")
     return any(
-        name == owner and attribute in dict(naming._group(module, "_buffers"))
+        name == owner and attribute in dict(naming.group_of(module, "_buffers"))
         for name, module in _named_modules()
     )
 

@@ -56,11 +56,11 @@ class Owners:
         self._names.know_roots(roots)
         for root in roots:
             for module in _modules_in(root, naming):
-                for _, tensor in naming._group(module, "_buffers"):
+                for _, tensor in naming.group_of(module, "_buffers"):
                     who = naming.identity_of(tensor)
                     if who is not None:
                         self._buffers.add(who.id)
-                for _, tensor in naming._group(module, "_parameters"):
+                for _, tensor in naming.group_of(module, "_parameters"):
                     who = naming.identity_of(tensor)
                     if who is None or not who.requires_grad or who.id in seen:
                         continue
@@ -101,7 +101,7 @@ def _modules_in(root: Any, naming: Any) -> Iterable[Any]:
             continue
         seen.add(id(module))
         yield module
-        pending += [child for _, child in naming._group(module, "_modules")][::-1]
+        pending += [child for _, child in naming.group_of(module, "_modules")][::-1]
 
 
 def names_lost(data: Data, chain: Chain, names: Owners) -> list[str]:

@@ -1,0 +1,78 @@
+"""The import graph of gradext: no circle, lazy imports included, and nobody imports the face.
+
+The floors themselves are contracts of import-linter (pyproject.toml), which a commit's hooks check.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # import-linter brings it
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+# They are written as a user's program is, with `import gradext`.
+USES_THE_FACE = ("gradext.lesson", "gradext.commands.lesson", "gradext.__main__")
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("gradext", exclude_type_checking_imports=True)
+
+
+def circles(graph: grimp.ImportGraph) -> list[list[str]]:
+    """The modules that reach each other, a list for each circle (Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in graph.find_modules_directly_imported_by(module):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            at = stack.index(module)
+            found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for module in sorted(graph.modules):
+        if module not in index:
+            visit(module)
+    return [circle for circle in found if len(circle) > 1]
+
+
+def test_no_circle(graph):
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found(graph):
+    own = grimp.build_graph("gradext", exclude_type_checking_imports=True)
+    own.add_import(importer="gradext.base.text", imported="gradext.run.session")
+    (circle,) = circles(own)
+    assert {"gradext.base.text", "gradext.run.session"} <= set(circle)
+
+
+def test_nobody_imports_the_face(graph):
+    users = graph.find_modules_that_directly_import("gradext")
+    assert [user for user in sorted(users) if not user.startswith(USES_THE_FACE)] == []
+
+
+def test_every_module_is_in_a_room_of_the_contract(graph):
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (floors,) = (c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    rooms = {room.strip() for floor in floors for room in floor.split("|")}
+    door = {"gradext", "gradext.__main__", "gradext._version", "gradext._wiring", "gradext._C"}
+    loose = {m for m in graph.modules if ".".join(m.split(".")[:2]) not in rooms}
+    assert loose <= door

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gradext.recording.recording import Recording, record
     from gradext.rules.check_backward import check_backward
     from gradext.rules.explain import explain
-    from gradext.run.autostart import install
+    from gradext.run.install import install
     from gradext.state.inspect import STATE_COLUMNS, TensorState, inspect, states
     from gradext.state.tree import StateTree, inspect_tree
 

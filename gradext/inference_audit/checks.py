@@ -16,9 +16,10 @@ import torch
 from gradext.base.random_numbers import RandomNumbers
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.inference_audit import experiments, isolation, result_trees
-from gradext.inference_audit.experiments import Kept, Trouble, Written
+from gradext.inference_audit.experiments import Trouble
 from gradext.inference_audit.isolation import Failed, Place, Subject
 from gradext.inference_audit.report import CHECKS, Check, InferenceAudit
+from gradext.inference_audit.survivors import Kept, Written
 from gradext.source import sites
 
 MOST_PATHS = 20  # that a check lists

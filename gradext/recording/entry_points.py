@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from gradext.native import _C, torch_internals
 from gradext.recording import incidents, own_errors, time_share
-
-if TYPE_CHECKING:
-    pass
-
 
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []

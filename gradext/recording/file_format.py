@@ -21,7 +21,8 @@ import numpy
 from gradext.base.text import clean
 from gradext.diagnosis.model import Frame
 from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, NODES, SAVES, VIEWS, WRITES
-from gradext.recording.events import CREATION_META, Backward, Refused, table
+from gradext.recording.events import CREATION_META, Backward, Refused
+from gradext.recording.tables import table
 
 FORMAT = "gradext-recording"
 FORMAT_VERSION = 2

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from gradext.base import errors
 from gradext.native import _C, torch_internals
 from gradext.recording import time_share
-
-if TYPE_CHECKING:
-    pass
-
 
 _errors: dict[str, int] = {}
 _lock = threading.Lock()

@@ -23,8 +23,10 @@ from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.native import _C
 from gradext.recording import entry_points, file_format, findings, judge, running
 from gradext.recording.columns import WRITES
-from gradext.recording.events import Backward, Birth, Data, Flow, Refused, View, Write, extent
+from gradext.recording.events import Backward, Birth, Flow, Refused, View, Write
 from gradext.recording.options import RecordOptions
+from gradext.recording.overlap import extent
+from gradext.recording.tables import Data
 from gradext.state.inspect import state_of
 
 if TYPE_CHECKING:

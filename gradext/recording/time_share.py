@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 # What may be silently wrong makes a full look at the graph necessary, which takes a while. Never
 # spend more than this share of the program's time on it.

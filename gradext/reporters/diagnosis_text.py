@@ -16,6 +16,7 @@ from gradext.base.text import clean, clean_lines
 from gradext.diagnosis.codes import CODES
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.reporters import excerpt
+from gradext.source import files
 
 MIN_WIDTH = 40  # below this nothing can be laid out
 
@@ -218,11 +219,11 @@ class _Files:
         for item in shown:
             frames.setdefault(item.frame.file, []).append(item.frame)
         for file, places in frames.items():
-            read = excerpt.read_lines(file)
+            read = files.read_lines(file)
             lines = dict(enumerate(read or [], 1))
             self.exact[file] = bool(lines) and all(_fits(frame, lines) for frame in places)
             if lines and not self.exact[file]:
-                self.remarks[file] = f"{excerpt.user_path(file)} has changed since this code ran"
+                self.remarks[file] = f"{files.user_path(file)} has changed since this code ran"
             if not self.exact[file]:
                 # The code that a frame carries has lost its indent, and with it the columns.
                 lines = {f.line: f.code.strip() for f in places if f.code.strip()}
@@ -451,7 +452,7 @@ def _through(frames: Sequence[Frame]) -> list[str]:
         return not any(file.endswith(tail) and name == what for tail, what in _WRAPPERS)
 
     kept = [frame for frame in reversed(frames) if explains(frame)]
-    lines = [place(frame, excerpt.library_path) for frame in kept]
+    lines = [place(frame, files.library_path) for frame in kept]
     if len(lines) > MAX_THROUGH:
         lines[1 : 1 - MAX_THROUGH] = [f"({len(lines) - MAX_THROUGH} more)"]
     return lines
@@ -462,16 +463,16 @@ def _window_words(window: tuple[Frame, Frame]) -> str:
     if after.file != before.file:
         return f"the write is between {place(after)} and {place(before)}"
     if after.line == before.line:
-        return f"the write is in what line {after.line} of {excerpt.user_path(after.file)} does"
+        return f"the write is in what line {after.line} of {files.user_path(after.file)} does"
     later = " (of a later pass)" if before.line < after.line else ""
     return (
         f"the write is between line {after.line} and line {before.line}{later} "
-        f"of {excerpt.user_path(after.file)}"
+        f"of {files.user_path(after.file)}"
     )
 
 
 def place(
-    frame: Frame, path: Callable[[str], str] = excerpt.user_path, *, column: bool = False
+    frame: Frame, path: Callable[[str], str] = files.user_path, *, column: bool = False
 ) -> str:
     where = f"{path(frame.file)}:{frame.line}"
     if column and frame.column is not None:

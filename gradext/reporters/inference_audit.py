@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradext.diagnosis.model import Site
 from gradext.reporters import diagnosis_text, excerpt
+from gradext.source import files
 
 if TYPE_CHECKING:
     from gradext.inference_audit.report import Check, InferenceAudit
@@ -48,7 +49,7 @@ def _check(check: Check, width: int) -> list[str]:
 
 def _site(site: Site, width: int) -> list[str]:
     frame = site.frame
-    lines = [f"{_INDENT}--> {diagnosis_text.place(frame, excerpt.library_path, column=True)}"]
+    lines = [f"{_INDENT}--> {diagnosis_text.place(frame, files.library_path, column=True)}"]
     number = str(frame.line)
     if frame.code:
         code, _, _ = excerpt.Line.of(frame.code).cut(width - len(number) - 9, 0, 0)

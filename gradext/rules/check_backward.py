@@ -16,8 +16,8 @@ from gradext.rules.graph_copy import read
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
     from gradext.recording.recording import Recording
+    from gradext.recording.tables import Data
 
 
 class Checked(list[Diagnosis]):
@@ -88,6 +88,6 @@ def check_backward(loss: Any, recording: Recording | None = None) -> Checked:
 
 
 def _no_data() -> Data:
-    from gradext.recording.events import Data, empty_snapshot
+    from gradext.recording.tables import Data, empty_snapshot
 
     return Data(empty_snapshot(), {})

@@ -10,14 +10,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from gradext.recording.options import RecordOptions
 from gradext.reporters import FORMATS
 from gradext.run import results_file
-
-if TYPE_CHECKING:
-    pass
 
 ENVIRONMENT = "GRADEXT_RUN"  # tells the programs that this one starts that they are recorded too
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gradext.base.package import PREFIX
-
-if TYPE_CHECKING:
-    pass
 
 
 def frames_above() -> list[Any]:

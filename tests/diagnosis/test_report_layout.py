@@ -15,6 +15,7 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.reporters import diagnosis_text as reporter
 from gradext.reporters import excerpt
 from gradext.reporters.diagnosis_text import report, text
+from gradext.source import files
 
 # --- callers and library frames -------------------------------------------------------------------
 
@@ -55,7 +56,7 @@ def test_a_stack_of_wrappers_alone_explains_nothing(folder: Path) -> None:
 
 
 def test_a_frame_of_the_standard_library() -> None:
-    assert excerpt.library_path(linecache.__file__) == "linecache.py"
+    assert files.library_path(linecache.__file__) == "linecache.py"
 
 
 # --- labels, prose, width, colour -----------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import nn
 
 import gradext
 from gradext.diagnosis.model import Frame
-from gradext.inference_audit import experiments
+from gradext.inference_audit import experiments, survivors
 from gradext.inference_audit.audit import audit as whole_audit
 from gradext.inference_audit.report import CHECKS
 
@@ -182,7 +182,7 @@ TORCH = Frame(torch.nn.__file__, 5, "_call_impl", is_user=False)
 def test_births_are_lines_of_the_audited_code_alone():
     installed = frame("/env/site-packages/transformers/rope.py", 7)
     recording = Recorded((TORCH, installed, TORCH, AUDIT, CALLER), (TORCH, AUDIT, CALLER))
-    born, entered = experiments.birth_sites(recording, T)
+    born, entered = survivors.birth_sites(recording, T)
     assert (born.frame.file, born.frame.line) == (installed.file, 7)
     assert born.op == "aten::cos"
     assert born.stack == (TORCH,)
@@ -193,13 +193,13 @@ def test_births_are_lines_of_the_audited_code_alone():
 def test_the_mode_that_a_model_enters_has_its_line():
     model = frame("/home/me/model.py", 9)
     recording = Recorded((model, AUDIT, CALLER), (TORCH, model, AUDIT, CALLER))
-    _, entered = experiments.birth_sites(recording, T)
+    _, entered = survivors.birth_sites(recording, T)
     assert (entered.frame.line, entered.label) == (9, "inference_mode is entered here")
 
 
 def test_what_was_made_unrecorded_has_no_line():
     with gradext.record() as recording:
-        assert experiments.birth_sites(recording, T) == (None, None)
+        assert survivors.birth_sites(recording, T) == (None, None)
 
 
 def test_a_process_whose_autograd_has_threads_is_audited_on_a_copy():

@@ -12,7 +12,7 @@ import torch
 from events import run_program, user_line, writes
 
 import gradext
-from gradext.recording import events
+from gradext.recording import overlap
 
 MIB = 1 << 20
 SLACK = 256 << 10
@@ -233,8 +233,8 @@ def test_shapes_without_end_are_bounded_and_none_is_made_up() -> None:
         found = writes(recording)
     assert all((w.geometry is None) == w.has_unknown_holes for w in found)
     unknown = next(w for w in found if w.has_unknown_holes)
-    assert events.overlap(unknown, 0, 4, (1,), (1,)) is None
-    assert events.overlap(unknown, unknown.end // 4, 4, (1,), (1,)) is False
+    assert overlap.overlap(unknown, 0, 4, (1,), (1,)) is None
+    assert overlap.overlap(unknown, unknown.end // 4, 4, (1,), (1,)) is False
     known = [(w.geometry[1], w.end) for w in found if w.geometry is not None]
     assert known
     assert all(end == ((sizes[0] - 1) * 100 + sizes[1]) * 4 for sizes, end in known)

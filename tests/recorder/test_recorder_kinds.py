@@ -15,7 +15,7 @@ from events import recorded
 
 import gradext
 from gradext import _C
-from gradext.recording import events, incidents, own_errors
+from gradext.recording import incidents, overlap, own_errors, tables
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -221,7 +221,7 @@ def test_geometry_is_what_the_tensor_records(kind: str) -> None:
     x = KINDS[kind](False)
     start = Sized.asked
     geometry = _C.geometry(x)
-    begin, end = events.extent(x)
+    begin, end = overlap.extent(x)
     assert Sized.asked == start
     if kind in ("dense", "meta"):
         assert geometry == (tuple(x.shape), x.stride(), x.storage_offset(), x.element_size())
@@ -235,7 +235,7 @@ def test_geometry_of_symbolic_sizes_is_not_asked_for() -> None:
     seen: list[object] = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append((_C.geometry(x), events.extent(x)))
+        seen.append((_C.geometry(x), overlap.extent(x)))
         return x + 1
 
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -271,7 +271,7 @@ def test_saves_of_a_thread_whose_id_was_given_again() -> None:
     with gradext.record() as recording:
         pass
     data = recording.data
-    data.saves = events.table([*rows(1, 3, 5), *rows(2, 4), *rows(1, 1, 2), *rows(3, 7, 6)], 5)
+    data.saves = tables.table([*rows(1, 3, 5), *rows(2, 4), *rows(1, 1, 2), *rows(3, 7, 6)], 5)
     data._by_thread.clear()
     found = [data.node_stack(1, sequence)[0] for sequence in (0, 1, 2, 3, 4, 5, 9)]
     assert found == [0, 11, 12, 13, 13, 15, 15]

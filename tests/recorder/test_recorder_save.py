@@ -17,8 +17,9 @@ from events import recorded, run_program
 
 import gradext
 from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
-from gradext.recording.events import Data, Write, empty_snapshot
+from gradext.recording.events import Write
 from gradext.recording.recording import Mutations, Recording
+from gradext.recording.tables import Data, empty_snapshot
 
 
 def eventful() -> gradext.Recording:

@@ -18,7 +18,7 @@ import gradext
 from gradext import _C
 from gradext.base import interrupts, package
 from gradext.recording import incidents, own_errors
-from gradext.reporters import excerpt
+from gradext.source import files
 
 
 def refused(*_: Any, **__: Any) -> NoReturn:
@@ -76,7 +76,7 @@ def test_whose_an_exception_is() -> None:
 def test_a_path_of_the_standard_library() -> None:
     assert not package.is_user_file(os.__file__)
     assert package.is_user_file(os.path.abspath(__file__))
-    assert excerpt.library_path(os.__file__) == "os.py"
+    assert files.library_path(os.__file__) == "os.py"
 
 
 def test_the_folders_are_those_of_sysconfig(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Data, Write
+    from gradext.recording.events import Write
+    from gradext.recording.tables import Data
 
 PATTERN = re.compile(
     r"one of the variables needed for gradient computation has been modified by an inplace"
@@ -92,7 +93,7 @@ def _failing(
 
 
 def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
-    from gradext.recording import events
+    from gradext.recording import overlap
 
     writes = [
         write
@@ -100,7 +101,7 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
         if not write.is_note
     ]
     touched = [
-        events.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
+        overlap.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
         if saved.is_strided and write.storage == saved.storage
         else None
         for write in writes

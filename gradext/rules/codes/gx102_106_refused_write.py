@@ -20,7 +20,8 @@ from gradext.rules.wording.lost_events import lost
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data, Refused, View
+    from gradext.recording.events import Refused, View
+    from gradext.recording.tables import Data
 
 # The texts of check_inplace and handle_view_on_rebase in torch/csrc/autograd.
 _CODES = (
@@ -243,7 +244,7 @@ def _live_view(error: BaseException, code: str, use: Frame) -> tuple[Any, Any] |
 
 def _seen_of(tensor: Any, facts: Any) -> refused_writes.Seen:
     from gradext.native import _C
-    from gradext.recording.events import extent
+    from gradext.recording.overlap import extent
 
     chain: list[tuple[str, int, int]] = []
     rows, _ = _C.graph([tensor], 64)

@@ -18,7 +18,8 @@ from gradext.rules.wording.lost_events import lost
 from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Birth, Data, Refused
+    from gradext.recording.events import Birth, Refused
+    from gradext.recording.tables import Data
 
 SAVED = re.compile(r"Inference tensors cannot be saved for backward")
 WRITTEN = re.compile(r"Inplace update to inference tensor outside InferenceMode")

@@ -19,11 +19,12 @@ from gradext.recording.events import Birth, Flow
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_events import lost
-from gradext.rules.wording.lost_gradients import Owners, listed, names_lost
+from gradext.rules.wording.lost_gradients import listed, names_lost
+from gradext.rules.wording.owners import Owners
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
     from gradext.rules.wording.chains import Chain
 
 ROOT = re.compile(r"element (?P<index>\d+) of tensors does not require grad and does not have a gr")

@@ -21,7 +21,8 @@ from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Backward, Data
+    from gradext.recording.events import Backward
+    from gradext.recording.tables import Data
 
 FREED = re.compile(r"Trying to backward through the graph a second time")
 

@@ -14,7 +14,7 @@ from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 # 2.13 names the index; older ones say "One of the differentiated Tensors appears to ...".

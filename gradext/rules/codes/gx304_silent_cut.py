@@ -17,11 +17,12 @@ from gradext.recording.events import Flow
 from gradext.rules.rewrite import detach, optimizer_step
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, best, describe, fix
-from gradext.rules.wording.lost_gradients import Owners, listed, names_lost
+from gradext.rules.wording.lost_gradients import listed, names_lost
+from gradext.rules.wording.owners import Owners
 from gradext.source import sites, statements
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
     from gradext.rules.wording.chains import Step
 
 # Why a backward was looked at (csrc/recorder/python/backward.h).

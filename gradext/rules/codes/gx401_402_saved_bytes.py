@@ -19,7 +19,8 @@ from gradext.source import sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Data, Write
+    from gradext.recording.events import Write
+    from gradext.recording.tables import Data
 
 
 def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
@@ -69,7 +70,7 @@ class _Blame:
 
 
 def _blame(facts: dict[str, Any], item: Saved, data: Data, name: str | None) -> _Blame:
-    from gradext.recording import events
+    from gradext.recording import overlap
 
     since = facts["order"]
     writes = [
@@ -79,7 +80,7 @@ def _blame(facts: dict[str, Any], item: Saved, data: Data, name: str | None) -> 
         and write.begin != write.end
         and (
             not item.is_strided
-            or events.overlap(write, item.offset, item.itemsize, item.sizes, item.strides)
+            or overlap.overlap(write, item.offset, item.itemsize, item.sizes, item.strides)
         )
     ]
     if writes:

@@ -18,7 +18,8 @@ from gradext.rules.wording import saved_tensors as told
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Data, Write
+    from gradext.recording.events import Write
+    from gradext.recording.tables import Data
 
 
 def _uncounted(data: Data) -> dict[int, list[Write]]:
@@ -61,7 +62,7 @@ def any_silent(data: Data, graph: Graph) -> bool:
 
 def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
     """GX401 from the journal alone: declared writes without a bump, and writes through `.data`."""
-    from gradext.recording import events
+    from gradext.recording import overlap
 
     by_storage = _uncounted(data)
     if not by_storage:
@@ -74,7 +75,7 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
             writes = [
                 write
                 for write in _suspects(by_storage, saved, node)
-                if events.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
+                if overlap.overlap(write, saved.offset, saved.itemsize, saved.sizes, saved.strides)
             ]
             if not writes or saved.is_stale:
                 continue  # a stale one raises by itself

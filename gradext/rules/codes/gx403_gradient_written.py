@@ -10,7 +10,8 @@ from gradext.rules.rewrite import in_place
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data, Write
+    from gradext.recording.events import Write
+    from gradext.recording.tables import Data
 
 
 _ENGINE = "_engine_run_backward"

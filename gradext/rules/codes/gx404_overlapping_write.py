@@ -9,7 +9,7 @@ from gradext.diagnosis.model import Diagnosis
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis:

@@ -11,7 +11,7 @@ from gradext.rules.wording import guarded_writes, saved_tensors
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}

@@ -15,7 +15,8 @@ from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Backward, Data, Write
+    from gradext.recording.events import Backward, Write
+    from gradext.recording.tables import Data
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ from gradext.recording.events import Birth, Flow
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Frame
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 _MOST = 20_000  # births and flows that are followed
 _MOST_EXITS = 4_000  # values that went to Python, the latest

@@ -18,9 +18,9 @@ from gradext.rules.rewrite import detach
 from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
     from gradext.rules.wording.chains import Step
-    from gradext.rules.wording.lost_gradients import Owners
+    from gradext.rules.wording.owners import Owners
 
 APPLY = "autograd.Function.apply"
 _COMPARES = {"gt": ">", "lt": "<", "ge": ">=", "le": "<=", "eq": "==", "ne": "!="}

@@ -9,7 +9,7 @@ from gradext.diagnosis.model import Site
 from gradext.source import sites, statements
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 UNDECLARED = (

@@ -9,7 +9,7 @@ from gradext.recording.columns import SAVES
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 def runs_again(data: Data, thread: int, sequence: int, made: Site) -> bool:

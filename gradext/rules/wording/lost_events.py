@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 _WORDS = {
     "writes": "older writes",

@@ -9,7 +9,7 @@ from gradext.rules.graph_copy import Node
 from gradext.source import sites
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 def site_of(data: Data, node: Node, label: str) -> Site | None:

@@ -13,7 +13,7 @@ from gradext.rules.wording.lost_events import lost
 from gradext.source import sites, statements
 
 if TYPE_CHECKING:
-    from gradext.recording.events import Data
+    from gradext.recording.tables import Data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
-    from gradext.recording.events import Data, Write
+    from gradext.recording.events import Write
+    from gradext.recording.tables import Data
 
 MOST_DIAGNOSES = 8
 MOST_PAIRS = 256  # stale tensors that are looked at; a parameter may be saved 10,000 times

@@ -1,0 +1,289 @@
+"""The events of a recording as tables of numbers, and the questions that rules ask of them."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy
+
+from gradext.diagnosis.model import Frame
+from gradext.native import _C
+from gradext.recording.arrays import Array
+from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
+from gradext.recording.events import (
+    CUT,
+    DECLARED_ONLY,
+    FROM_PYTHON,
+    GRAD_MODE,
+    HOLES,
+    INFERENCE,
+    MERGE,
+    NOTE,
+    SHARED_STORAGE,
+    SOURCE_IS_LEAF,
+    TO_PYTHON,
+    Backward,
+    Birth,
+    FlagChange,
+    Flow,
+    Refused,
+    View,
+    Write,
+    creation_meta_of,
+)
+from gradext.source import frames
+
+
+class Data:
+    """The events of a recording as arrays, with the queries that diagnoses need. Immutable."""
+
+    def __init__(
+        self, snapshot: dict[str, Any], stacks: dict[int, tuple[Frame, ...]] | None
+    ) -> None:
+        self.writes: Array = snapshot["writes"]
+        self.views: Array = snapshot["views"]
+        self.saves: Array = snapshot["saves"]
+        self.births: Array = snapshot["births"]
+        self.flows: Array = snapshot["flows"]
+        self.flags: Array = snapshot["flags"]
+        self.ops: dict[int, str] = snapshot["ops"]
+        self.geometries: list[list[int]] = snapshot["geometries"]
+        self.dropped: dict[str, int] = snapshot["dropped"]
+        self.order: int = snapshot["order"]
+        self.backwards = [Backward(*facts) for facts in snapshot["backwards"]]
+        self.refused = [
+            Refused(
+                **{
+                    **facts,
+                    "chain": tuple(tuple(node) for node in facts["chain"]),
+                    "creation_meta": creation_meta_of(facts["creation_meta"]),
+                }
+            )
+            for facts in snapshot["refused"]
+        ]
+        self._held = snapshot.get("held")  # keeps the ids in here from being used again
+        self._stacks = {} if stacks is None else dict(stacks)
+        self._live_stacks = stacks is None
+        self._by_thread: dict[int, Array] = {}
+        self._numbers: dict[int, tuple[str, int]] | None = None
+        self._exits: list[Flow] | None = None
+
+    def frames(self, stack: int) -> tuple[Frame, ...]:
+        """The Python frames of a stack, innermost first; empty where there were none."""
+        if stack not in self._stacks and self._live_stacks:
+            self._stacks[stack] = frames.stack_of(_C.recorder_frames(stack))
+        return self._stacks.get(stack, ())
+
+    def write(self, row: Any) -> Write:
+        facts = dict(zip(WRITES.names, row.tolist(), strict=True))
+        flags = facts.pop("flags")
+        shape = facts.pop("geometry")
+        geometry = None
+        if 0 < shape <= len(self.geometries):
+            itemsize, *numbers = self.geometries[shape - 1]
+            half = len(numbers) // 2
+            geometry = (itemsize, tuple(numbers[:half]), tuple(numbers[half:]))
+        facts["op"] = self.ops.get(facts["op"], "")
+        facts["inner_op"] = self.ops.get(facts["inner_op"], "")
+        return Write(
+            **cast(Any, facts),
+            geometry=geometry,
+            declared_only=bool(flags & DECLARED_ONLY),
+            shared_storage=bool(flags & SHARED_STORAGE),
+            is_inference=bool(flags & INFERENCE),
+            grad_mode=bool(flags & GRAD_MODE),
+            is_note=bool(flags & NOTE),
+            has_unknown_holes=bool(flags & HOLES),
+        )
+
+    def writes_of_counter(self, counter: int, after_version: int = -1) -> list[Write]:
+        """Writes through one version counter, oldest first, that end above `after_version`."""
+        table = self.writes
+        rows = table[
+            (table[:, WRITES.counter] == counter) & (table[:, WRITES.version_after] > after_version)
+        ]
+        return [
+            self.write(row) for row in rows[numpy.argsort(rows[:, WRITES.order], kind="stable")]
+        ]
+
+    def notes_of_counter(self, counter: int, from_version: int) -> list[Write]:
+        """Python calls that were about to move the counter from `from_version` or later."""
+        table = self.writes
+        flags = table[:, WRITES.flags] & (NOTE | DECLARED_ONLY)
+        chosen = (table[:, WRITES.counter] == counter) & (flags == NOTE)
+        chosen &= table[:, WRITES.version_before] >= from_version
+        return [self.write(row) for row in table[chosen]]
+
+    def exchanges(self, counter: int) -> list[Write]:
+        """Times that a program gave the tensor other memory: `tensor.data = other`."""
+        table = self.writes
+        both = NOTE | DECLARED_ONLY
+        flags = table[:, WRITES.flags] & both
+        rows = table[(table[:, WRITES.counter] == counter) & (flags == both)]
+        return [self.write(row) for row in rows]
+
+    def writes_of_storage(self, storage: int) -> list[Write]:
+        """Writes to one storage through any counter, oldest first."""
+        table = self.writes
+        is_write = (table[:, WRITES.flags] & NOTE) == 0
+        rows = table[(table[:, WRITES.storage] == storage) & is_write]
+        return [
+            self.write(row) for row in rows[numpy.argsort(rows[:, WRITES.order], kind="stable")]
+        ]
+
+    def writes_of_op(self, name: str) -> list[Write]:
+        """All writes that this op made, oldest first."""
+        numbers = [number for number, op in self.ops.items() if op == name]
+        return [
+            self.write(row) for row in self.writes[numpy.isin(self.writes[:, WRITES.op], numbers)]
+        ]
+
+    def view(self, row: Any) -> View:
+        facts = dict(zip(VIEWS.names, (int(value) for value in row), strict=True))
+        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
+        facts["creation_meta"] = creation_meta_of(facts["creation_meta"])  # type: ignore[assignment]
+        return View(**cast(Any, facts))
+
+    def views_of_storage(self, storage: int) -> list[View]:
+        return [self.view(row) for row in self.views[self.views[:, VIEWS.storage] == storage]]
+
+    def birth(self, row: Any) -> Birth:
+        facts = dict(zip(BIRTHS.names, (int(value) for value in row), strict=True))
+        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
+        facts["has_gradient_behind"] = bool(facts["has_gradient_behind"])
+        return Birth(**cast(Any, facts))
+
+    def birth_of(self, storage: int) -> Birth | None:
+        """Of the inference tensors with this storage; None if it was made before the recording.
+
+        Also of a parameter by its own id: its storage may have been exchanged since.
+        """
+        rows = self.births[self.births[:, BIRTHS.storage] == storage]
+        return self.birth(rows[0]) if len(rows) else None
+
+    def flow(self, row: Any) -> Flow:
+        # One of thousands that a diagnosis follows: tolist() makes Python's numbers in one go.
+        facts = dict(zip(FLOWS.names, row.tolist(), strict=True))
+        value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
+        flags = facts["flags"]
+        with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
+        node = (facts["source_thread"], facts["source_sequence"]) if with_node else None
+        talks = flags & (FROM_PYTHON | TO_PYTHON)
+        return Flow(
+            order=facts["order"],
+            number=facts["number"],
+            tensor=facts["tensor"],
+            source=facts["source"],
+            source_node=node,
+            value=value if talks and value == value else None,
+            stack=facts["stack"],
+            mode=facts["mode"],
+            thread=facts["thread"],
+            op=self.ops.get(facts["op"], ""),
+            flags=flags,
+            parents=tuple(facts[f"parent{k}"] for k in range(4) if facts[f"parent{k}"]),
+            lives=bool(facts["lives"]),
+        )
+
+    def flow_of(self, tensor: int) -> Flow | None:
+        """Of a living tensor without gradient, by its id."""
+        table = self.flows
+        rows = table[(table[:, FLOWS.tensor] == tensor) & (table[:, FLOWS.lives] == 1)]
+        return self.flow(rows[0]) if len(rows) else None
+
+    def origin(self, number: int) -> Birth | Flow | None:
+        """The birth or flow that `number`, a parent, names; None where it has been dropped."""
+        if self._numbers is None:
+            low = (1 << 32) - 1
+            flows = (self.flows[:, FLOWS.number] & low).tolist()
+            births = (self.births[:, BIRTHS.number] & low).tolist()
+            self._numbers = {number: ("flow", k) for k, number in enumerate(flows)}
+            self._numbers |= {number: ("birth", k) for k, number in enumerate(births)}
+        kind, row = self._numbers.get(number, ("", 0))
+        if not kind:
+            return None
+        return self.flow(self.flows[row]) if kind == "flow" else self.birth(self.births[row])
+
+    def flows_with(self, flag: int, most: int | None = None) -> list[Flow]:
+        """Those that have a flag, oldest first; of more than `most`, the latest."""
+        rows = self.flows[(self.flows[:, FLOWS.flags] & flag) != 0]
+        rows = rows[numpy.argsort(rows[:, FLOWS.order], kind="stable")]
+        return [self.flow(row) for row in (rows if most is None else rows[-most:])]
+
+    def exits(self, most: int) -> list[Flow]:
+        """The latest values that went to Python, oldest first: one diagnosis asks often."""
+        if self._exits is None:
+            self._exits = self.flows_with(TO_PYTHON, most)
+        return self._exits
+
+    def flag_of(self, tensor: int) -> FlagChange | None:
+        """When the program last set `requires_grad` of a living tensor, by its id."""
+        rows = self.flags[self.flags[:, FLAGS.tensor] == tensor]
+        if not len(rows):
+            return None
+        facts: dict[str, Any] = dict(zip(FLAGS.names, rows[0].tolist(), strict=True))
+        return FlagChange(**{**facts, "value": bool(facts["value"])})
+
+    def stacks(self) -> Iterator[int]:
+        """Every stack that an event names."""
+        for table, column in (
+            (self.writes, WRITES.stack),
+            (self.views, VIEWS.stack),
+            (self.saves, SAVES.stack),
+            (self.births, BIRTHS.stack),
+            (self.births, BIRTHS.mode),
+            (self.flows, FLOWS.stack),
+            (self.flows, FLOWS.mode),
+            (self.flags, FLAGS.stack),
+        ):
+            yield from table[:, column].tolist()
+        yield from (backward.stack for backward in self.backwards)
+        yield from (event.stack for event in self.refused)
+
+    def node_stack(self, thread: int, sequence: int) -> tuple[int, tuple[int, int] | None]:
+        """(stack that made a node, (thread, sequence) of the forward node being differentiated).
+
+        0 when the recording does not reach back so far, or noted no saves on that thread.
+        """
+        rows = self._by_thread.get(thread)
+        if rows is None:
+            found = numpy.flatnonzero(self.saves[:, SAVES.thread] == thread)
+            # They are one block, in the order in which they were made, unless the id of a thread
+            # that has ended was given again: then no copy of them is made.
+            if found.size and found[-1] - found[0] + 1 == found.size:
+                rows = self.saves[found[0] : found[-1] + 1]
+            else:
+                rows = self.saves[found]
+            if (numpy.diff(rows[:, SAVES.sequence]) < 0).any():
+                rows = rows[numpy.argsort(rows[:, SAVES.sequence], kind="stable")]
+            self._by_thread[thread] = rows
+        at = int(numpy.searchsorted(rows[:, SAVES.sequence], sequence, side="right")) - 1
+        if at < 0:
+            return 0, None
+        row = rows[at]
+        origin = (int(row[SAVES.origin_thread]), int(row[SAVES.origin_sequence]))
+        return int(row[SAVES.stack]), origin if origin[0] >= 0 else None
+
+
+def table(rows: Sequence[Sequence[int]], columns: int) -> Array:
+    return numpy.array(rows, dtype=numpy.int64).reshape(len(rows), columns)
+
+
+def empty_snapshot() -> dict[str, Any]:
+    """What a recording in which nothing happened is made of."""
+    return {
+        "writes": table([], len(WRITES)),
+        "views": table([], len(VIEWS)),
+        "saves": table([], len(SAVES)),
+        "births": table([], len(BIRTHS)),
+        "flows": table([], len(FLOWS)),
+        "flags": table([], len(FLAGS)),
+        "ops": {},
+        "geometries": [],
+        "dropped": dict.fromkeys(("writes", "views", "saves", "backwards", "births", "flows"), 0),
+        "order": 0,
+        "backwards": [],
+        "refused": [],
+    }

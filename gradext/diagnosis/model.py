@@ -6,6 +6,7 @@ Owns no rule and no torch: everything here can be made by hand, which is how rep
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from gradext.base import display
@@ -95,6 +96,15 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return display.show("diagnosis_text.text", self)
+
+    def key(self) -> tuple[object, ...]:
+        """What tells one diagnosis from another: its code and its lines, not its words."""
+
+        def lines(frames: Iterable[Frame]) -> tuple[tuple[str, int], ...]:
+            return tuple((frame.file, frame.line) for frame in frames)
+
+        sides = (lines(site.frame for site in sites) for sites in (self.culprits, self.victims))
+        return (self.code, *sides, lines(self.window or ()))
 
     def to_json(self) -> dict[str, Any]:
         """The form that `gradext run --json` writes."""

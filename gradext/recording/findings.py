@@ -156,12 +156,10 @@ def of_watched(name: str, facts: dict[str, Any]) -> Finding:
 
 
 def places_of(diagnosis: Diagnosis) -> tuple[Any, ...]:
-    """What tells one diagnosis from another: its code and its lines."""
-    places = tuple(
-        (site.frame.file, site.frame.line) for site in (*diagnosis.culprits, *diagnosis.victims)
-    )
-    which = diagnosis.message if diagnosis.code == "GX405" or not places else ""
-    return diagnosis.code, places, diagnosis.window, which
+    """Diagnosis.key(), and the message where the lines do not say which tensor is meant."""
+    has_lines = diagnosis.culprits or diagnosis.victims
+    which = diagnosis.message if diagnosis.code == "GX405" or not has_lines else ""
+    return *diagnosis.key(), which
 
 
 def _are_alike(variants: Sequence[_Variant]) -> bool:

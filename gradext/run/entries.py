@@ -35,10 +35,5 @@ class Entry:
         return self.pid is not None and bool(self.error) and str(self.error) in text
 
     def key(self) -> tuple[object, ...]:
-        d = self.diagnosis
-        places = [
-            tuple((site.frame.file, site.frame.line) for site in sites)
-            for sites in (d.culprits, d.victims)
-        ]
-        window = d.window and tuple((frame.file, frame.line) for frame in d.window)
-        return (d.code, *places, window, self.pid)
+        """Diagnosis.key(), and whose it is; the process comes last."""
+        return (*self.diagnosis.key(), self.pid)

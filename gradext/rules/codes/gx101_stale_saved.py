@@ -68,7 +68,7 @@ def all_stale(
         if len(diagnoses) >= told.MOST_DIAGNOSES:
             break
         diagnosis = _stale_one(graph, node, saved, data, names, failed)
-        key = told.key(diagnosis)
+        key = diagnosis.key()
         diagnoses.setdefault(key, diagnosis)
         counts[key] = counts.get(key, 0) + 1
     return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]

@@ -83,7 +83,7 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
                 break
             left -= 1
             diagnosis = _silent_one(graph, node, saved, writes, data, names)
-            key = told.key(diagnosis)
+            key = diagnosis.key()
             diagnoses.setdefault(key, diagnosis)
             counts[key] = counts.get(key, 0) + 1
     return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]

@@ -21,8 +21,7 @@ def together(found: list[tuple[str, Diagnosis]]) -> list[Diagnosis]:
     """One diagnosis for the tensors that the same lines changed, in their order."""
     groups: dict[object, list[tuple[str, Diagnosis]]] = {}
     for name, diagnosis in found:
-        places = tuple(sites.line_of(site) for site in diagnosis.culprits)
-        groups.setdefault((places, diagnosis.window), []).append((name, diagnosis))
+        groups.setdefault(diagnosis.key(), []).append((name, diagnosis))
     told = []
     for group in groups.values():
         first = group[0][1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
@@ -132,14 +132,6 @@ def culprits(
 
 def place(victims: tuple[Site, ...]) -> str:
     return sites.where(victims[0].frame) if victims else "the line that saves it"
-
-
-def key(diagnosis: Diagnosis) -> tuple[Any, ...]:
-    return (
-        diagnosis.code,
-        tuple(sites.line_of(site) for site in diagnosis.culprits),
-        tuple(sites.line_of(site) for site in diagnosis.victims),
-    )
 
 
 def with_count(diagnosis: Diagnosis, count: int) -> Diagnosis:

@@ -66,7 +66,8 @@ bool exchange(int number, const py::object& handler) {
   return true;
 }
 
-// Puts every handler back. Returns the first error that one of the program's raised meanwhile.
+// Puts every handler back. Returns the first error that one of the program's raised meanwhile; the
+// others are raised at the program's next lines.
 py::object put_back(std::vector<Exchanged>& signals) {
   py::object raised;
   for (Exchanged& signal : signals) {
@@ -74,6 +75,8 @@ py::object put_back(std::vector<Exchanged>& signals) {
       py::object error = detail::take_error();
       if (!raised) {
         raised = std::move(error);
+      } else {
+        raise_later(std::move(error));  // two cannot be raised at once
       }
     }
   }
@@ -92,7 +95,8 @@ bool begin(py::object& raised) {
     state.set = module.attr("signal");
     state.ours = py::cpp_function(&arrived);
   }
-  if (!is_main_thread()) {
+  // Python calls handlers, and lets them be exchanged, on this thread of this interpreter alone.
+  if (!is_main_thread() || PyInterpreterState_Get() != PyInterpreterState_Main()) {
     return false;
   }
   state.calls = 1;
@@ -109,12 +113,11 @@ bool begin(py::object& raised) {
       continue;  // the default, ignored, or not Python's
     }
     if (!exchange(number, state.ours)) {
-      py::object error = detail::take_error();
-      // A handler's, of a signal that was there before; or this interpreter is not the main one.
-      if (!PyErr_GivenExceptionMatches(error.ptr(), PyExc_ValueError) || !state.signals.empty()) {
-        raised = std::move(error);
+      // A handler's, of a signal that was there before: whatever its class, it is the program's.
+      raised = detail::take_error();
+      if (py::object another = put_back(state.signals)) {
+        raise_later(std::move(another));
       }
-      put_back(state.signals);
       state.signals.clear();
       --state.whole;
       state.calls = 0;

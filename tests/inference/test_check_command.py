@@ -175,7 +175,7 @@ BAD = [
         ("mymodels:number",),
         "mymodels:number is of type int, not a function that makes a model or inputs",
     ),
-    (("mymodels:raises",), "mymodels:raises raised at mymodels.py:26: OSError: in the folder"),
+    (("mymodels:raises",), "mymodels:raises raised at mymodels.py:26: OSError: no weights"),
     (
         ("mymodels:nothing",),
         "mymodels:nothing returned None, which cannot be called; return a model or function",

@@ -9,28 +9,12 @@ from gradext.base import errors, raw
 from gradext.diagnosis.model import Diagnosis
 from gradext.recording import findings, incidents, running, said
 from gradext.rules import recognise
-from gradext.rules.codes import (
-    gx101_stale_saved,
-    gx102_106_refused_write,
-    gx201_203_inference_tensor,
-    gx301_graph_cut,
-    gx302_graph_freed,
-    gx303_unused_input,
-)
+from gradext.rules.case import Case
+from gradext.rules.codes import diagnose
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
     from gradext.recording.recording import Recording
-
-# In the order in which they are asked.
-_RULES = (
-    gx102_106_refused_write.refused_write,
-    gx302_graph_freed.second_backward,
-    gx303_unused_input.unused_input,
-    gx101_stale_saved.stale,
-    gx201_203_inference_tensor.misused,
-    gx301_graph_cut.no_gradient,
-)
 
 
 def explain(error: BaseException, recording: Recording | None = None) -> list[Diagnosis]:
@@ -74,12 +58,11 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
         keys.append((finding, live))
     data = recording.data if recording is not None else None
     for at, (finding, live) in zip(chain, keys, strict=True):
-        for rule in _RULES:
-            found = rule(at, data)
-            if found:
-                if finding is not None and recording is not None:
-                    recording.known.keep(finding, found, live)
-                return found
+        found = diagnose(Case(at, data))
+        if found:
+            if finding is not None and recording is not None:
+                recording.known.keep(finding, found, live)
+            return found
     return []
 
 

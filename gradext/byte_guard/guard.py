@@ -192,7 +192,7 @@ class _Packed:
 def _shared(pack: Any, unpack: Any) -> tuple[Any, Any]:
     """The program's hooks, with a look at the bytes: what they keep may be the same memory.
 
-    The slot stays theirs. A hook that returns a copy is none of our business: only memory that
+    The user's hooks stay installed. A hook may return a copy, which is ignored: only memory that
     comes back from `unpack` as it went into `pack` is compared.
     """
 

@@ -16,7 +16,7 @@ from gradext.base import raw
 from gradext.objects import naming
 
 Child = tuple[str, Any, int]  # the path, the object, what the step takes off the depth
-KEY = -1  # instead of a cost: a key of a dict, which is the last thing to name an object by
+KEY = -1  # in the place of a cost: the child is a dict key, followed after all other paths
 
 
 def children_of(path: str, value: Any, is_root: bool) -> Iterator[Child]:

@@ -267,7 +267,7 @@ def attribute_name(
 
     Args:
         variables: names of objects by id().
-        ours: a list of the caller's, which is no name of what lies in it.
+        ours: a temporary list made by the caller; ignored as a referrer.
     """
     if depth == 0 or len(gc.get_objects()) > _MOST_SEARCHED:
         return None

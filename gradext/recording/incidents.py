@@ -244,7 +244,7 @@ def incident_of(error: BaseException) -> Incident | None:
 
 
 def forget() -> None:
-    """The last recording has ended: what was seen in it is nobody's any more."""
+    """Forget all incidents: the last recording has ended."""
     incidents.clear()
     silent_places.clear()
 

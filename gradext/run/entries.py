@@ -31,7 +31,10 @@ class Entry:
     printed: bool = False
 
     def is_told_in(self, text: str) -> bool:
-        """Whether the text of another error tells of this one, which happened in a child."""
+        """Whether `text`, of an error raised in the parent, contains this child's error message.
+
+        Pools of processes raise it there again.
+        """
         return self.pid is not None and bool(self.error) and str(self.error) in text
 
     def key(self) -> tuple[object, ...]:

@@ -178,7 +178,7 @@ class Session:
                         entry.uncaught = entry.printed = False
                     keys.add(entry.key())
             if not silent:
-                # The program went on to this error: it has caught the one before, if that was one.
+                # A new error on this thread means that the program caught the previous one.
                 thread = threading.get_ident()
                 changed = self._open.get(thread) != keys
                 self._open[thread] = keys
@@ -298,7 +298,7 @@ class Session:
             return self._as_told(self._ordered())
 
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
-        """With what was seen of them as notes; what several processes met alike is told once."""
+        """The diagnoses, with counts and processes as notes; one for what several processes met."""
         alike: dict[tuple[object, ...], list[Entry]] = {}
         for entry in entries:
             alike.setdefault((*entry.key()[:-1], self._severity(entry)), []).append(entry)

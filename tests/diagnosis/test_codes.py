@@ -68,7 +68,7 @@ def test_no_page_and_no_rule_is_of_a_code_that_is_not_there():
 
 
 MESSAGES = [
-    "one of the variables needed for gradient computation has been modified by an inplace operation",
+    "one of the variables needed for gradient computation has been modified by an inplace op",
     "a leaf Variable that requires grad is being used in an in-place operation.",
     "Inference tensors cannot be saved for backward. To work around",
     "element 0 of tensors does not require grad and does not have a grad_fn",

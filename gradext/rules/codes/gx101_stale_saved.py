@@ -14,7 +14,7 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.columns import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, stale_saved
-from gradext.rules.wording import saved_tensors as told
+from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.lost_events import forgotten, lost
 from gradext.source import sites
 
@@ -64,14 +64,14 @@ def all_stale(
     """One diagnosis for the saved tensors of the same lines. `failed`: backward has raised."""
     diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
     counts: dict[tuple[Any, ...], int] = {}
-    for node, saved in pairs[: told.MOST_PAIRS]:
-        if len(diagnoses) >= told.MOST_DIAGNOSES:
+    for node, saved in pairs[: saved_tensors.MOST_PAIRS]:
+        if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES:
             break
         diagnosis = _stale_one(graph, node, saved, data, names, failed)
         key = diagnosis.key()
         diagnoses.setdefault(key, diagnosis)
         counts[key] = counts.get(key, 0) + 1
-    return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]
+    return [saved_tensors.with_count(d, counts[key]) for key, d in diagnoses.items()]
 
 
 def _failing(
@@ -129,14 +129,13 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
 def _stale_one(
     graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
 ) -> Diagnosis:
-    name, spoken = told.tensor_text(saved, names)
+    name, spoken = saved_tensors.tensor_text(saved, names)
     blame = _blame(data, saved)
-    culprits = told.culprits(data, blame.writes, name, blame.touched, blame.note)
-    label = (
-        f"{op_names.of_node(node.name)} saves {told.quoted(name) if name else 'it'} for backward, "
-    )
+    culprits = saved_tensors.culprits(data, blame.writes, name, blame.touched, blame.note)
+    what = saved_tensors.quoted(name) if name else "it"
+    label = f"{op_names.of_node(node.name)} saves {what} for backward, "
     label += f"at version {saved.saved_version}"
-    victims = told.victims_of(data, graph, node, label)
+    victims = saved_tensors.victims_of(data, graph, node, label)
     message = (
         f"{spoken} was saved for backward by {node.name} at version {saved.saved_version}; "
         f"it has been written in place since and is now at version {saved.version}."
@@ -266,10 +265,10 @@ def _detached(
     culprits: tuple[Site, ...] = ()
     victims: tuple[Site, ...] = ()
     if write is not None:
-        label = f"detach_ takes the history off {told.quoted(name)[:60] if name else 'it'}"
+        label = f"detach_ takes the history off {saved_tensors.quoted(name)[:60] if name else 'it'}"
         culprits = sites.distinct([sites.site(data.frames(write.stack), op=write.op, label=label)])
     if maker is not None and graph is not None:
-        victims = told.victims_of(
+        victims = saved_tensors.victims_of(
             data, graph, maker, f"{op_names.of_node(maker.name)} saves it for backward"
         )
     if not victims:
@@ -301,7 +300,7 @@ def _from_text(
     writes: Sequence[Write] = (),
     late: bool = False,
 ) -> Diagnosis:
-    """GX101 with no graph at hand: explained without a recording, too late, or a C++ Function's."""
+    """GX101 without the graph: no recording, asked too late, or a Function written in C++."""
     from gradext.source import frames
 
     wanted = _DETAIL.search(text)
@@ -318,7 +317,7 @@ def _from_text(
         note = "no recording was on, so the line of the write is not known"
         fix = "run the script with `gradext run`, or put it under `with gradext.record():`"
         return Diagnosis("GX101", "error", message, (), where, fix, (note,))
-    culprits = sites.distinct(told.write_site(data, w, None) for w in writes)
+    culprits = sites.distinct(saved_tensors.write_site(data, w, None) for w in writes)
     note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
     if late:
         note = "the graph is not at hand any more: these writes fit the versions and the size"

@@ -14,7 +14,6 @@ from gradext.recording.events import DECLARED_ONLY, SHARED_STORAGE
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import optimizer_step
 from gradext.rules.wording import saved_tensors
-from gradext.rules.wording import saved_tensors as told
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -69,7 +68,7 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
         return []
     diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
     counts: dict[tuple[Any, ...], int] = {}
-    left = told.MOST_PAIRS
+    left = saved_tensors.MOST_PAIRS
     for node in sorted(graph.nodes, key=graph.order, reverse=True):
         for saved in node.saved:
             writes = [
@@ -79,32 +78,31 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
             ]
             if not writes or saved.is_stale:
                 continue  # a stale one raises by itself
-            if len(diagnoses) >= told.MOST_DIAGNOSES or left == 0:
+            if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES or left == 0:
                 break
             left -= 1
             diagnosis = _silent_one(graph, node, saved, writes, data, names)
             key = diagnosis.key()
             diagnoses.setdefault(key, diagnosis)
             counts[key] = counts.get(key, 0) + 1
-    return [told.with_count(d, counts[key]) for key, d in diagnoses.items()]
+    return [saved_tensors.with_count(d, counts[key]) for key, d in diagnoses.items()]
 
 
 def _silent_one(
     graph: Graph, node: Node, saved: Saved, writes: list[Write], data: Data, names: Names
 ) -> Diagnosis:
-    name, spoken = told.tensor_text(saved, names)
-    culprits = told.culprits(data, writes, name)
-    label = (
-        f"{op_names.of_node(node.name)} saves {told.quoted(name) if name else 'it'} for backward"
-    )
-    victims = told.victims_of(data, graph, node, label)
+    name, spoken = saved_tensors.tensor_text(saved, names)
+    culprits = saved_tensors.culprits(data, writes, name)
+    what = saved_tensors.quoted(name) if name else "it"
+    label = f"{op_names.of_node(node.name)} saves {what} for backward"
+    victims = saved_tensors.victims_of(data, graph, node, label)
     first = writes[0]
     op = op_names.short(first.op)
     how = f"{op} wrote its memory through a tensor with another version counter"
     if first.declared_only:
         how = f"{op} wrote it without moving its version counter"
     if culprits and optimizer_step.is_optimizer_step(culprits[0]):
-        fix = told.later_step(culprits[0], victims, first)
+        fix = saved_tensors.later_step(culprits[0], victims, first)
     else:
         fix = saved_tensors.without_data(culprits[0]) if culprits else ""
     return Diagnosis(
@@ -116,5 +114,5 @@ def _silent_one(
         culprits=culprits,
         victims=victims,
         fix=fix,
-        notes=(told.why_unseen(first),),
+        notes=(saved_tensors.why_unseen(first),),
     )

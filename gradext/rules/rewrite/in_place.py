@@ -24,7 +24,8 @@ _OPERATORS = {
 }  # fmt: skip
 
 
-# Methods without a namesake that makes a new tensor: what does the same, from (owner, arguments).
+# In-place methods with no out-of-place twin, and what does the same. {0}: the receiver, {1}: the
+# first argument.
 _REPLACEMENTS = {
     "zero_": "torch.zeros_like({0})",
     "fill_": "torch.full_like({0}, {1})",

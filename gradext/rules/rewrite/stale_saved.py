@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gradext.diagnosis.model import Site
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import detach, in_place, optimizer_step
-from gradext.rules.wording import saved_tensors as told
+from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.loops import runs_again
 from gradext.source import sites, statements
 
@@ -66,8 +66,8 @@ def fix(
     if "embedding_renorm_" in op:
         return (
             f"nn.Embedding(max_norm=...) rescales its weight in place when it is called: use "
-            f"`{name or 'weight'}.clone()` at {told.place(victims)}, or do the lookup before that "
-            "line"
+            f"`{name or 'weight'}.clone()` at {saved_tensors.place(victims)}, or do the lookup "
+            "before that line"
         )
     if any("/nn/parallel/" in path or "/torch/distributed/" in path for path in inside):
         return (
@@ -79,21 +79,21 @@ def fix(
     if "copy_buffers" in culprit.frame.code or _is_buffer_copy(culprit):
         return (
             f"give the forward a copy of the buffer: `{name or 'buffer'}.clone()` at "
-            f"{told.place(victims)}, or write the buffer after backward()"
+            f"{saved_tensors.place(victims)}, or write the buffer after backward()"
         )
     is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
     if is_leaf and write is not None and not write.grad_mode:
         # An update of a parameter or a buffer: a new tensor in its place would not be the same.
         below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
         line = f"`{statements.text_of(culprit)}` ({sites.where(culprit.frame)})"
-        copied = f"`{name or 'the tensor'}.clone()` at {told.place(victims)}"
+        copied = f"`{name or 'the tensor'}.clone()` at {saved_tensors.place(victims)}"
         return f"move {line} below {below}, or let the forward use a copy: {copied}"
     copied = f"`{name}`" if name else "the tensor"
     return (
         in_place.module_inplace(culprit, op)
         or in_place.out_of_place(culprit)
         or f"write into a copy: `.clone()` {copied} before {sites.where(culprit.frame)}, or use "
-        f"`.clone()` of it at {told.place(victims)}"
+        f"`.clone()` of it at {saved_tensors.place(victims)}"
     )
 
 
@@ -116,7 +116,8 @@ def _fix_step(
     ):
         return (
             f"`{step}` ({line}) calls its closure more than once and updates in between: run the "
-            f"forward ({told.place(victims)}) inside the closure, so that each call has a new graph"
+            f"forward ({saved_tensors.place(victims)}) inside the closure, so that each call has "
+            "a new graph"
         )
     last = sites.user_frame(backward)
     loops = call is not None and any(
@@ -145,7 +146,7 @@ def _fix_step(
     below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
     return (
         f"move `{step}` ({line}) below {below} that uses this graph, or run the forward "
-        f"({told.place(victims)}) again after it"
+        f"({saved_tensors.place(victims)}) again after it"
     )
 
 

@@ -32,6 +32,8 @@ _VIEW = "the view is made here"
 _MADE = "the inference tensor is made here"
 _USED = "the inference tensor is used here"
 
+# For a code of a later version, in a file that it has written.
+UNKNOWN = Code("", "error", _WRITTEN, _SAVED)
 CODES = {
     "GX101": Code("stale-saved-tensor", "error", _WRITTEN, _SAVED),
     "GX102": Code("leaf-written-in-place", "error", _WRITTEN, "the leaf is made here"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from gradext.base import op_names, terminal
 from gradext.base.text import clean, clean_lines
-from gradext.diagnosis.codes import CODES
+from gradext.diagnosis.codes import CODES, UNKNOWN
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.reporters import excerpt
 from gradext.source import files
@@ -148,8 +148,7 @@ def _sites(d: Diagnosis) -> list[_Shown]:
     found: list[_Shown] = []
     for item in [*first, *victims[:1], *edges[len(first) :], *victims[1:]]:
         if not item.label:
-            code = CODES.get(d.code)
-            words = getattr(code, item.role) if code is not None else "here"
+            words = getattr(CODES.get(d.code, UNKNOWN), item.role)
             item = dataclasses.replace(item, label=label(item.site, words))
         if all((item.frame, item.role, item.label) != (x.frame, x.role, x.label) for x in found):
             found.append(item)

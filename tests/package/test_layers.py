@@ -5,6 +5,7 @@ The floors themselves are contracts of import-linter (pyproject.toml), which a c
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -69,10 +70,22 @@ def test_nobody_imports_the_face(graph):
     assert [user for user in sorted(users) if not user.startswith(USES_THE_FACE)] == []
 
 
-def test_every_module_is_in_a_room_of_the_contract(graph):
+@pytest.fixture(scope="module")
+def rooms() -> list[str]:
+    """Those of the contract, the top floor first."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (floors,) = (c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    rooms = {room.strip() for floor in floors for room in floor.split("|")}
+    return [room.strip() for floor in floors for room in floor.split("|")]
+
+
+def test_the_page_lists_the_rooms_in_their_order(rooms):
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = re.findall(r"^\| (`[^|]*) \|", text.split("## Where")[0], re.M)
+    listed = [name for row in table for name in re.findall(r"`(\w+)", row)]
+    assert [f"gradext.{name}" for name in listed] == rooms
+
+
+def test_every_module_is_in_a_room_of_the_contract(graph, rooms):
     door = {"gradext", "gradext.__main__", "gradext._version", "gradext._wiring", "gradext._C"}
-    loose = {m for m in graph.modules if ".".join(m.split(".")[:2]) not in rooms}
+    loose = {m for m in graph.modules if ".".join(m.split(".")[:2]) not in set(rooms)}
     assert loose <= door

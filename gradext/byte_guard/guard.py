@@ -19,6 +19,7 @@ from gradext.base.package import PREFIX, is_user_file
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
+from gradext.ops import graph_break
 from gradext.recording import findings, incidents, own_errors, running
 from gradext.recording.options import RecordOptions
 from gradext.source import live_frames
@@ -101,6 +102,7 @@ class guard:
     ) -> None:
         self.stop(may_raise=error is None)
 
+    @graph_break
     def start(self) -> guard:
         """Begin; `with` does the same."""
         from gradext.recording import recording
@@ -122,6 +124,7 @@ class guard:
         self._watches = [(name, _C.guard_watch(tensor, True)) for name, tensor in self._named]
         return self
 
+    @graph_break
     def stop(self, *, may_raise: bool = False) -> None:
         """Compare what is watched, and end. Calling it again does nothing."""
         if self not in _guards:

@@ -21,6 +21,7 @@ from gradext._version import __version__
 from gradext.base import display
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.native import _C
+from gradext.ops import graph_break
 from gradext.recording import entry_points, file_format, findings, judge, running
 from gradext.recording.columns import WRITES
 from gradext.recording.events import Backward, Birth, Flow, Refused, View, Write
@@ -72,6 +73,7 @@ class Recording:
         self._memory_facts: dict[str, int] = {}
         self.known = findings.Known()
 
+    @graph_break
     def start(self) -> Recording:
         """Begin; `with` does the same."""
         if self._running or self._data is not None:
@@ -87,6 +89,7 @@ class Recording:
         running.recordings.append(self)
         return self
 
+    @graph_break
     def stop(self) -> Recording:
         """End; the data stays. Calling it again does nothing."""
         if self._running and not self._stopping:

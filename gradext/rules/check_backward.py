@@ -9,6 +9,7 @@ import torch
 from gradext.base import display
 from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
+from gradext.ops import graph_break
 from gradext.recording import running
 from gradext.rules.codes import gx101_stale_saved, gx401_silent_write
 from gradext.rules.codes import gx302_graph_freed as graphs
@@ -42,6 +43,7 @@ class Checked(list[Diagnosis]):
     __repr__ = __str__
 
 
+@graph_break
 def check_backward(loss: Any, recording: Recording | None = None) -> Checked:
     """Before `loss.backward()`: do the saved tensors still hold? Runs nothing, changes nothing.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import errors, raw
 from gradext.diagnosis.model import Diagnosis
+from gradext.ops import graph_break
 from gradext.recording import findings, incidents, running, said
 from gradext.rules import recognise
 from gradext.rules.case import Case
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gradext.recording.recording import Recording
 
 
+@graph_break
 def explain(error: BaseException, recording: Recording | None = None) -> list[Diagnosis]:
     """What caused `error`, an exception that autograd raised: culprit, victim, fix.
 

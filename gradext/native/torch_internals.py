@@ -47,7 +47,8 @@ def apply_owner() -> type | None:
 
     Up to torch 2.13 `Function.apply` is Python and ends in super().apply: stepping in on the class
     between leaves Function.apply itself, which torch.compile knows by identity, as it is. Since
-    2.14 it is the C one itself, which nothing above can come before.
+    2.14 it is the C one itself, which nothing above can come before, and what was bound of it
+    earlier (`f = F.apply`) is reached only through its own table entry.
     """
     function = getattr(torch.autograd, "Function", None)
     in_c = _c_apply()

@@ -82,7 +82,11 @@ def _wrap_all() -> None:
     if torch_internals.has(torch_internals.APPLY):
         if torch_internals.apply_is_torchs():
             apply: Any = vars(torch._C._FunctionBase)["apply"]
-            _replace(torch_internals.APPLY_OWNER, "apply", _C.wrap_apply(apply))
+            owner = torch_internals.APPLY_OWNER
+            if owner is torch.autograd.Function and _C.exchange_apply(apply):
+                _undo.append(_C.put_back_apply)
+            else:
+                _replace(owner, "apply", _C.wrap_apply(apply))
         else:
             own_errors.count(
                 RuntimeError("somebody has replaced it; not recorded"), torch_internals.APPLY.name

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import gradext
+from gradext import _C
 from gradext.commands import doctor
 from gradext.native import torch_internals
 from gradext.recording import own_errors
@@ -35,6 +36,8 @@ def no_earlier_errors(monkeypatch):
 
 def at(name: str) -> Any:
     owner, attribute = PLACES[name]
+    if owner is torch.autograd.Function:
+        return _C.apply_is_exchanged()  # of the C function, which Python cannot see
     return vars(owner).get(attribute)
 
 
@@ -159,6 +162,87 @@ def test_a_function_of_the_users_is_seen_and_its_apply_put_back():
     assert w.grad.tolist() == [2, 2, 2]
     assert during is not before[1]
     assert (vars(torch.autograd.Function).get("apply"), at(torch_internals.APPLY.name)) == before
+
+
+class Cuts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        result = x * 2
+        ctx.mark_non_differentiable(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+class KeepsAside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        global aside
+        aside = x * 3
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+class Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        raise ValueError("not this one")
+
+
+class OwnApply(Cuts):
+    @classmethod
+    def apply(cls, *args):
+        return super().apply(*args)
+
+
+# Bound before any recording, as libraries do at import.
+bound = {each: each.apply for each in (Twice, Cuts, KeepsAside, Refuses, OwnApply)}
+by_class = {each: lambda x, each=each: each.apply(x) for each in bound}
+calls = pytest.mark.parametrize("call", [bound, by_class], ids=["bound", "by class"])
+
+
+@calls
+@pytest.mark.parametrize("function", [Cuts, OwnApply, KeepsAside], ids=lambda f: f.__name__)
+def test_the_function_is_blamed_and_no_no_grad(call, function):
+    w = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        result = call[function](w)
+        loss = (aside if function is KeepsAside else result).sum()
+        with pytest.raises(RuntimeError) as caught:
+            loss.backward()
+        (found,) = gradext.explain(caught.value)
+    assert found.code == "GX301"
+    assert "an autograd.Function, at" in found.message
+    assert "no_grad" not in found.message
+
+
+@calls
+def test_what_a_bound_apply_computes_and_raises(call):
+    w = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        call[Twice](w).sum().backward()
+        with pytest.raises(ValueError, match="not this one"):
+            call[Refuses](w)
+        with pytest.raises(TypeError):
+            call[Twice]()
+    assert w.grad.tolist() == [2, 2, 2]
+    call[Twice](w).sum().backward()
+    assert w.grad.tolist() == [4, 4, 4]
+
+
+def test_bound_during_a_recording_and_used_after_it():
+    w = torch.ones(3, requires_grad=True)
+    with gradext.record():
+        twice = Twice.apply
+    twice(w).sum().backward()
+    with gradext.record(), gradext.record():
+        twice(w).sum().backward()
+    assert w.grad.tolist() == [4, 4, 4]
 
 
 def test_a_function_compiles_as_without_a_recording():

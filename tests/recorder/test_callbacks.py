@@ -146,9 +146,15 @@ def test_every_entry_is_protected() -> None:
 UNPROTECTED = [
     (
         "recorder/python/wrappers.cpp",
-        "aside([&] {\n        scope.left(args + 1, count - 1, result, error);",
-        "plainly([&] {\n        scope.left(args + 1, count - 1, result, error);",
+        "aside([&] { after_apply(scope, args + 1",
+        "plainly([&] { after_apply(scope, args + 1",
         "call_apply",
+    ),
+    (
+        "recorder/python/wrappers.cpp",
+        "aside([&] { before_apply(scope); })) {",
+        "plainly([&] { before_apply(scope); })) {",
+        "apply_plain",
     ),
     (
         "recorder/python/wrappers.cpp",

@@ -279,7 +279,28 @@ class FunctionScope {
   GradModeOff before_;
 };
 
-// `apply(cls, *args)` of autograd.Function: the node that it makes is made by no op.
+// An autograd.Function is about to be applied: the node that this makes is made by no op.
+void before_apply(FunctionScope& scope) {
+  if (recording_saves()) {
+    note_nodes();
+  }
+  scope.enter();
+}
+
+void after_apply(
+    FunctionScope& scope,
+    PyObject* const* args,
+    Py_ssize_t count,
+    PyObject* result,
+    PyObject* error) {
+  scope.left(args, count, result, error);
+  const Taps* tap = result != nullptr ? listener() : nullptr;
+  if (tap != nullptr) {
+    tap->applied(result);
+  }
+}
+
+// `apply(cls, *args)` of the class below Function, up to torch 2.13.
 PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
   Wrapped& wrapped = wrapped_in(self);
   if (count < 1) {
@@ -293,13 +314,8 @@ PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
     return nullptr;
   }
   FunctionScope scope;
-  const bool is_stopped = aside([&] {
-    if (recording_saves()) {
-      note_nodes();
-    }
-    scope.enter();
-  });
   PyObject* result = nullptr;
+  const bool is_stopped = aside([&] { before_apply(scope); });
   if (!is_stopped) {
     result = PyObject_Vectorcall(bound, args + 1, static_cast<size_t>(count - 1), keywords);
   }
@@ -308,15 +324,7 @@ PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
     return nullptr;
   }
   PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
-  return unless(
-      aside([&] {
-        scope.left(args + 1, count - 1, result, error);
-        const Taps* tap = result != nullptr ? listener() : nullptr;
-        if (tap != nullptr) {
-          tap->applied(result);
-        }
-      }),
-      result);
+  return unless(aside([&] { after_apply(scope, args + 1, count - 1, result, error); }), result);
 }
 
 PyMethodDef apply_method = {
@@ -328,6 +336,71 @@ PyMethodDef apply_method = {
 py::object wrap_apply(py::object original) {
   py::object wrapper = make_wrapper(&apply_method, Wrapped{"", std::move(original), {}, {}});
   return py::reinterpret_steal<py::object>(PyClassMethod_New(wrapper.ptr()));
+}
+
+// Since torch 2.14 Function.apply is the C classmethod itself. What a program has bound before the
+// recording (`f = F.apply`) calls what stands in the classmethod's table entry, so that entry is
+// where to step in. The original is kept for good: another thread may be within ours.
+PyMethodDef* apply_entry = nullptr;
+PyCFunction apply_original = nullptr;
+
+PyObject* apply_with_keywords(PyObject* cls, PyObject* args, PyObject* keywords) {
+  auto original =
+      reinterpret_cast<PyCFunctionWithKeywords>(reinterpret_cast<void (*)()>(apply_original));
+  FunctionScope scope;
+  if (aside([&] { before_apply(scope); })) {
+    return nullptr;
+  }
+  PyObject* result = original(cls, args, keywords);
+  PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+  return unless(
+      aside([&] {
+        after_apply(scope, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
+      }),
+      result);
+}
+
+PyObject* apply_plain(PyObject* cls, PyObject* args) {
+  PyCFunction original = apply_original;
+  FunctionScope scope;
+  if (aside([&] { before_apply(scope); })) {
+    return nullptr;
+  }
+  PyObject* result = original(cls, args);
+  PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+  return unless(
+      aside([&] {
+        after_apply(scope, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
+      }),
+      result);
+}
+
+// False where the classmethod is of a kind that this does not know: then it is left alone.
+bool exchange_apply(const py::object& classmethod) {
+  if (Py_TYPE(classmethod.ptr()) != &PyClassMethodDescr_Type) {
+    return false;
+  }
+  PyMethodDef* entry = reinterpret_cast<PyMethodDescrObject*>(classmethod.ptr())->d_method;
+  const int kind = entry->ml_flags & ~(METH_CLASS | METH_COEXIST);
+  if (apply_entry != nullptr || (kind != METH_VARARGS && kind != (METH_VARARGS | METH_KEYWORDS))) {
+    return false;
+  }
+  apply_entry = entry;
+  apply_original = entry->ml_meth;
+  if (kind == METH_VARARGS) {
+    entry->ml_meth = &apply_plain;
+  } else {
+    entry->ml_meth =
+        reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&apply_with_keywords));
+  }
+  return true;
+}
+
+void put_back_apply() {
+  if (apply_entry != nullptr) {
+    apply_entry->ml_meth = apply_original;
+    apply_entry = nullptr;
+  }
 }
 
 // threading.Thread._bootstrap_inner: the first thing of a new thread that is its own.
@@ -407,6 +480,9 @@ void bind_hooks(py::module_& m) {
   m.def("wrap_backward", &wrap_backward);
   m.def("wrap_noting", &wrap_noting);
   m.def("wrap_apply", &wrap_apply);
+  m.def("exchange_apply", &exchange_apply);
+  m.def("put_back_apply", &put_back_apply);
+  m.def("apply_is_exchanged", [] { return apply_entry != nullptr; });
   m.def("wrap_bootstrap", &wrap_bootstrap);
   m.def("wrap_run", &wrap_run);
   m.def("recorder_wake_threads", &wake_threads);

@@ -145,7 +145,7 @@ def test_a_cuda_graph_has_a_column_of_its_own():
 
 def test_a_row_that_would_take_longer_than_its_limit_is_skipped():
     with pytest.raises(gradext_modes.OverLimit, match=r"more than 0 s"):
-        modes.measure(ROW, "cpu", quick=True, counts=False, limit=1e-9)
+        modes.measured(ROW, "cpu", quick=True, counts=False, limit=1e-9)
 
 
 def script(*words):

@@ -8,6 +8,7 @@ force-color.org.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -53,16 +54,33 @@ def width(most: int = MAX_WIDTH, otherwise: int = MAX_WIDTH) -> int:
 
 
 def console(stream: Any, **options: Any) -> Console:
-    """A console of rich's on `stream`, by the same rule."""
+    """A console of rich's on `stream`, by the same rule; `options` come before it."""
     from rich.console import Console
 
     colored = wants_color(stream)
-    return Console(
-        file=stream,
-        force_terminal=colored or is_terminal(stream),
-        color_system="auto" if colored else None,
+    of_rule = {
+        "force_terminal": colored or is_terminal(stream),
+        "color_system": "auto" if colored else None,
+    }
+    return Console(file=stream, **{**of_rule, **options})
+
+
+def rendered(renderable: Any, **options: Any) -> str:
+    """What rich makes of it, as the text of a result: `str(result)`.
+
+    It has colour where a person at a terminal has asked for it and never elsewhere, FORCE_COLOR or
+    not: a text may be logged, compared or written to a file.
+    """
+    seen = is_terminal(sys.stdout)
+    out = io.StringIO()
+    made = console(
+        out,
+        force_terminal=seen,
+        color_system="auto" if seen and wants_color(sys.stdout) else None,
         **options,
     )
+    made.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
 
 
 def say(line: str) -> None:

@@ -362,7 +362,7 @@ def _shown(
         return
     from rich.progress import Progress
 
-    console = terminal.console(sys.stderr)
+    console = terminal.console(sys.stderr, **({"force_terminal": True} if progress else {}))
     if progress is False or not (progress or terminal.is_terminal(sys.stderr)):
         yield None
         return

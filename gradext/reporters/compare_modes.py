@@ -5,8 +5,6 @@ Reads finished comparisons and times nothing. rich and matplotlib are imported w
 
 from __future__ import annotations
 
-import sys
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import terminal
@@ -135,13 +133,9 @@ def _table(title: str, head: list[str], rows: list[list[str]]) -> str:
         table.add_column(clean(name), justify="left" if index == 0 else "right", no_wrap=index < 3)
     for row in rows:
         table.add_row(*map(clean, row))
-    out = StringIO()
     # Wide enough for the table: a file has no width, and a narrow terminal wraps lines itself.
     wide = max(120, terminal.width(most=10_000, otherwise=120))
-    console = terminal.console(sys.stdout, width=wide, markup=False)
-    console.file = out
-    console.print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+    return terminal.rendered(table, width=wide, markup=False)
 
 
 def plot(found: ModeComparison) -> Figure:

@@ -9,7 +9,6 @@ import html
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import terminal
@@ -260,15 +259,7 @@ def _hex(identity: int | None) -> str:
 
 
 def render(renderable: RenderableType) -> str:
-    """What rich makes of it, with colour only where stdout may have some."""
+    """What rich makes of it, as wide as the terminal."""
+    wide = terminal.width(most=10_000) if terminal.is_terminal(sys.stdout) else 120
     # In a notebook rich would display the text instead of returning it.
-    out = StringIO()
-    console = terminal.console(
-        sys.stdout,
-        width=terminal.width(most=10_000) if terminal.is_terminal(sys.stdout) else 120,
-        force_jupyter=False,
-        legacy_windows=False,
-    )
-    console.file = out
-    console.print(renderable)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
+    return terminal.rendered(renderable, width=wide, force_jupyter=False, legacy_windows=False)

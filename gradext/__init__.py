@@ -80,7 +80,7 @@ _HOMES = {
     "gradext.recording.recording": ("Recording", "record"),
     "gradext.rules.check_backward": ("check_backward",),
     "gradext.rules.explain": ("explain",),
-    "gradext.run.autostart": ("install",),
+    "gradext.run.install": ("install",),
     "gradext.state.inspect": ("STATE_COLUMNS", "TensorState", "inspect", "states"),
     "gradext.state.tree": ("StateTree", "inspect_tree"),
 }

@@ -5,12 +5,15 @@ The floors themselves are contracts of import-linter (pyproject.toml), which a c
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from pathlib import Path
 
 import grimp
 import pytest
+
+import gradext
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,6 +55,25 @@ def circles(graph: grimp.ImportGraph) -> list[list[str]]:
         if module not in index:
             visit(module)
     return [circle for circle in found if len(circle) > 1]
+
+
+def test_the_table_of_public_names_is_what_a_type_checker_reads():
+    tree = ast.parse((ROOT / "gradext" / "__init__.py").read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    read = {
+        alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom) and node.module != "gradext"
+        for alias in node.names
+    }
+    assert {name: home for home, names in gradext._HOMES.items() for name in names} == read
+    assert {*read, "ops", "__version__"} == set(gradext.__all__)
+
+
+@pytest.mark.parametrize("name", gradext.__all__)
+def test_each_public_name_is_there(name):
+    assert getattr(gradext, name) is not None
+    assert name in dir(gradext)
 
 
 def test_no_circle(graph):

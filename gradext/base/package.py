@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def is_launcher(file: str) -> bool:
     if os.path.basename(folder) not in {"bin", "Scripts", "condabin"}:
         return False
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):
+            return False  # to open a pipe would wait
         with open(file, "rb") as stream:
             if stream.read(2) != b"#!":
                 return False
@@ -67,7 +70,7 @@ def is_launcher(file: str) -> bool:
             if stream.read(1):
                 return False
         body = ast.parse(b"#!" + text).body
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     # A docstring may begin it.
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from types import FrameType, ModuleType
 
@@ -60,7 +61,7 @@ def load() -> ModuleType:
 def _level() -> int:
     """So that a warning names the line that imported gradext."""
     level, frame = 1, sys._getframe(1)
-    package = str(build.PACKAGE)
+    package = f"{build.PACKAGE}{os.sep}"
     at: FrameType | None = frame
     while at is not None and at.f_code.co_filename.startswith((package, "<frozen importlib")):
         level += not at.f_code.co_filename.startswith("<frozen importlib")

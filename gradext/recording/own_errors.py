@@ -9,14 +9,14 @@ from gradext.native import _C, torch_internals
 from gradext.recording import time_share
 
 _errors: dict[str, int] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer that runs within count() may fail and count, too
 _unexplained = 0
 
 
 def _in_child() -> None:
     """The thread that holds the lock may be none of a forked process's."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 _C.call_in_child(_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import raw
@@ -29,20 +28,28 @@ class Case:
         self.data = data
         self.is_backward = outputs is not _NOTHING
         self.outputs = outputs if self.is_backward else None
+        self._graph: graph_copy.Graph | None = None
+        self._names: Names | None = None
 
-    @functools.cached_property
+    # Not functools.cached_property: before Python 3.12 it holds one lock for all Cases while it
+    # computes, and a finalizer that runs meanwhile may wait for a thread that diagnoses too.
+
+    @property
     def text(self) -> str:
         """The error's message."""
         return raw.message(self.error)
 
-    @functools.cached_property
+    @property
     def graph(self) -> graph_copy.Graph | None:
         """The graph below the outputs, as it failed; None for an error that was caught."""
-        return graph_copy.read(self.outputs) if self.is_backward else None
+        if self._graph is None and self.is_backward:
+            self._graph = graph_copy.read(self.outputs)
+        return self._graph
 
-    @functools.cached_property
+    @property
     def names(self) -> Names | None:
         """Names of tensors in the frames of the error and above; None where there is no graph."""
-        if not self.is_backward:
-            return None
-        return Names([*live_frames.frames_of_error(self.error), *live_frames.frames_above()])
+        if self._names is None and self.is_backward:
+            live = [*live_frames.frames_of_error(self.error), *live_frames.frames_above()]
+            self._names = Names(live)
+        return self._names

@@ -358,7 +358,7 @@ class Session:
         """The files as things stand."""
         told = bool(self._entries or self._own)
         if self.is_root:
-            if not (self._write_early or self._torch_seen or told):
+            if not self.settings.outputs or not (self._write_early or self._torch_seen or told):
                 return
         elif not told:
             return
@@ -401,6 +401,7 @@ class Session:
         terminal.print_safely(f"\n{text}")
 
     def note_own(self, line: str) -> None:
+        """Keep a line on an error of gradext's own, for the end of the report."""
         if len(self._own) < 20:
             self._own.append(line)
 

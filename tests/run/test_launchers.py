@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def test_the_same_text_elsewhere_is_the_users(command, folder):
 
 def test_a_file_that_is_not_there_is_the_users(tmp_path):
     assert is_user_file(str(tmp_path / "bin" / "gone"))
+
+
+def test_a_pipe_is_not_opened(tmp_path):
+    (tmp_path / "bin").mkdir()
+    os.mkfifo(tmp_path / "bin" / "run-it")
+    assert not is_launcher(str(tmp_path / "bin" / "run-it"))
 
 
 def chain(report):

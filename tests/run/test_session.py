@@ -135,6 +135,14 @@ def test_what_differs_in_one_place_is_told_apart(session):
     assert len(read(session)["diagnoses"]) == 3
 
 
+def test_without_a_file_nothing_is_made_for_one(monkeypatch):
+    made = sessions.Session(settings.Settings.new({}, RecordOptions()))
+    monkeypatch.setattr(made, "_report", lambda: 1 / 0)
+    made.on_incident(Incident(diagnosis(1), error=RuntimeError("a")))
+    assert made._own == []
+    assert not os.path.exists(made.path)
+
+
 def test_the_report_is_printed_once(session, capsys):
     session.on_incident(Incident(diagnosis(1)))
     session.report()

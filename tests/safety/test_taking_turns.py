@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gradext
-from gradext.recording import incidents
-from gradext.rules import judge
+from gradext.recording import incidents, own_errors
+from gradext.rules import case, graph_copy, judge
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +112,42 @@ def test_what_waits_for_the_next_in_turn_is_not_stuck(monkeypatch):
     with gradext.record():
         assert gradext.explain(fail(lambda h: h.add_(1)))[0].code == "GX101"
     assert len(ended) == 1
+
+
+@pytest.mark.parametrize("what", ["read", "Names"])
+def test_what_is_read_of_a_case_holds_up_no_other_thread(monkeypatch, what):
+    """The finalizer may run while the graph, or the names, of one failure are read."""
+    monkeypatch.setattr(incidents, "_TURN", 0.05)
+    owner = {"read": graph_copy, "Names": case}[what]
+    original, begun, ended = getattr(owner, what), [], []
+
+    def joins(*args):
+        if not begun:
+            begun.append(1)
+            ended.extend(at_once(lambda: fail(lambda h: h.mul_(2))))
+        return original(*args)
+
+    monkeypatch.setattr(owner, what, joins)
+    with gradext.record():
+        assert gradext.explain(fail(lambda h: h.add_(1)))[0].code == "GX101"
+        assert gradext.explain(ended[0])[0].code == "GX101"
+
+
+def test_an_own_error_may_be_counted_within_another(monkeypatch):
+    """A finalizer may run wherever something is allocated, and fail there."""
+
+    class Errors(dict):
+        def get(self, key, default):
+            if not len(self):
+                self["within"] = 1
+                own_errors.count(ValueError("second"), "finalizer")
+            return super().get(key, default)
+
+    monkeypatch.setattr(own_errors, "_errors", Errors())
+    at_once(lambda: own_errors.count(ValueError("first"), "diagnosis"))
+    assert {"finalizer: ValueError: second", "diagnosis: ValueError: first"} <= set(
+        own_errors._errors
+    )
 
 
 def test_a_turn_within_a_turn_and_an_error_leave_it_free():

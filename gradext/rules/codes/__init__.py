@@ -66,8 +66,9 @@ def is_known(text: str) -> bool:
 
 def diagnose(case: Case) -> list[Diagnosis]:
     """What the first rule says that knows such an error; nothing where none does."""
+    text = case.text
     for rule in RULES:
-        if rule.pattern.search(case.text) is not None:
+        if rule.pattern.search(text) is not None:
             found = rule.ask(case)
             if found:
                 return found

@@ -31,7 +31,8 @@ class Mode:
     Attributes:
         name: "no_grad", "inference_mode", "set_grad_enabled" or "forward" (of a Function).
         how: "with", "decorator", "switch" (a bare call, in force until it is switched back),
-            "call" (inside a library or an autograd.Function).
+            "call" (inside a library or an autograd.Function), "suspended" (a `with` block of a
+            generator or coroutine that waits within it, while others run on its thread).
         site: the `with`, decorator or call.
         inside: the line within the block, or within the decorated function, that was running.
     """
@@ -62,7 +63,13 @@ def find(
         return None
     inside = _same_frame(site, entered, running)
     how = "with" if _is_with(site) else "switch"
-    if how == "with":
+    if how == "with" and inside is None and site.frame.is_user:
+        outer = _around(entered, running)
+        if outer is not None:
+            site, inside = outer
+        elif _waits_within(site):
+            how = "suspended"
+    if how in ("with", "suspended"):
         # The instruction's place is that of the whole block.
         end = (site.frame.column or 0) + len(site.frame.code)
         header = dataclasses.replace(site.frame, end_line=site.frame.line, end_column=end)
@@ -169,6 +176,35 @@ def _is_with(site: Site) -> bool:
         return True
     # `with` in the middle of an expression of several lines, or code that cannot be read.
     return node is None and site.frame.code.startswith(("with ", "async with "))
+
+
+def _around(entered: Sequence[Frame], running: Sequence[Frame]) -> tuple[Site, Site] | None:
+    """The caller's `with frozen():`, where frozen() is a context manager that enters the mode."""
+    for index, frame in enumerate(entered):
+        if not frame.is_user:
+            continue
+        site = sites.site(entered[index:], label="enters a context manager that switches it off")
+        if site is None or not _is_with(site):
+            continue
+        inside = _same_frame(site, entered, running)
+        if inside is not None:
+            return site, inside
+    return None
+
+
+def _waits_within(site: Site) -> bool:
+    """Whether the `with` block at the site yields or awaits."""
+    node = statements.statement(site)
+    if not isinstance(node, (ast.With, ast.AsyncWith)):
+        return False
+    pending: list[ast.AST] = list(node.body)
+    while pending:
+        part = pending.pop()
+        if isinstance(part, (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFor, ast.AsyncWith)):
+            return True
+        if not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            pending += ast.iter_child_nodes(part)
+    return False
 
 
 def _same_frame(site: Site, entered: Sequence[Frame], running: Sequence[Frame]) -> Site | None:

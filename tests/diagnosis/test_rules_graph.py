@@ -10,12 +10,64 @@ case(
     "GX302", "backward_twice", """
     x = torch.ones(3, requires_grad=True)
     y = x.exp()  #V
-    loss = y.sum()  #C
+    loss = y.sum()
+    loss.backward()  #V
     loss.backward()  #C
-    loss.backward()
     """,
-    ("loss.backward()\nloss.backward()", "loss.backward(retain_graph=True)\nloss.backward()"),
-    fix=("retain_graph=True", ":4", ":5"),
+    ("loss.backward()\nloss.backward()", "loss.backward()"),
+    fix=("take `loss.backward()` out at", ":5", "retain_graph=True", ":4"),
+)  # fmt: skip
+case(
+    "GX302", "criterion_calls_backward_too", """
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    class Criterion:
+        def __call__(self, out, scale):
+            loss = out.pow(2).sum()
+            (loss * scale).backward()  #V
+            return loss
+    def step(criterion):
+        loss = criterion(net(torch.ones(1, 2)), 2.0)
+        loss.backward()  #C
+    step(Criterion())
+    """,
+    ("\n    loss.backward()", ""),
+    text=("each call adds the same gradients",), fix=(":9", ":5"),
+)  # fmt: skip
+case(
+    "GX302", "part_of_the_total_differentiated_before", """
+    net, aux = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 1)
+    x = torch.ones(1, 2)
+    main = net(x).pow(2).sum()
+    main.backward()  #C
+    total = main + aux(x).sum()
+    total.backward()  #V
+    """,
+    ("main.backward()\n", ""),
+    fix=("take `main.backward()` out at", ":4", "computes these gradients too"),
+)  # fmt: skip
+case(
+    "GX302", "part_of_the_total_differentiated_after", """
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    def step(x):
+        a, b = net(x).pow(2).sum(), net(x).abs().mean()
+        (a + b).backward()  #V
+        return a
+    loss = step(torch.ones(1, 2))
+    loss.backward()  #C
+    """,
+    ("loss = step(torch.ones(1, 2))\nloss.backward()", "loss = step(torch.ones(1, 2))"),
+    fix=(":7", ":4"),
+)  # fmt: skip
+case(
+    "GX302", "two_calls_for_different_inputs", """
+    net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+    x = torch.ones(1, 2, requires_grad=True)
+    loss = net(x).pow(2).sum()  #CV
+    loss.backward(inputs=[x])  #C
+    loss.backward(inputs=list(net.parameters()))
+    """,
+    ("inputs=[x]", "inputs=[x], retain_graph=True"),
+    fix=("retain_graph=True", ":4"),
 )  # fmt: skip
 case(
     "GX302", "backward_in_a_loop", """

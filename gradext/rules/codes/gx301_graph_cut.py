@@ -58,13 +58,15 @@ def no_gradient(error: BaseException, data: Data | None, outputs: Any = None) ->
     if index is None:
         asks = dataclasses.replace(asks, label="asks for a gradient of it") if asks else None
         spoken = "the input" if spoken == "The loss" else spoken
-    found = best(data, [cut for step in chain.cuts() if (cut := describe(data, step))], names)
+    cuts = [cut for step in chain.cuts() if (cut := describe(data, step))]
+    off = _of_mode_still_off(data, chain, cuts)
+    found = best(data, off or cuts, names)
     if index is None and roots:
         asked = _input_of_grad(data, chain, found, names, spoken, roots[0], asks)
         if asked is not None:
             return [asked]
     if found is not None:
-        return [_cut_diagnosis(data, chain, found, names, spoken, asks)]
+        return [_cut_diagnosis(data, chain, found, names, spoken, asks, is_off=bool(off))]
     return [_never_required(data, chain, names, spoken, asks, live, roots)]
 
 
@@ -80,8 +82,57 @@ def in_question(error: BaseException, outputs: Any) -> tuple[list[Any], tuple[ob
     return roots, made
 
 
+def _of_mode_still_off(data: Data, chain: Chain, cuts: Sequence[Cut]) -> list[Cut]:
+    """The cuts of the grad mode that is off where the loss itself is computed; empty: it is on.
+
+    Nothing else that loses the gradient matters as long as it is off.
+    """
+    if not cuts:
+        return []
+    off = [
+        cut
+        for step in chain.steps
+        if step.after is None and chains.is_without_grad_mode(step.origin)
+        if (cut := describe(data, step)) is not None and cut.mode is not None
+    ]
+    modes = {_entered(cut) for cut in off}
+    return [cut for cut in cuts if _entered(cut) in modes] or off if modes else []
+
+
+def _entered(cut: Cut) -> tuple[str, int] | None:
+    return None if cut.mode is None else sites.line_of(cut.mode.site)
+
+
+def _also_cut(data: Data, cut: Cut) -> list[Cut]:
+    """What loses the gradient as well, between the cut and the loss, on other lines."""
+    lines = {sites.line_of(site) for site in cut.sites}
+    found = []
+    # The nearest to the cut first. The ops of one mode, and the functions that a value passes on
+    # its way through Python, are one thing to mend.
+    came_back = cut.kind == "read"
+    for step in cut.step.barriers():
+        other = describe(data, step)
+        if other is None or not other.sites:
+            continue
+        was_away, came_back = came_back, other.kind == "read"
+        if (was_away and other.kind == "copy") or lines & {sites.line_of(s) for s in other.sites}:
+            continue
+        if other.mode is not None and _entered(other) == _entered(cut):
+            continue
+        lines |= {sites.line_of(site) for site in other.sites}
+        found.append(other)
+    return found
+
+
 def _cut_diagnosis(
-    data: Data, chain: Chain, cut: Cut, names: Owners, spoken: str, asks: Site | None
+    data: Data,
+    chain: Chain,
+    cut: Cut,
+    names: Owners,
+    spoken: str,
+    asks: Site | None,
+    *,
+    is_off: bool,
 ) -> Diagnosis:
     lost = names_lost(data, chain, names)
     culprit = cut.sites[0] if cut.sites else None
@@ -94,9 +145,16 @@ def _cut_diagnosis(
     if lost:
         several = len(lost) > 1
         notes.append(f"{listed(lost)} get{'' if several else 's'} no gradient because of it")
-    others = [c for s in chain.cuts() if s is not cut.step and (c := describe(data, s))]
-    for other in _distinct_lines(others, cut)[:2]:
-        notes.append(f"{other.what} cuts another way, at {sites.where(other.sites[0].frame)}")
+    also = _also_cut(data, cut)
+    for other in also[:2]:
+        notes.append(
+            f"{other.what} at {sites.where(other.sites[0].frame)} cuts the same way again: both "
+            "are to be mended"
+        )
+    if not is_off:
+        others = [c for s in chain.cuts() if s is not cut.step and (c := describe(data, s))]
+        for other in _distinct_lines(others, cut)[:2]:
+            notes.append(f"{other.what} cuts another way, at {sites.where(other.sites[0].frame)}")
     if not cut.step.is_sure:
         notes.append(
             "the value came back from Python, where nobody sees what is computed: that it is this "
@@ -108,7 +166,7 @@ def _cut_diagnosis(
         message=message,
         culprits=cut.sites,
         victims=sites.distinct(victims),
-        fix=fix(data, cut),
+        fix="; then ".join([fix(data, cut), *(fix(data, other) for other in also[:1])]),
         notes=tuple(notes),
     )
 

@@ -17,7 +17,7 @@ from gradext.rules.rewrite import detach
 from gradext.rules.wording import node_sites
 from gradext.rules.wording.loops import runs_again
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites
+from gradext.source import sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -114,7 +114,15 @@ def freed(
         data, node, f"{op_names.of_node(node.name)} made a part of the graph that was freed"
     )
     whole = outer is None
-    if whole:
+    twice = call is not None and _adds_twice(node, call, whole, first, again)
+    taken, kept = (first, again) if twice and _has_more(graph, index) else (again, first)
+    if twice:
+        culprits = sites.distinct([taken])
+        message = (
+            f"backward() ran twice on {what if name else 'the same loss'}: the first call has "
+            f"freed {node.name} and what lies below it, and each call adds the same gradients."
+        )
+    elif whole:
         culprits = sites.distinct([detach.assigning(maker, name) if maker else None, first, again])
         message = (
             f"backward() ran a second time through the same graph: {node.name}, and what lies "
@@ -130,6 +138,7 @@ def freed(
     below = _freed_below(graph, index)
     victims = sites.distinct(
         [
+            kept if twice else None,
             maker,
             *(node_sites.site_of(data, graph.nodes[other], "") for _, other in entries[1:8]),
             *(
@@ -141,7 +150,7 @@ def freed(
         ]
     )
     notes = []
-    if first is not None:
+    if first is not None and not twice:
         notes.append(f"the graph was freed by the backward at {sites.where(first.frame)}")
     elif not len(data.saves):
         notes.append("the light mode records no nodes, so the lines of the graph are not known")
@@ -157,10 +166,56 @@ def freed(
             message=message,
             culprits=culprits,
             victims=victims,
-            fix=_fix(data, node, name, whole, (made, maker, linking, first, again)),
+            fix=(
+                _one_too_many(taken, kept, first)
+                if twice and taken is not None and kept is not None and first is not None
+                else _fix(data, node, name, whole, (made, maker, linking, first, again))
+            ),
             notes=tuple(notes),
         )
     ]
+
+
+def _adds_twice(
+    node: Node, call: Backward, whole: bool, first: Site | None, again: Site | None
+) -> bool:
+    """Whether two lines call `.backward()` on the same loss, one of them perhaps on more.
+
+    `autograd.grad()` and `backward(inputs=...)` hand out gradients for a purpose of their own, so
+    two such calls are meant.
+    """
+    if first is None or again is None or sites.line_of(first) == sites.line_of(again):
+        return False
+    own = call.nodes[call.nodes[:, NODES.thread] == node.thread]
+    is_root = len(own) > 0 and node.sequence == int(own[:, NODES.sequence].max())
+    return (whole or is_root) and all(
+        not any(frame.function == "grad" for frame in site.stack)
+        and "inputs=" not in statements.text_of(site)
+        for site in (first, again)
+    )
+
+
+def _has_more(graph: Graph, index: int) -> bool:
+    """Whether the graph leads to leaves that do not lie below one of its nodes."""
+    pending, seen = [0] if index else [], {index}
+    while pending:
+        number = pending.pop()
+        if number in seen:
+            continue
+        seen.add(number)
+        if not graph.nodes[number].next:
+            return True
+        pending += [following for following in graph.nodes[number].next if following >= 0]
+    return False
+
+
+def _one_too_many(taken: Site, kept: Site, first: Site) -> str:
+    does = "has computed" if kept is first else "computes"
+    return (
+        f"take `{statements.text_of(taken)}` out at {sites.where(taken.frame)}: the call at "
+        f"{sites.where(kept.frame)} {does} these gradients too; or, to add them twice on purpose, "
+        f"`retain_graph=True` at {sites.where(first.frame)}"
+    )
 
 
 def _held(made: Site | None, linking: Site | None, name: str | None) -> str:

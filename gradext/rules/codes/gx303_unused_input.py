@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gradext.base import raw
+from gradext.base import package, raw
 from gradext.diagnosis.model import Diagnosis, Site
+from gradext.recording.events import Flow
 from gradext.rules.graph_copy import Graph
-from gradext.rules.wording import node_sites
+from gradext.rules.wording import constants, cuts, node_sites
+from gradext.rules.wording.cuts import Cut
 from gradext.source import sites
 
 if TYPE_CHECKING:
@@ -53,7 +55,11 @@ def unused_input(
         label = f"makes {unused[0].text}, which nothing of the outputs was computed from"
         number, _ = data.node_stack(*unused[0].node)
         made = sites.site(data.frames(number), label=label)
-    culprits = sites.distinct([made, asks])
+    ended = None
+    if unused and data is not None and graph is not None and names is not None:
+        ended = _where_it_ends(data, graph, call, unused[0])
+    ends_at = ended.cut.sites if ended is not None else ()
+    culprits = sites.distinct([*ends_at, made]) or sites.distinct([asks])
     victims: tuple[Site, ...] = ()
     if data is not None and graph is not None and graph.nodes:
         newest = sorted(graph.nodes, key=graph.order, reverse=True)[:256]
@@ -61,20 +67,37 @@ def unused_input(
         if asks is not None:
             lines = [s for s in lines if s is None or sites.line_of(s) != sites.line_of(asks)]
         outputs = sites.distinct(lines, 2)
-        victims = sites.distinct([asks, *outputs] if made is not None else [*outputs, asks])
+        asked_first = made is not None or ended is not None
+        victims = sites.distinct([asks, *outputs] if asked_first else [*outputs, asks])
     plural = len(unused) > 1
+    message = (
+        f"{which} {'are' if plural else 'is'} not part of the graph that the outputs were "
+        f"computed from, so there is no gradient with respect to {'them' if plural else 'it'}."
+    )
+    mend = _fix_unused(unused, made, asks, victims)
+    notes = []
+    if ended is not None and data is not None:
+        line = sites.where(ended.cut.sites[0].frame)
+        if ended.is_sure:
+            message = (
+                f"The outputs depend on {unused[0].text} in no way that has a gradient: its path "
+                f"to them ends at {ended.cut.what}, {line}."
+            )
+        else:
+            notes.append(
+                f"the outputs were computed from a value that {ended.cut.what} cut off from its "
+                f"history at {line}; what lay behind it is gone, so whether {unused[0].text} did "
+                "is not known"
+            )
+        mend = f"{cuts.fix(data, ended.cut)}; or {_allow(asks)}"
     return [
         Diagnosis(
             code="GX303",
-            message=(
-                f"{which} {'are' if plural else 'is'} not part of the graph that the outputs were "
-                "computed from, so there is no gradient with respect to "
-                f"{'them' if plural else 'it'}."
-            ),
+            message=message,
             culprits=culprits,
             victims=victims,
-            fix=_fix_unused(unused, made, asks, victims),
-            notes=(),
+            fix=mend,
+            notes=tuple(notes),
         )
     ]
 
@@ -82,13 +105,72 @@ def unused_input(
 _WITHOUT = "computes the outputs without it"
 
 
+def _where_it_ends(data: Data, graph: Graph, call: Any, wanted: _Unused) -> _End | None:
+    """Where the way from an input to the outputs loses the gradient; None: no such way is known."""
+    from gradext.objects import naming
+
+    rows = _rows_of_outputs(dict(naming.locals_of(call)))
+    chain = constants.behind(data, graph, [] if rows is None else _leaves_in(rows[0]))
+    ends = []
+    for step in chain.cuts():
+        # What was computed from an inference tensor, or came back from Python by a way that only
+        # the functions tell, may be of any other tensor.
+        if not isinstance(step.origin, Flow) or not step.is_sure:
+            continue
+        is_taken = step.origin.source == wanted.tensor or _leads_to(step.origin.source, wanted)
+        if is_taken is False:
+            continue
+        told = cuts.describe(data, step)
+        if told is not None and told.sites:
+            ends.append(_End(told, bool(is_taken)))
+    return min(ends, key=lambda end: (not end.is_sure, end.cut.step.depth), default=None)
+
+
+def _leads_to(source: int, wanted: _Unused) -> bool | None:
+    """Whether a tensor was computed from the input, by its graph; None where it is gone."""
+    from gradext.objects import naming
+    from gradext.rules import graph_copy
+    from gradext.source import live_frames
+
+    for frame in live_frames.frames_above():
+        if not package.is_user_file(frame.f_code.co_filename):
+            continue
+        for _, value in naming.locals_of(frame):
+            who = naming.identity_of(value)
+            if who is None or who.id != source:
+                continue
+            rows, _ = graph_copy.rows_below([value])
+            return wanted.tensor in _leaves_in(rows) or (
+                wanted.node is not None and wanted.node in {(row[2], row[3]) for row in rows}
+            )
+    return None
+
+
+def _leaves_in(rows: Sequence[Any]) -> set[int]:
+    from gradext.objects import naming
+
+    found = (naming.facts_of(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad"))
+    return {facts.id for facts in found if facts is not None}
+
+
+class _End(NamedTuple):
+    """`is_sure`: the value that was cut off is known to be the input, or computed from it."""
+
+    cut: Cut
+    is_sure: bool
+
+
+def _allow(asks: Site | None) -> str:
+    if asks is not None:
+        return f"pass allow_unused=True at {sites.where(asks.frame)} if it may be missing"
+    return "pass allow_unused=True if a missing gradient is expected"
+
+
 def _fix_unused(
     unused: list[_Unused], made: Site | None, asks: Site | None, victims: tuple[Site, ...]
 ) -> str:
     name = unused[0].text if unused else "the tensor"
-    allow = "pass allow_unused=True if a missing gradient is expected"
-    if asks is not None:
-        allow = f"pass allow_unused=True at {sites.where(asks.frame)} if it may be missing"
+    allow = _allow(asks)
     if made is not None:
         used = next((v for v in victims if v.label == _WITHOUT), None)
         line = sites.where(made.frame)
@@ -110,11 +192,12 @@ def _fix_unused(
 
 
 class _Unused(NamedTuple):
-    """One input without a gradient: its name, and (thread, sequence) of the node that made it."""
+    """One input without a gradient: its name and id; (thread, sequence) of what made it."""
 
     text: str
     node: tuple[int, int] | None
     is_parameter: bool
+    tensor: int
 
 
 def _grad_frame() -> Any:
@@ -146,20 +229,27 @@ def _inputs_in(local: dict[str, Any]) -> Sequence[Any] | None:
     return inputs if type(inputs) in (list, tuple) else None
 
 
+def _rows_of_outputs(local: dict[str, Any]) -> tuple[list[Any], bool] | None:
+    """graph_copy.rows_below() of what torch.autograd.grad() was called on."""
+    from gradext.rules import graph_copy
+
+    outputs = local.get("t_outputs", local.get("outputs"))
+    return None if outputs is None else graph_copy.rows_below(outputs)
+
+
 def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]:
     """The inputs that no node of the outputs' graph belongs to; that of the message first."""
     import torch
 
     from gradext.native import _C
     from gradext.objects import naming
-    from gradext.rules import graph_copy
 
     local = dict(naming.locals_of(frame))
     inputs = _inputs_in(local)
-    outputs = local.get("t_outputs", local.get("outputs"))
-    if inputs is None or outputs is None:
+    below = _rows_of_outputs(local)
+    if inputs is None or below is None:
         return []
-    rows, whole = graph_copy.rows_below(outputs)
+    rows, whole = below
     made = {id(row[0]) for row in rows}
     leaves = {id(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad")}
     found: list[_Unused] = []
@@ -175,5 +265,8 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
         node = (own[0][2], own[0][3]) if own and own[0][3] is not None else None
         is_parameter = bool(names and facts and names.is_parameter(facts.id))
         text = f"`{name}`" if name else f"inputs[{number}]"
-        found.insert(0 if number == index else len(found), _Unused(text, node, is_parameter))
+        found.insert(
+            0 if number == index else len(found),
+            _Unused(text, node, is_parameter, facts.id if facts else 0),
+        )
     return found

@@ -62,9 +62,16 @@ class _Without(ast.NodeTransformer):
             self.count += 1
             return called.value
         rebuilt = ast.unparse(called).rsplit(".", 1)[-1] in _MAKES_LEAVES and node.args
-        if self.count and rebuilt and any(k.arg == "requires_grad" for k in node.keywords):
-            return node.args[0]  # the value itself, and not a new leaf of it
-        return node
+        if not self.count or not rebuilt:
+            return node
+        given = node.args[0]
+        if isinstance(given, (ast.List, ast.Tuple)):
+            # Of numbers it made a tensor; of tensors it would copy the values.
+            if given.elts and not any(isinstance(e, ast.Constant) for e in given.elts):
+                stack = ast.Attribute(ast.Name("torch", ast.Load()), "stack", ast.Load())
+                return ast.Call(stack, [given], [])
+            return node
+        return given  # the value itself, and not a copy or a new leaf of it
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)

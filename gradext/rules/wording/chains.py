@@ -38,6 +38,10 @@ class Step:
     is_past_cut: bool
     is_sure: bool = True
 
+    def barriers(self) -> list[Step]:
+        """Where gradient would be lost on the way to the start, if it got past this cut."""
+        return [step for step in self.way() if step is not self and is_barrier(step.origin)]
+
     def way(self) -> Iterator[Step]:
         """From here to the start."""
         at: Step | None = self
@@ -75,6 +79,32 @@ def is_cut(origin: Birth | Flow) -> bool:
     if isinstance(origin, Birth):
         return origin.has_gradient_behind
     return origin.has(events.CUT)
+
+
+_DETACHES = {"aten::detach", "aten::detach_", "Tensor.data"}
+_LOSES = events.IN_INFERENCE | events.NOT_FLOATING | events.TO_PYTHON | events.FROM_PYTHON
+
+
+def is_without_grad_mode(origin: Birth | Flow) -> bool:
+    """Whether the program itself ran the op under no_grad or inference_mode.
+
+    What forward() of an autograd.Function computes is no such thing: its result has a gradient
+    where an input has one.
+    """
+    if isinstance(origin, Birth):
+        return True
+    return origin.has(events.IN_INFERENCE) or (
+        origin.has(events.NO_GRAD) and not origin.has(events.IN_FUNCTION)
+    )
+
+
+def is_barrier(origin: Birth | Flow) -> bool:
+    """Whether an op loses the gradient of whatever goes in."""
+    if is_without_grad_mode(origin):
+        return True
+    return isinstance(origin, Flow) and (
+        origin.has(_LOSES) or origin.op in _DETACHES or origin.has(events.GRAD_CALL)
+    )
 
 
 def back_from(data: Data, origins: Iterable[Birth | Flow | None]) -> Chain:

@@ -158,7 +158,7 @@ def _of_mode(step: Step, here: Site | None, mode: mode_blocks.Mode | None, name:
     if mode.name == "forward":
         spoken = "the forward() of an autograd.Function"
         told = [entered, here]
-    elif mode.how == "switch":
+    elif mode.how in ("switch", "suspended"):
         told = [entered, inside]
     else:
         if inside is not None:
@@ -222,6 +222,17 @@ def fix(data: Data, cut: Cut) -> str:
             return (
                 f"switch grad mode on again after {at}: `torch.set_grad_enabled(True)`, or use "
                 "`with torch.no_grad():` around what needs none"
+            )
+        if mode.how == "suspended":
+            function = mode.site.frame.function.rsplit(".", 1)[-1]
+            used = next(
+                (s for s in cut.sites if sites.line_of(s) != sites.line_of(mode.site)), site
+            )
+            return (
+                f"let {function}() leave the block that begins at {at} before it yields or awaits "
+                "(grad mode belongs to the thread: it is off for whoever runs meanwhile); or put "
+                f"`{statements.text_of(used)}` ({sites.where(used.frame)}) into "
+                "`with torch.enable_grad():`"
             )
         if mode.how == "decorator":
             return f"take the decorator at {at} off the function whose result is trained through"

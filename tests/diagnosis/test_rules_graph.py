@@ -59,6 +59,21 @@ case(
     fix=(":7", ":4"),
 )  # fmt: skip
 case(
+    "GX302", "second_pass_adds_onto_the_first_loss", """
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    out, loss = net(torch.ones(4, 2)), 0
+    for t in range(3):
+        loss += out[:, t].pow(2).mean()  #CV
+    loss.backward()
+    out = net(torch.ones(4, 2) * 2)
+    for t in range(3):
+        loss += out[:, t].pow(2).mean()  #C
+    loss.backward()
+    """,
+    ("out = net(torch.ones(4, 2) * 2)", "out, loss = net(torch.ones(4, 2) * 2), 0"),
+    fix=("loss",),
+)  # fmt: skip
+case(
     "GX302", "two_calls_for_different_inputs", """
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     x = torch.ones(1, 2, requires_grad=True)

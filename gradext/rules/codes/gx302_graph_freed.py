@@ -115,6 +115,8 @@ def freed(
     )
     whole = outer is None
     twice = call is not None and _adds_twice(node, call, whole, first, again)
+    # `loss += task(x)` after the first call: the sum is to start anew, and both calls are meant.
+    twice = twice and not (linking is not None and _is_carried_on(linking))
     taken, kept = (first, again) if twice and _has_more(graph, index) else (again, first)
     if twice:
         culprits = sites.distinct([taken])
@@ -193,6 +195,10 @@ def _adds_twice(
         and "inputs=" not in statements.text_of(site)
         for site in (first, again)
     )
+
+
+def _is_carried_on(linking: Site) -> bool:
+    return any(detach.is_running_sum(linking, n) for n in statements.assigned_names(linking))
 
 
 def _has_more(graph: Graph, index: int) -> bool:

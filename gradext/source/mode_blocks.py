@@ -30,9 +30,11 @@ class Mode:
 
     Attributes:
         name: "no_grad", "inference_mode", "set_grad_enabled" or "forward" (of a Function).
-        how: "with", "decorator", "switch" (a bare call, in force until it is switched back),
-            "call" (inside a library or an autograd.Function), "suspended" (a `with` block of a
-            generator or coroutine that waits within it, while others run on its thread).
+        how: "with", "decorator", "call" (inside a library or an autograd.Function),
+            "switch" (a bare call, in force until it is switched back; also
+            `stack.enter_context(no_grad())`, in force until the stack is closed),
+            "suspended" (a `with` block of a generator or coroutine that waits within it, while
+            others run on its thread).
         site: the `with`, decorator or call.
         inside: the line within the block, or within the decorated function, that was running.
     """
@@ -75,7 +77,9 @@ def find(
         header = dataclasses.replace(site.frame, end_line=site.frame.line, end_column=end)
         site = dataclasses.replace(site, frame=header)
     if any(f.function.rsplit(".", 1)[-1] not in ("__enter__", "__init__") for f in site.stack):
-        how = "call"
+        # A library's function runs the program's, or it has returned and left the mode on.
+        is_running = inside is not None and sites.line_of(inside) == sites.line_of(site)
+        how = "call" if is_running else "switch"
     return Mode(name, how, site, inside)
 
 

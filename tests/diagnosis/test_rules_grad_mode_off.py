@@ -102,6 +102,38 @@ case(
     fix=("evaluate() leave the block", ":10"),
 )  # fmt: skip
 case(
+    "GX301", "entered_on_an_exit_stack", """
+    import contextlib
+    net, ref, stack = nn.Linear(2, 1), nn.Linear(2, 1), contextlib.ExitStack()
+    def target(x):
+        stack.enter_context(torch.no_grad())  #C
+        return ref(x)
+    def step(x):
+        goal = target(x)
+        loss = (net(x) - goal).pow(2).mean()  #V
+        loss.backward()  #V
+    step(torch.ones(3, 2))
+    """,
+    ("stack.enter_context(torch.no_grad())", "pass"),
+    fix=(":4", "torch.set_grad_enabled(True)"),
+)  # fmt: skip
+case(
+    "GX301", "generator_yields_within_inference_mode", """
+    net = nn.Linear(2, 1)
+    class Loader:
+        def __iter__(self):
+            with torch.inference_mode():  #C
+                for _ in range(2):
+                    yield torch.ones(3, 2)
+    def fit(loader):
+        for x in loader:
+            net(x).pow(2).mean().backward()  #V
+    fit(Loader())
+    """,
+    ("with torch.inference_mode():", "if True:"),
+    fix=("leave that block before it yields", "torch.no_grad()"),
+)  # fmt: skip
+case(
     "GX301", "own_context_manager", """
     import contextlib
     @contextlib.contextmanager

@@ -228,6 +228,12 @@ def fix(data: Data, cut: Cut) -> str:
             used = next(
                 (s for s in cut.sites if sites.line_of(s) != sites.line_of(mode.site)), site
             )
+            if mode.name == "inference_mode":
+                return (
+                    f"let {function}() make its values under `with torch.no_grad():` in place of "
+                    f"the inference_mode at {at}, and leave that block before it yields or awaits: "
+                    "the mode belongs to the thread, and is on for whoever runs meanwhile"
+                )
             return (
                 f"let {function}() leave the block that begins at {at} before it yields or awaits "
                 "(grad mode belongs to the thread: it is off for whoever runs meanwhile); or put "

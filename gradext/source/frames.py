@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import linecache
 import os
+import re
 import sys
 import types
 from collections.abc import Iterable
@@ -28,8 +29,38 @@ def absolute(file: str) -> str:
 
 
 def function_name(code: types.CodeType) -> str:
-    """The qualified name where Python keeps one (3.11+)."""
-    return getattr(code, "co_qualname", code.co_name)
+    """The qualified name, "Net.forward"."""
+    name: str | None = getattr(code, "co_qualname", None)
+    return qualified(code) if name is None else name
+
+
+_HEADER = re.compile(r"([ \t]*)(?:async[ \t]+)?(def|class)[ \t]+(\w+)")
+
+
+def qualified(code: types.CodeType) -> str:
+    """What Python 3.11 keeps as co_qualname, by the indentation of the source; 3.10 keeps none.
+
+    Where a text of several lines stands further left than the code around it, the plain name.
+    """
+    lines = linecache.getlines(code.co_filename)[: code.co_firstlineno]
+    if code.co_name == "<module>" or len(lines) < code.co_firstlineno:
+        return code.co_name
+    parts = [code.co_name]
+    indent = _indent(lines.pop())
+    for line in reversed(lines):
+        if not indent:
+            break
+        if not line.strip() or line.lstrip().startswith("#") or _indent(line) >= indent:
+            continue
+        indent = _indent(line)
+        header = _HEADER.match(line)
+        if header is not None:
+            parts += [header[3]] if header[2] == "class" else ["<locals>", header[3]]
+    return ".".join(reversed(parts))
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" \t"))
 
 
 def frame_of(code: types.CodeType, instruction: int) -> Frame:
@@ -134,8 +165,6 @@ def _frames_of_node(module: object, line: int, first: int) -> list[Frame]:
 
 def frames_in_text(text: str) -> list[Frame]:
     """The frames of a printed traceback, in its order (outermost first)."""
-    import re
-
     frames = []
     for match in re.finditer(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(.*))?', text):
         file, line, function, code = match.groups()

@@ -305,7 +305,7 @@ def test_the_limits_of_gx304(generate: ModuleType) -> None:
     assert report.startswith(
         "warning[GX304] silent-cut: a tensor was rebuilt as a leaf: `.tolist()`"
     )
-    assert " --> wrong.py:15:" in report
+    assert re.search(r" --> wrong\.py:15(:\d+)? in ", report)  # 3.10 keeps no columns
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 
 import numpy
 import pytest
@@ -67,7 +68,8 @@ def test_the_text_has_a_line_per_check_and_the_lines_of_code(monkeypatch):
     start = shown.index(
         "WARN  writes: writes in place to 1 buffer: `model.calls`, as it does under no_grad"
     )
-    assert shown[start + 1].endswith(f"subjects.py:{line('COUNTED')}:9 in Count.forward")
+    column = ":9" if sys.version_info >= (3, 11) else ""  # 3.10 keeps none
+    assert shown[start + 1].endswith(f"subjects.py:{line('COUNTED')}{column} in Count.forward")
     assert shown[start + 2] == f"      {line('COUNTED')} | self.calls.add_(1)  #: COUNTED"
     number = " " * len(str(line("COUNTED")))
     assert shown[start + 3] == f"      {number} = here: version 0 -> 1 (aten::add_)"

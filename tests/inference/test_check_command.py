@@ -119,9 +119,9 @@ def test_a_failed_check_is_exit_code_1(check):
         "verdict: runs, but leaves 1 inference tensor in `model.cache[2]`; "
         "training afterwards fails"
     )
-    assert (
-        f"      --> mymodels.py:{line_of('return self.up')}:16 in Rope.forward" in out.splitlines()
-    )
+    column = ":16" if sys.version_info >= (3, 11) else ""  # 3.10 keeps none
+    line = f"      --> mymodels.py:{line_of('return self.up')}{column} in Rope.forward"
+    assert line in out.splitlines()
 
 
 WAYS = [

@@ -277,10 +277,9 @@ CASES: dict[str, tuple[str, list[str], list[int] | None]] = {
 
 
 def function_of(name: str) -> str:
-    """What Python calls a function: unqualified before 3.11, comprehensions inlined from 3.12."""
-    if sys.version_info >= (3, 12) and name in ("<listcomp>", "<dictcomp>"):
-        return "<module>"
-    return name if sys.version_info >= (3, 11) else name.rsplit(".", 1)[-1]
+    """What Python calls a function: comprehensions are inlined from 3.12."""
+    inlined = sys.version_info >= (3, 12) and name in ("<listcomp>", "<dictcomp>")
+    return "<module>" if inlined else name
 
 
 def run_marked(source: str, folder: Path) -> tuple[list[Frame], list[Any], str]:

@@ -21,6 +21,7 @@ class Passed(NamedTuple):
 
 
 PYTHONS = {
+    "3.10": Passed("2026-11-29", "whole suite", "2.13.0"),
     "3.11": Passed("2026-11-29", "whole suite", "2.13.0"),
     "3.12": Passed("2026-11-29", "whole suite", "2.13.0"),
     "3.13": Passed("2026-11-29", "whole suite", "2.13.0"),

@@ -19,6 +19,7 @@ struct SavedItem {
   // With saved-tensor hooks: the tensors in what the pack hook returned, as far as plain containers
   // show them. A hook that packed a copy, or something else, has none of the program's memory.
   std::vector<at::Tensor> packed;
+  const PyObject* hooked_with = nullptr;  // what it returned; an address to compare
 
   std::string label() const;
 };
@@ -31,6 +32,14 @@ bool is_python_function(const torch::autograd::Node& node);
 // (`is_busy`, if given, says so).
 std::vector<SavedItem> saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
 
+// Tensors that an autograd.Function of the program's keeps as attributes of its ctx, also in plain
+// containers: torch does not check them. `name`: "weight", "cache[0]".
+struct ContextItem {
+  std::string name;
+  at::Tensor tensor;
+};
+std::vector<ContextItem> context_items(torch::autograd::Node& node);
+
 // A CopySlices, which saves nothing itself; saved_items() gives what the node within it has saved.
 bool is_outer(torch::autograd::Node& node);
 
@@ -40,5 +49,7 @@ bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
 // A batch norm in training saves its running statistics, changes them and does not read them in
 // backward.
 bool is_unused(torch::autograd::Node& node, const SavedItem& item);
+// Whether the node may have such a one.
+bool has_unused(torch::autograd::Node& node);
 
 }  // namespace gradext::graph

@@ -20,7 +20,14 @@ from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.ops import graph_break
-from gradext.recording import findings, incidents, own_errors, running, time_share
+from gradext.recording import (
+    checkpoints,
+    findings,
+    incidents,
+    own_errors,
+    running,
+    time_share,
+)
 from gradext.recording.options import RecordOptions
 from gradext.source import live_frames
 
@@ -119,6 +126,7 @@ class guard:
             raise
         if not _guards:
             _wrap_hooks()
+            checkpoints.deliver = _deliver_recompute
         _guards.append(self)
         time_share.lift(1)
         self._entered = _C.recorder_stack()
@@ -137,6 +145,7 @@ class guard:
             time_share.lift(-1)
             if not _guards:
                 _unwrap_hooks()
+                checkpoints.deliver = None
             _C.guard_stop()
             self._end_recording()
             self._watches = []
@@ -306,8 +315,12 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
         gx403_gradient_written,
         gx404_overlapping_write,
     )
+    from gradext.rules.wording import context_attributes
 
     if not running.recordings or not _guards:
+        return None
+    is_kept = kind == "saved" and facts["saved"]["kind"] == "context"
+    if is_kept and not context_attributes.is_read(facts["node"], facts["attribute"]):
         return None
     finding, known = findings.of_guard(kind, facts), running.recordings[-1].known
     live = live_frames.frames_above()
@@ -320,7 +333,10 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
         return None
     data = running.recordings[-1].data
     if kind == "saved":
-        found = gx401_402_saved_bytes.changed(facts, data, Names(live))
+        told = gx401_402_saved_bytes.changed(facts, data, Names(live))
+        if told is None:
+            return None
+        found = told
     elif kind == "gradient":
         found = gx403_gradient_written.gradient_written(facts, data)
     else:
@@ -353,6 +369,10 @@ def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) ->
         return
     for diagnosis in dict.fromkeys(new):
         warnings.warn(f"gradext:\n{diagnosis}", GuardWarning, stacklevel=_level())
+
+
+def _deliver_recompute(found: list[Diagnosis]) -> None:
+    _deliver(found, list(_guards), may_raise=True)
 
 
 def _level() -> int:

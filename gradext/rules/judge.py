@@ -9,15 +9,28 @@ from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
-from gradext.rules.codes import gx304_silent_cut, gx401_silent_write
+from gradext.rules.codes import (
+    gx304_silent_checkpoint,
+    gx304_silent_cut,
+    gx401_silent_write,
+    gx406_recompute_differs,
+)
 from gradext.rules.explain import explain
 from gradext.rules.recognise import of_error as recognise
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
+    from gradext.recording.checkpoints import Recomputed
     from gradext.recording.recording import Recording
 
-__all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes", "recognise"]
+__all__ = [
+    "explain",
+    "of_backward",
+    "of_recompute",
+    "of_silent_cuts",
+    "of_silent_writes",
+    "recognise",
+]
 
 
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
@@ -36,8 +49,18 @@ def of_silent_writes(outputs: Any, recording: Recording) -> list[Diagnosis]:
     return gx401_silent_write.silent(data, live, Names(live_frames.frames_above()))
 
 
+def of_recompute(what: Recomputed, recording: Recording) -> list[Diagnosis]:
+    """GX406: what a checkpoint recomputed is not what its forward saved."""
+    names = Names(live_frames.frames_above())
+    return gx406_recompute_differs.differs(what, recording.data, names)
+
+
 def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> list[Diagnosis]:
     """GX304: values below `outputs` that lost their gradient, and hide it."""
     if not recording.cuts:
         return []
-    return gx304_silent_cut.silent(outputs, why, recording.data)
+    data = recording.data
+    return [
+        *gx304_silent_checkpoint.silent(outputs, data),
+        *gx304_silent_cut.silent(outputs, why, data),
+    ]

@@ -135,14 +135,21 @@ enum FlowFlags : uint32_t {
   kSourceIsLeaf = 2048,
   kFromInference = 4096,  // an input was an inference tensor
   kIsNumber = 8192,       // a merge: a term was added to one number, which is computed on with
+  kBySize = 1 << 14,      // kFromPython: what it came from is guessed, by the size of the array
   // What the value was computed from, however long ago:
   kTaintCut = 1 << 16,
   kTaintGrad = 1 << 17,  // kGradCall
   kTaintPython = 1
       << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
   kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
+  // An op without a derivative (a comparison, argmax) made it of something that has had no gradient
+  // from any backward so far.
+  kTaintDecision = 1 << 20,
+  // Its memory was made by Python or numpy, which may have computed it from what had left for there.
+  kTaintGuess = 1 << 21,
 };
-constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput;
+constexpr uint32_t kTaints =
+    kTaintCut | kTaintGrad | kTaintPython | kTaintInput | kTaintDecision | kTaintGuess;
 
 constexpr size_t kMaxParents = 4;
 
@@ -162,6 +169,7 @@ struct Flow {
   uint32_t op = 0;
   uint32_t flags = 0;
   uint32_t parents[kMaxParents] = {};
+  uint32_t behind = 0;  // of a kCut: the leaves that lie behind it (LeafSets), 0 if not known
 };
 
 // The last time that a program set `requires_grad` of a tensor itself.

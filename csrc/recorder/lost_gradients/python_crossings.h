@@ -19,6 +19,8 @@ void forget_crossings();
 
 // A value went to Python.
 void note_exit(uint32_t op, const at::Tensor& tensor, double value);
+// numpy was given the memory of a tensor without gradient, and may write to it.
+void note_shared(uint32_t op, const at::Tensor& tensor);
 // A tensor was made by a function of Python's that no op shows. `inputs`: tensors among its data.
 void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, double value);
 // Gradients that autograd.grad() returned without create_graph, of the graph below `root`.

@@ -185,6 +185,9 @@ void after(
   if (entry == kNumpy || entry == kToList) {
     if (cuts_are_on() && is_tensor(self)) {
       note_exit(name, THPVariable_Unpack(self), number_in(result));
+      if (entry == kNumpy) {
+        note_shared(name, THPVariable_Unpack(self));
+      }
     }
     return;
   }

@@ -1,0 +1,109 @@
+#include "recorder/lost_gradients/leaves.h"
+
+#include "journal/origins.h"
+#include "state/state.h"
+
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+
+#include <unordered_map>
+#include <unordered_set>
+
+namespace gradext::recorder {
+
+using journal::Origins;
+using torch::autograd::AccumulateGrad;
+using torch::autograd::Node;
+
+namespace {
+
+constexpr size_t kMostNodes = 20'000;
+constexpr uint32_t kMostWalks = 8;  // of the graphs that end at one place
+constexpr size_t kMostPlaces = 4096;
+
+struct Place {
+  uint32_t walks = 0;
+  uint32_t set = 0;
+};
+
+// Guarded by the mutex of the origins.
+std::unordered_map<StackId, Place>& places() {
+  static auto* places = new std::unordered_map<StackId, Place>;
+  return *places;
+}
+
+// False where the graph is too large.
+bool collect(const c10::TensorImpl& impl, std::vector<const c10::TensorImpl*>& leaves) {
+  const auto* meta = state::autograd_meta(impl);
+  Node* root = meta != nullptr ? meta->grad_fn_.get() : nullptr;
+  if (root == nullptr) {
+    leaves.push_back(&impl);
+    return true;
+  }
+  std::unordered_set<const Node*> seen{root};
+  std::vector<Node*> pending{root};
+  while (!pending.empty()) {
+    Node* node = pending.back();
+    pending.pop_back();
+    if (node->num_outputs() == 0) {
+      if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
+        leaves.push_back(leaf->variable.unsafeGetTensorImpl());
+      }
+      continue;
+    }
+    for (const auto& edge : node->next_edges()) {
+      Node* next = edge.function ? &*edge.function : nullptr;
+      if (next != nullptr && seen.insert(next).second) {
+        if (seen.size() > kMostNodes) {
+          return false;
+        }
+        pending.push_back(next);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+uint32_t leaves_behind(const Inputs& inputs, StackId place) {
+  Origins& origins = Origins::get();
+  {
+    std::lock_guard lock(origins.mutex);
+    auto& known = places();
+    if (known.size() > kMostPlaces) {
+      known.clear();
+    }
+    Place& at = known[place];
+    if (++at.walks > kMostWalks) {
+      return at.set;
+    }
+  }
+  std::vector<const c10::TensorImpl*> leaves;
+  for (const c10::TensorImpl* impl : inputs) {
+    if (state::requires_grad(*impl) && !collect(*impl, leaves)) {
+      return 0;
+    }
+  }
+  std::lock_guard lock(origins.mutex);
+  return places()[place].set = origins.leaves.number_of(leaves);
+}
+
+bool leaves_are_awaited() {
+  return Origins::get().leaves.unreached.load(std::memory_order_relaxed) > 0;
+}
+
+void note_reached(const std::vector<Node*>& accumulators) {
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  for (const Node* node : accumulators) {
+    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
+      origins.leaves.reached(*leaf->variable.unsafeGetTensorImpl());
+    }
+  }
+}
+
+void forget_leaves() {
+  places().clear();
+}
+
+}  // namespace gradext::recorder

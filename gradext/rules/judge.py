@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import raw
 from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
+from gradext.recording.awaited import Awaited
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
-from gradext.rules.codes import gx304_silent_cut, gx401_silent_write
+from gradext.rules.codes import gx304_silent_cut, gx305_non_leaf_grad, gx401_silent_write
 from gradext.rules.explain import explain
 from gradext.rules.recognise import of_error as recognise
 from gradext.source import live_frames
@@ -17,7 +18,14 @@ from gradext.source import live_frames
 if TYPE_CHECKING:
     from gradext.recording.recording import Recording
 
-__all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes", "recognise"]
+__all__ = [
+    "explain",
+    "of_backward",
+    "of_empty_grad",
+    "of_silent_cuts",
+    "of_silent_writes",
+    "recognise",
+]
 
 
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
@@ -36,8 +44,15 @@ def of_silent_writes(outputs: Any, recording: Recording) -> list[Diagnosis]:
     return gx401_silent_write.silent(data, live, Names(live_frames.frames_above()))
 
 
-def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> list[Diagnosis]:
+def of_silent_cuts(
+    outputs: Any, why: int, gradients: Any, recording: Recording
+) -> list[Diagnosis | Awaited]:
     """GX304: values below `outputs` that lost their gradient, and hide it."""
     if not recording.cuts:
         return []
     return gx304_silent_cut.silent(outputs, why, recording.data)
+
+
+def of_empty_grad(tensor: Any, recording: Recording) -> list[Diagnosis]:
+    """GX305: a `.grad` was read that nothing fills."""
+    return gx305_non_leaf_grad.read(tensor, recording.data)

@@ -219,6 +219,9 @@ void note_results(
       continue;
     }
     if (state::requires_grad(impl)) {
+      if (op.is_flat && watch == Watch::kGrad) {
+        note_flat(op, inputs, impl);
+      }
       if (op.is_additive || pending_python.load(std::memory_order_relaxed) > 0) {
         note_merge(watch, op, inputs, impl);
       }

@@ -5,8 +5,10 @@
 
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 namespace gradext::recorder {
 
@@ -29,6 +31,44 @@ struct Place {
 std::unordered_map<StackId, Place>& places() {
   static auto* places = new std::unordered_map<StackId, Place>;
   return *places;
+}
+
+// Guarded likewise.
+std::set<std::pair<uint64_t, uint64_t>>& flat_nodes() {
+  static auto* nodes = new std::set<std::pair<uint64_t, uint64_t>>;
+  return *nodes;
+}
+
+bool is_flat(const Node& node) {
+  const auto& flat = flat_nodes();
+  return !flat.empty() && flat.count({node.thread_id(), node.sequence_nr()}) != 0;
+}
+
+// The leaves that something else than zeros comes to; the mutex is held.
+std::vector<const c10::TensorImpl*> leaves_past_steps(const std::vector<Node*>& roots) {
+  std::vector<const c10::TensorImpl*> leaves;
+  std::unordered_set<const Node*> seen;
+  std::vector<Node*> pending;
+  const auto add = [&](Node* node) {
+    if (node != nullptr && seen.insert(node).second) {
+      pending.push_back(node);
+    }
+  };
+  for (Node* root : roots) {
+    add(root);
+  }
+  while (!pending.empty()) {
+    Node* node = pending.back();
+    pending.pop_back();
+    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
+      leaves.push_back(leaf->variable.unsafeGetTensorImpl());
+    } else if (!is_flat(*node)) {
+      for (const auto& edge : node->next_edges()) {
+        add(edge.function ? &*edge.function : nullptr);
+      }
+    }
+  }
+  return leaves;
 }
 
 // False where the graph is too large.
@@ -92,9 +132,15 @@ bool leaves_are_awaited() {
   return Origins::get().leaves.unreached.load(std::memory_order_relaxed) > 0;
 }
 
-void note_reached(const std::vector<Node*>& accumulators) {
+void note_reached(const std::vector<Node*>& roots, const std::vector<Node*>& accumulators) {
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
+  if (!flat_nodes().empty()) {
+    for (const c10::TensorImpl* leaf : leaves_past_steps(roots)) {
+      origins.leaves.reached(*leaf);
+    }
+    return;
+  }
   for (const Node* node : accumulators) {
     if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
       origins.leaves.reached(*leaf->variable.unsafeGetTensorImpl());
@@ -102,8 +148,16 @@ void note_reached(const std::vector<Node*>& accumulators) {
   }
 }
 
+void add_flat_node(const NodeId& node) {
+  if (flat_nodes().size() >= kMostPlaces) {
+    flat_nodes().clear();
+  }
+  flat_nodes().emplace(node.thread, node.sequence);
+}
+
 void forget_leaves() {
   places().clear();
+  flat_nodes().clear();
 }
 
 }  // namespace gradext::recorder

@@ -139,6 +139,15 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
 
 namespace {
 
+void add_merge_node(const torch::autograd::Node& node) {
+  merge_nodes().push_back(NodeId{node.thread_id(), node.sequence_nr()});
+  if (merge_nodes().size() > kMostMerges) {
+    merge_nodes().pop_front();
+  } else {
+    ++pending_merges;
+  }
+}
+
 void add_parent(Flow& flow, uint64_t number) {
   for (uint32_t& parent : flow.parents) {
     if (parent == 0 || parent == low(number)) {
@@ -175,7 +184,7 @@ void add_number(Flow& flow, const c10::TensorImpl& impl) {
       add_parent(flow, left.number);
       return;
     }
-    may_be |= left.epoch == thread.epoch;
+    may_be |= is_telling(value) && left.epoch == thread.epoch;
   }
   if (may_be) {
     flow.value = value;
@@ -242,12 +251,29 @@ void note_merge(
     return;
   }
   keep_past(origins, flow);
-  merge_nodes().push_back(NodeId{node->thread_id(), node->sequence_nr()});
-  if (merge_nodes().size() > kMostMerges) {
-    merge_nodes().pop_front();
-  } else {
-    ++pending_merges;
+  add_merge_node(*node);
+}
+
+void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result) {
+  const auto* meta = state::autograd_meta(result);
+  const auto* node = meta != nullptr ? meta->grad_fn_.get() : nullptr;
+  if (node == nullptr || !is_wanted(result) || in_backward()) {
+    return;
   }
+  Flow flow;
+  flow.flags = kMerge | kCut | kTaintDecision;
+  flow.source_sequence = node->sequence_nr();
+  flow.source_thread = static_cast<uint32_t>(node->thread_id());
+  complete(flow, op.name);
+  flow.behind = leaves_behind(inputs, flow.stack);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  if (origins.leaves.are_reached(flow.behind) || judged_stacks().count(flow.stack) != 0) {
+    return;
+  }
+  keep_past(origins, flow);
+  add_merge_node(*node);
+  add_flat_node(NodeId{node->thread_id(), node->sequence_nr()});
 }
 
 void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
@@ -305,7 +331,10 @@ void note_shared(uint32_t op, const at::Tensor& tensor) {
   complete(flow, op);
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
-  if (origins.flows.find(as_target(impl)) == nullptr && judged_stacks().count(flow.stack) == 0) {
+  const Flow* known = origins.flows.find(as_target(impl));
+  if (judged_stacks().count(flow.stack) == 0 &&
+      (known == nullptr || (known->flags & (kTaintCut | kTaintGuess)) == 0)) {
+    flow.parents[0] = known != nullptr ? low(known->number) : 0;
     keep(origins, impl, flow);
   }
 }

@@ -33,6 +33,8 @@ void note_gradients(
 // A value without gradient went into `result`, which has one: noted if it should have had one too.
 void note_merge(
     Watch watch, const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result);
+// A step function was taken of what requires grad: noted if that has no gradient in another way.
+void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result);
 // Whether some merge since the last call made one of these nodes.
 bool uses_merge(const std::vector<NodeId>& nodes);
 // Marks call sites as already diagnosed: later merges at the same sites are not recorded.

@@ -144,10 +144,10 @@ uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, 
   sync_thread();
   std::vector<Node*> accumulators;
   const bool awaited = cuts_are_on() && leaves_are_awaited();
-  event.nodes =
-      node_ids(graph::root_nodes(roots), event.whole, awaited ? &accumulators : nullptr);
+  const std::vector<Node*> nodes = graph::root_nodes(roots);
+  event.nodes = node_ids(nodes, event.whole, awaited ? &accumulators : nullptr);
   if (awaited) {
-    note_reached(accumulators);
+    note_reached(nodes, accumulators);
   }
   uint32_t suspicious = spans_uncounted_write(event.nodes) ? kUncountedWrite : 0;
   if (accumulates && cuts_are_on()) {

@@ -169,7 +169,8 @@ struct Flow {
   uint32_t op = 0;
   uint32_t flags = 0;
   uint32_t parents[kMaxParents] = {};
-  uint32_t behind = 0;  // of a kCut: the leaves that lie behind it (LeafSets), 0 if not known
+  // The leaves behind the cut that it is, or that it was computed from (LeafSets); 0 if not known.
+  uint32_t behind = 0;
 };
 
 // The last time that a program set `requires_grad` of a tensor itself.

@@ -134,6 +134,7 @@ void add_inputs(Origins& origins, Flow& flow, const Inputs& inputs) {
     if (const Flow* known = origins.flows.find(as_target(*impl))) {
       add_parent(known->number, (known->flags & (kCut | kTaints)) != 0);
       flow.flags |= known->flags & kTaints;
+      flow.behind = flow.behind == 0 ? known->behind : flow.behind;
     }
   }
 }

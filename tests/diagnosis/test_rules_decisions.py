@@ -50,9 +50,9 @@ case(
     def select(x):
         s = scorer(x).squeeze(-1)
         keep = s.topk(2).indices  #C
-        return x[keep]  #V
+        return x[keep]
     for x in torch.rand(3, 6, 4):
-        loss = head(select(x)).pow(2).mean()
+        loss = head(select(x)).pow(2).mean()  #V
         opt.zero_grad()
         loss.backward()
         opt.step()

@@ -27,7 +27,7 @@ case(
         def __init__(self, x):
             self.delta = torch.zeros_like(x, requires_grad=True) * 0.1  #C
         def step(self, x):
-            for _ in range(3):
+            for _ in range(1):
                 net(x + self.delta).sum().backward()
                 if self.delta.grad is not None:  #V
                     self.delta.grad.zero_()

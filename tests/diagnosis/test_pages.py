@@ -25,13 +25,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DIAGNOSED = [
     *("GX101", "GX102", "GX103", "GX104", "GX105", "GX106"),
     *("GX201", "GX202", "GX203", "GX204"),
-    *("GX301", "GX302", "GX303", "GX304"),
+    *("GX301", "GX302", "GX303", "GX304", "GX305"),
     *("GX401", "GX402", "GX403", "GX404", "GX405"),
 ]
 # Torch raises nothing: what the wrong and the right example print instead.
 SILENT = {
     "GX204": ("keeps an inference tensor: True\n", "keeps an inference tensor: False\n"),
     "GX304": ("got 1.0 expected 5.0\n", "got 5.0 expected 5.0\n"),
+    "GX305": ("got None\n", "got tensor([2., 2., 2.], dtype=torch.float64)\n"),
     "GX401": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX402": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX403": ("got 0.10000000149011612 expected 1.0\n", "got 1.0 expected 1.0\n"),
@@ -283,7 +284,7 @@ import torch
 w, u = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
 with torch.no_grad():
     term = (u * 3).sum()
-((w * 2).sum() + term + (u * 3).sum().detach() + (u * 3).sum().item()).backward()
+((w * 2).sum() + term + (u * 3).sum().detach()).backward()
 
 x = torch.ones(1, requires_grad=True)
 out = (w * x).sum()
@@ -387,12 +388,18 @@ def test_a_code_without_a_page(
     )
 
 
+_LEAVES = (
+    "leaf-written-in-place (GX102) or view-of-leaf-written (GX103) "
+    "or non-leaf-grad-read (GX305)"
+)
+
+
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
         ("GX107", "did you mean GX106 or GX105 or GX104?"),
         ("gx1O1", "gradext explain lists all codes"),
-        ("leaf", "did you mean leaf-written-in-place (GX102) or view-of-leaf-written (GX103)?"),
+        ("leaf", f"did you mean {_LEAVES}?"),
         ("unused-inputs", "did you mean unused-input (GX303)?"),
         ("E501", "gradext explain lists all codes"),
         ("", "gradext explain lists all codes"),

@@ -32,7 +32,6 @@ DIAGNOSED = [
 SILENT = {
     "GX204": ("keeps an inference tensor: True\n", "keeps an inference tensor: False\n"),
     "GX304": ("got 1.0 expected 5.0\n", "got 5.0 expected 5.0\n"),
-    "GX305": ("got None\n", "got tensor([2., 2., 2.], dtype=torch.float64)\n"),
     "GX401": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX402": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX403": ("got 0.10000000149011612 expected 1.0\n", "got 1.0 expected 1.0\n"),
@@ -67,6 +66,7 @@ PHRASES = {
     "GX301": "does not require grad and does not have a grad_fn",
     "GX302": "Trying to backward through the graph a second time",
     "GX303": "appears to not have been used in the graph",
+    "GX305": "The .grad attribute of a Tensor that is not a leaf Tensor is being accessed",
 }
 
 # A guard that finds something warns, and that is what the example of GX405 is for.
@@ -175,6 +175,7 @@ def test_a_wrong_example_fails_with_the_quoted_error(ran: dict[str, Any], code: 
     assert PHRASES[code] in said
     assert PHRASES[code] in on_one_line(quoted)
     if torch.__version__.startswith("2.13."):
+        said = said.split(" (Triggered internally")[0]
         assert on_one_line(said) == on_one_line(quoted)
 
 
@@ -293,7 +294,6 @@ out.backward(retain_graph=True)
 
 (w * 3).detach().requires_grad_().sum().backward()
 (torch.tensor((w * 3).tolist(), requires_grad=True) * u).sum().backward()
-u.round().sum().backward()
 """
 
 
@@ -389,8 +389,7 @@ def test_a_code_without_a_page(
 
 
 _LEAVES = (
-    "leaf-written-in-place (GX102) or view-of-leaf-written (GX103) "
-    "or non-leaf-grad-read (GX305)"
+    "leaf-written-in-place (GX102) or view-of-leaf-written (GX103) or non-leaf-grad-read (GX305)"
 )
 
 

@@ -306,7 +306,9 @@ def _of_constants(
     lost = [
         (cut, is_read, missed)
         for cut, is_read in cuts
-        if cut.kind != "detach" and (missed := leaves.lost(cut.step.origin))
+        if cut.kind != "detach"
+        # A target that was computed from an input is none of the input's business.
+        and (missed := leaves.lost(cut.step.origin, by_hand=cut.kind not in ("read", "copy")))
     ]
     if not lost:
         return None

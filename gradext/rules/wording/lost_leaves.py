@@ -28,9 +28,16 @@ class LostLeaves:
         found = _C.leaves_behind(cut.number) if isinstance(cut, Flow) else []
         return {i: self._name(i) for i, _, lives in found if lives and self._matters(i)}
 
-    def lost(self, cut: Birth | Flow) -> dict[int, str]:
-        """Of those, the ones that no backward has reached so far, this one included."""
+    def lost(self, cut: Birth | Flow, *, by_hand: bool) -> dict[int, str]:
+        """Of those, the ones that no backward has reached so far, this one included.
+
+        Args:
+            by_hand: count leaves that neither a module nor an optimizer has.
+        """
         known = self.behind(cut)
+        if not by_hand:
+            held = (*self._names.optimized, *self._names.root_of)
+            known = {i: known[i] for i in known.keys() & held}
         return {i: known[i] for i in _C.leaves_unreached(list(known))}
 
     def _name(self, leaf: int) -> str:

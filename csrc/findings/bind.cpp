@@ -183,6 +183,15 @@ uint64_t made_at(py::handle tensor) {
   return place_of(stack);
 }
 
+// The leaves behind a cut: (id, whether a backward has reached it, whether it lives).
+py::list leaves_of_cut(uint64_t number) {
+  py::list out;
+  for (const auto& leaf : leaves_behind(static_cast<uint32_t>(number))) {
+    out.append(py::make_tuple(leaf.tensor, leaf.is_reached, leaf.lives));
+  }
+  return out;
+}
+
 py::object finding_written(
     std::pair<uint64_t, uint64_t> node, int64_t storage, int64_t counter, uint64_t order) {
   const auto at = [](int64_t id) { return reinterpret_cast<const void*>(id); };
@@ -229,6 +238,8 @@ void bind(py::module_& m) {
   m.def("finding_refused", &finding_refused);
   m.def("finding_used", &finding_used);
   m.def("made_at", &made_at);
+  m.def("leaves_behind", &leaves_of_cut);
+  m.def("leaves_unreached", &unreached);
 }
 
 }  // namespace gradext::findings

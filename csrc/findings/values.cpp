@@ -502,4 +502,24 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
   return finding;
 }
 
+std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number) {
+  Values known;
+  Flow flow;
+  bool is_birth = false;
+  if (!known.index.find(number, flow, is_birth) || is_birth) {
+    return {};
+  }
+  return known.origins.leaves.facts_of(flow.behind);
+}
+
+std::vector<int64_t> unreached(const std::vector<int64_t>& leaves) {
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  std::vector<int64_t> found;
+  std::copy_if(leaves.begin(), leaves.end(), std::back_inserter(found), [&](int64_t leaf) {
+    return !origins.leaves.is_reached(leaf);
+  });
+  return found;
+}
+
 }  // namespace gradext::findings

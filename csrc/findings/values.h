@@ -3,6 +3,7 @@
 #pragma once
 
 #include "findings/findings.h"
+#include "journal/leaf_sets.h"
 
 #include <ATen/core/Tensor.h>
 
@@ -23,4 +24,8 @@ std::vector<Unused> unused(
 Finding cut(const std::vector<const at::Tensor*>& tensors);
 // What is below `roots` that hides that it lost its gradient; `why` as `enter_backward` says it.
 Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors, uint32_t why);
+// The leaves behind a cut, by the low half of the number of its flow; none where it is not known.
+std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number);
+// Those of `leaves`, ids of leaves behind cuts, that no backward has reached.
+std::vector<int64_t> unreached(const std::vector<int64_t>& leaves);
 }  // namespace gradext::findings

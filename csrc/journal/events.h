@@ -137,17 +137,24 @@ enum FlowFlags : uint32_t {
   kSourceIsLeaf = 2048,
   kFromInference = 4096,  // an input was an inference tensor
   kIsNumber = 8192,       // a merge: a term was added to one number, which is computed on with
+  kBySize = 1 << 14,      // kFromPython: what it came from is guessed, by the size of the array
   // What the value was computed from, however long ago:
   kTaintCut = 1 << 16,
   kTaintGrad = 1 << 17,  // kGradCall
   kTaintPython = 1
       << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
   kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
+  // An op without a derivative (a comparison, argmax) made it of something that has had no gradient
+  // from any backward so far.
+  kTaintDecision = 1 << 20,
+  // Its memory was made by Python or numpy, which may have computed it from what had left for there.
+  kTaintGuess = 1 << 21,
   // A reentrant checkpoint computed it with something to be trained, and from no input with a
   // gradient, so that nothing in it gets one.
   kTaintCheckpoint = 1 << 22,
 };
-constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput | kTaintCheckpoint;
+constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput | kTaintDecision |
+                             kTaintGuess | kTaintCheckpoint;
 
 constexpr size_t kMaxParents = 4;
 
@@ -167,6 +174,8 @@ struct Flow {
   uint32_t op = 0;
   uint32_t flags = 0;
   uint32_t parents[kMaxParents] = {};
+  // The leaves behind the cut that it is, or that it was computed from (LeafSets); 0 if not known.
+  uint32_t behind = 0;
 };
 
 // The last time that a program set `requires_grad` of a tensor itself.

@@ -37,6 +37,7 @@ void Origins::clear() {
   flows.clear();
   flags.clear();
   past.clear();
+  leaves.clear();
 }
 
 size_t Origins::bytes() const {

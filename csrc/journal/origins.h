@@ -5,6 +5,7 @@
 
 #include "base/locks.h"
 #include "journal/events.h"
+#include "journal/leaf_sets.h"
 #include "journal/live_table.h"
 #include "journal/ring.h"
 
@@ -35,6 +36,7 @@ class Origins {
   LiveTable<Flow> flows;        // by tensor
   LiveTable<FlagChange> flags;  // by tensor
   Ring<Flow, 256> past;         // flows of tensors that have died, and those without a tensor
+  LeafSets leaves;              // that lie behind cuts
   uint64_t last_number = 0;
 
   const Birth* birth_of(const c10::TensorImpl& impl);

@@ -422,6 +422,9 @@ py::dict event_flags() {
   flows["TAINT_PYTHON"] = int{kTaintPython};
   flows["TAINT_INPUT"] = int{kTaintInput};
   flows["TAINT_CHECKPOINT"] = int{kTaintCheckpoint};
+  flows["TAINT_DECISION"] = int{kTaintDecision};
+  flows["TAINT_GUESS"] = int{kTaintGuess};
+  flows["BY_SIZE"] = int{kBySize};
   out["writes"] = writes;
   out["flows"] = flows;
   return out;

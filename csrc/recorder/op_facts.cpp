@@ -57,6 +57,13 @@ bool gives_indices(const std::string& name) {
   return names.count(name) != 0;
 }
 
+// Steps: they have a derivative, and it is zero everywhere.
+bool is_flat(const std::string& name) {
+  static const std::unordered_set<std::string> names = {
+      "aten::round", "aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::sgn"};
+  return names.count(name) != 0;
+}
+
 // Where the terms of a loss come together.
 const std::unordered_set<std::string>& additive_ops() {
   static const std::unordered_set<std::string> names = {
@@ -104,6 +111,7 @@ std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
   facts->gives_indices = schema.returns().size() > 1 && gives_indices(name);
   facts->is_scaling = name == "aten::mul" || name == "aten::div" || name == "aten::mul_" ||
                       name == "aten::div_" || name == "aten::pow";
+  facts->is_flat = is_flat(name);
   facts->is_additive = additive_ops().count(name) != 0;
   return facts;
 }

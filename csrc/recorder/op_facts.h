@@ -26,6 +26,7 @@ struct OpFacts {
   bool carries_data = true;    // false: only shape and type of its inputs matter (zeros_like)
   bool gives_indices = false;  // beside its first result
   bool is_scaling = false;     // mul, div: a number without gradient is a weight
+  bool is_flat = false;        // round, sign: a derivative, which is zero
   bool is_additive = false;    // a term of a loss goes in, the loss comes out
   // Whether a write of this op moves a version counter, as far as one has been seen.
   enum class Counting : uint8_t { kNotSeen, kCounts, kDoesNot };

@@ -2,6 +2,7 @@
 // switched off, the values that have left for Python, the thread's saves.
 #pragma once
 
+#include "base/hold.h"
 #include "journal/journal.h"
 #include "recorder/op_facts.h"
 
@@ -48,6 +49,10 @@ struct Exit {
   int64_t numel = 0;
   uint64_t epoch = 0;
   uint64_t recording = 0;
+  // The memory that numpy was given: an origin lives as long as its memory, and no longer.
+  const char* begin = nullptr;
+  const char* end = nullptr;
+  std::shared_ptr<base::Hold> storage;
 };
 
 struct ThreadState {

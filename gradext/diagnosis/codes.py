@@ -55,6 +55,10 @@ CODES = {
     "GX304": Code(
         "silent-cut", "warning", "the graph is cut here", "the missing gradient shows here"
     ),
+    "GX305": Code(
+        *("non-leaf-grad-read", "warning", "the tensor that is no leaf is made here"),
+        "its .grad is read here",
+    ),
     "GX401": Code("silent-write", "error", _WRITTEN, _SAVED),
     "GX402": Code("check-disabled", "error", _WRITTEN, _SAVED, needs_guard=True),
     "GX403": Code(

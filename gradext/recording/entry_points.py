@@ -102,7 +102,7 @@ def _wrap_all() -> None:
     if torch_internals.has(torch_internals.HIGHER_ORDER):
         _let_higher_order_ops_pass()
 
-    left = _C.patch_entries()
+    left = _C.patch_entries(incidents.on_empty_grad)
     _undo.append(_C.unpatch_entries)
     for name in left:
         own_errors.count(RuntimeError("not of a kind that gradext knows; not recorded"), name)

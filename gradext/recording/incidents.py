@@ -14,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.base import errors, forks, interrupts, raw
+from gradext.base import errors, forks, interrupts, package, raw
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.recording import findings, judge, own_errors, running, said, time_share
+from gradext.recording.awaited import Awaited
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
@@ -165,12 +166,29 @@ def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequ
 def _hidden_cuts(
     outputs: Any, why: int, gradients: Any, recording: Recording
 ) -> Sequence[Diagnosis]:
-    def explain() -> Sequence[Diagnosis]:
-        return judge.the_judge().of_silent_cuts(outputs, why, gradients, recording)
-
     if not recording.cuts:
         return ()
-    return _silent(lambda: (True, findings.of_hidden_cuts(outputs, why)), explain, recording)
+    finding: Finding | None = None
+    is_new = False
+
+    def find() -> tuple[bool, Finding | None]:
+        nonlocal finding
+        finding = findings.of_hidden_cuts(outputs, why)
+        return True, finding
+
+    def explain() -> Sequence[Diagnosis]:
+        nonlocal is_new
+        found = judge.the_judge().of_silent_cuts(outputs, why, gradients, recording)
+        waiting = [one for one in found if isinstance(one, Awaited)]
+        if waiting:
+            is_new = True
+            recording.waiting.add(finding.places if finding is not None else None, waiting)
+        return [one for one in found if isinstance(one, Diagnosis)]
+
+    told = _silent(find, explain, recording)
+    if finding is None or is_new:
+        return told
+    return (*told, *recording.waiting.again(finding.places))
 
 
 def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
@@ -231,6 +249,45 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
             if found:
                 with interrupts.whole():
                     tell(Incident("cut", tuple(found)))
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
+        own_errors.count(fault, "check for silent errors")
+
+
+def on_empty_grad(tensor: Any) -> None:
+    """The program has read the `.grad` of a tensor that is no leaf and keeps none."""
+    recording = next(reversed(running.recordings), None)
+    if recording is None:
+        return
+    try:
+        live = live_frames.frames_above()
+        if not live or not package.is_user_file(live[0].f_code.co_filename):
+            return  # an optimizer's look, or that of a tool
+        place = live[0].f_code, live[0].f_lasti
+        found = recording.empty_grads.get(place)
+        if found is None:
+            with _in_turn():
+                found = tuple(judge.the_judge().of_empty_grad(tensor, recording))
+            if found or len(recording.empty_grads) < _KEPT:
+                recording.empty_grads[place] = found
+        if found:
+            with interrupts.whole():
+                tell(Incident("cut", found))
+    except BaseException as fault:
+        if interrupts.is_the_programs(fault):
+            raise
+        own_errors.count(fault, "look at a `.grad` that was read")
+
+
+def settle(recording: Recording) -> None:
+    """The program has come to its end: tell what was waiting for that."""
+    try:
+        with _in_turn():
+            found = recording.waiting.settle()
+        with interrupts.whole():
+            for diagnosis in found:
+                tell(Incident("cut", (diagnosis,)))
     except BaseException as fault:
         if interrupts.is_the_programs(fault):
             raise

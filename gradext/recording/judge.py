@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
+    from gradext.recording.awaited import Awaited
     from gradext.recording.checkpoints import Recomputed
     from gradext.recording.findings import Finding
     from gradext.recording.recording import Recording
@@ -37,8 +38,11 @@ class Judge(Protocol):
 
     def of_silent_cuts(
         self, outputs: Any, why: int, gradients: Any, recording: Recording
-    ) -> Sequence[Diagnosis]:
+    ) -> Sequence[Diagnosis | Awaited]:
         """Values below `outputs` that lost their gradient, and hide it."""
+
+    def of_empty_grad(self, tensor: Any, recording: Recording) -> Sequence[Diagnosis]:
+        """Why nothing fills the `.grad` of a tensor that is no leaf."""
 
 
 _find: Callable[[], Judge] | None = None

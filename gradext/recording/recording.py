@@ -12,7 +12,7 @@ import json
 import operator
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -22,7 +22,15 @@ from gradext.base import display
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.native import _C
 from gradext.ops import graph_break
-from gradext.recording import entry_points, file_format, findings, judge, running
+from gradext.recording import (
+    awaited,
+    entry_points,
+    file_format,
+    findings,
+    incidents,
+    judge,
+    running,
+)
 from gradext.recording.columns import WRITES
 from gradext.recording.events import Backward, Birth, Flow, Refused, View, Write
 from gradext.recording.options import RecordOptions
@@ -72,6 +80,8 @@ class Recording:
         self._data: Data | None = None
         self._memory_facts: dict[str, int] = {}
         self.known = findings.Known()
+        self.waiting = awaited.Waiting()
+        self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the place that read one
 
     @graph_break
     def start(self) -> Recording:
@@ -110,6 +120,8 @@ class Recording:
         return self.start()
 
     def __exit__(self, *error: object) -> None:
+        if self._running and error[:1] in ((), (None,)):
+            incidents.settle(self)  # of a program that fails it is not known how it would go on
         self.stop()
 
     def _snapshot(self) -> Data:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import raw
 from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
+from gradext.recording.awaited import Awaited
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
 from gradext.rules.codes import (
     gx304_silent_checkpoint,
     gx304_silent_cut,
+    gx305_non_leaf_grad,
     gx401_silent_write,
     gx406_recompute_differs,
 )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "explain",
     "of_backward",
+    "of_empty_grad",
     "of_recompute",
     "of_silent_cuts",
     "of_silent_writes",
@@ -55,7 +58,9 @@ def of_recompute(what: Recomputed, recording: Recording) -> list[Diagnosis]:
     return gx406_recompute_differs.differs(what, recording.data, names)
 
 
-def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> list[Diagnosis]:
+def of_silent_cuts(
+    outputs: Any, why: int, gradients: Any, recording: Recording
+) -> list[Diagnosis | Awaited]:
     """GX304: values below `outputs` that lost their gradient, and hide it."""
     if not recording.cuts:
         return []
@@ -64,3 +69,8 @@ def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording)
         *gx304_silent_checkpoint.silent(outputs, data),
         *gx304_silent_cut.silent(outputs, why, data),
     ]
+
+
+def of_empty_grad(tensor: Any, recording: Recording) -> list[Diagnosis]:
+    """GX305: a `.grad` was read that nothing fills."""
+    return gx305_non_leaf_grad.read(tensor, recording.data)

@@ -242,6 +242,8 @@ class Session:
     def settle(self) -> None:
         """The program has gone on: whatever was not uncaught so far was caught."""
         self.here()
+        if self._recording is not None:
+            _torch_side().settle(self._recording)
         with self._lock:
             self._open.clear()
 
@@ -448,6 +450,8 @@ class Session:
 
     @_guarded
     def _finish(self) -> None:
+        if self._recording is not None and not self._seen_main:
+            _torch_side().settle(self._recording)
         with self._lock:
             last: Any = getattr(sys, "last_exc", getattr(sys, "last_value", None))
             fresh = isinstance(last, BaseException) and id(last) != self._old_last

@@ -9,13 +9,14 @@ from gradext import ops  # noqa: F401  registered, as if the program had importe
 from gradext.byte_guard import guard
 from gradext.native import _C
 from gradext.recording import incidents, own_errors, recording
+from gradext.recording.incidents import settle
 from gradext.rules.explain import explain
 from gradext.run import ending
 
 if TYPE_CHECKING:
     from gradext.run.session import Session
 
-__all__ = ["explain", "own_errors", "start"]
+__all__ = ["explain", "own_errors", "settle", "start"]
 
 
 def start(

@@ -111,6 +111,7 @@ def run(text: str, name: str, *, saves: bool = True, guard: bool = False) -> Ran
             error = errors.describe(caught)
             found = gradext.explain(caught)
         else:
+            incidents.settle(recording)
             found = [d for incident in incidents.incidents for d in incident.diagnoses]
         data = recording.data
     torch.set_grad_enabled(True)  # a case may have left it off

@@ -1,6 +1,7 @@
 #include "recorder/lost_gradients/flows.h"
 
 #include "recorder/lost_gradients/flows_detail.h"
+#include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/python_crossings.h"
 
 #include "state/state.h"
@@ -67,6 +68,12 @@ void number(Origins& origins, Flow& flow) {
   flow.number = ++origins.last_number;
 }
 
+bool any_requires_grad(const Inputs& inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const c10::TensorImpl* impl) {
+    return state::requires_grad(*impl);
+  });
+}
+
 bool is_known(const Flow& flow) {
   return (flow.flags & kCut) != 0 || flow.parents[0] != 0;
 }
@@ -74,6 +81,13 @@ bool is_known(const Flow& flow) {
 }  // namespace
 
 namespace detail {
+
+// Under no_grad there is no graph to look at, and a constant is meant.
+void add_leaves(Watch watch, Flow& flow, const Inputs& inputs) {
+  if (watch == Watch::kGrad && (flow.flags & kCut) != 0) {
+    flow.behind = leaves_behind(inputs, flow.stack);
+  }
+}
 
 // What the inputs say of a result; the mutex is held.
 void add_inputs(Origins& origins, Flow& flow, const Inputs& inputs) {
@@ -120,6 +134,7 @@ void add_inputs(Origins& origins, Flow& flow, const Inputs& inputs) {
     if (const Flow* known = origins.flows.find(as_target(*impl))) {
       add_parent(known->number, (known->flags & (kCut | kTaints)) != 0);
       flow.flags |= known->flags & kTaints;
+      flow.behind = flow.behind == 0 ? known->behind : flow.behind;
     }
   }
 }
@@ -205,6 +220,9 @@ void note_results(
       continue;
     }
     if (state::requires_grad(impl)) {
+      if (op.is_flat && watch == Watch::kGrad) {
+        note_flat(op, inputs, impl);
+      }
       if (op.is_additive || notes_all_merges()) {
         note_merge(watch, op, inputs, impl);
       }
@@ -221,7 +239,14 @@ void note_results(
     }
     if (watch == Watch::kGrad) {
       complete(flow, op.name);
+      if (op.carries_data && any_requires_grad(inputs)) {
+        flow.behind = leaves_behind(inputs, flow.stack);
+      }
       std::lock_guard lock(origins.mutex);
+      if (!origins.leaves.are_reached(flow.behind)) {
+        flow.flags |= kTaintDecision;
+        ++pending_python;
+      }
       // What an op of the program's own is made of has been noted already, with the lines in it.
       if (op.is_aten || origins.flows.find(as_target(impl)) == nullptr) {
         add_values(origins, flow, op, inputs);
@@ -358,6 +383,7 @@ void note_view(
     return;
   }
   complete(flow, op.name, stack);
+  add_leaves(watch, flow, Inputs{base.unsafeGetTensorImpl()});
   std::lock_guard lock(origins.mutex);
   keep(origins, impl, flow);
 }
@@ -378,6 +404,10 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
     return;
   }
   complete(flow, op);
+  add_leaves(
+      c10::GradMode::is_enabled() ? Watch::kGrad : Watch::kNoGrad,
+      flow,
+      Inputs{of.unsafeGetTensorImpl()});
   std::lock_guard lock(origins.mutex);
   keep(origins, impl, flow);
 }

@@ -14,6 +14,9 @@ bool in_backward();
 // stacks needs the GIL.
 void complete(Flow& flow, uint32_t op, StackId stack = 0);
 
+// Of a cut: the leaves behind it. Not under the mutex.
+void add_leaves(Watch watch, Flow& flow, const Inputs& inputs);
+
 // Under the mutex of the origins:
 
 // What the inputs say of a result.

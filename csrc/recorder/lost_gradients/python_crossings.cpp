@@ -1,6 +1,7 @@
 #include "recorder/lost_gradients/python_crossings.h"
 
 #include "recorder/lost_gradients/flows_detail.h"
+#include "recorder/lost_gradients/leaves.h"
 #include "state/state.h"
 
 #include <algorithm>
@@ -62,8 +63,14 @@ bool holds(const at::Tensor& tensor, double value) {
   return tensor.scalar_type() == at::kDouble && holds<double>(tensor, value);
 }
 
-// The values that have come back with `result`: the same numbers; or an array of the same size that
-// went to Python since the last backward.
+// Whether the memory that numpy was given is still the tensor's, and `data` lies in it.
+bool is_memory_of(const Exit& left, const void* data) {
+  const char* at = static_cast<const char*>(data);
+  return left.storage != nullptr && left.begin <= at && at < left.end && !left.storage->is_dead();
+}
+
+// The values that have come back with `result`: the same memory or the same numbers; or, as a
+// guess, an array of the same size that went to Python since the last backward.
 void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) {
   constexpr int64_t kSmall = 64;
   const c10::TensorImpl& impl = *result.unsafeGetTensorImpl();
@@ -80,6 +87,14 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
     }
     flow.flags |= kTaintCut | kTaintPython;
   };
+  const void* data = state::has_strides(impl) && has_data(impl) ? impl.data() : nullptr;
+  for (size_t back = 1; data != nullptr && back <= known; ++back) {
+    const Exit& left = thread.exits[(thread.exit_count - back) % thread.exits.size()];
+    if (left.recording == recording && is_memory_of(left, data)) {
+      add(left);
+      return;
+    }
+  }
   int64_t elements = 0;  // of the arrays so far, which may have been put together
   std::array<const Exit*, kMaxParents> arrays{};
   size_t array_count = 0;
@@ -104,6 +119,7 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
     }
     if (left.numel == numel) {
       add(left);
+      flow.flags |= kBySize;
       return;
     }
     elements += left.numel;
@@ -114,8 +130,66 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
       for (size_t k = 0; k < array_count; ++k) {
         add(*arrays[k]);
       }
+      flow.flags |= kBySize;
       return;
     }
+  }
+}
+
+}  // namespace
+
+namespace {
+
+void add_merge_node(const torch::autograd::Node& node) {
+  merge_nodes().push_back(NodeId{node.thread_id(), node.sequence_nr()});
+  if (merge_nodes().size() > kMostMerges) {
+    merge_nodes().pop_front();
+  } else {
+    ++pending_merges;
+  }
+}
+
+void add_parent(Flow& flow, uint64_t number) {
+  for (uint32_t& parent : flow.parents) {
+    if (parent == 0 || parent == low(number)) {
+      parent = low(number);
+      return;
+    }
+  }
+}
+
+// A number of Python's is a term of a sum: is it one that left the graph? The same number is; any
+// other may have been computed from what has left since the last backward.
+void add_number(Flow& flow, const c10::TensorImpl& impl) {
+  const ThreadState& thread = thread_state();
+  const size_t known = std::min(thread.exit_count, thread.exits.size());
+  if (known == 0 || !has_data(impl)) {
+    return;
+  }
+  const void* data = impl.unsafe_storage().data();
+  const auto type = c10::typeMetaToScalarType(impl.dtype());
+  if (type != at::kDouble && type != at::kLong) {
+    return;
+  }
+  const double value = type == at::kDouble ? *static_cast<const double*>(data)
+                                           : static_cast<double>(*static_cast<const int64_t*>(data));
+  const uint64_t recording = ended_recordings.load();
+  bool may_be = false;
+  for (size_t back = 1; back <= known; ++back) {
+    const Exit& left = thread.exits[(thread.exit_count - back) % thread.exits.size()];
+    if (left.recording != recording) {
+      break;
+    }
+    if (is_telling(value) && left.value == value) {
+      flow.flags |= kMerge | kTaintCut | kTaintPython;
+      add_parent(flow, left.number);
+      return;
+    }
+    may_be |= is_telling(value) && left.epoch == thread.epoch;
+  }
+  if (may_be) {
+    flow.value = value;
+    flow.flags |= kMerge | kTaintGuess;
   }
 }
 
@@ -136,7 +210,7 @@ void note_merge(
   Flow flow;
   {
     std::lock_guard lock(origins.mutex);
-    if (origins.flows.size() == 0) {
+    if (origins.flows.size() == 0 && thread_state().exit_count == 0) {
       return;
     }
     bool is_step = false;
@@ -150,23 +224,27 @@ void note_merge(
       if (state::requires_grad(*impl)) {
         continue;
       }
+      if (impl->is_wrapped_number() && op.is_additive && state::numel(result) == 1) {
+        add_number(flow, *impl);
+        continue;
+      }
       const Flow* known = origins.flows.find(as_target(*impl));
       if (known == nullptr) {
         continue;
       }
       const bool is_term = op.is_additive && !is_step && (known->flags & kTaintGrad) != 0;
-      if (is_term || (known->flags & kTaintCheckpoint) != 0 ||
-          (!op.is_scaling && (known->flags & kTaintPython) != 0)) {
-        flow.flags = kMerge | (known->flags & kTaints);
-        flow.parents[0] = low(known->number);
-        break;
+      const bool is_python = !op.is_scaling && (known->flags & (kTaintPython | kTaintGuess)) != 0;
+      constexpr uint32_t kAlways = kTaintDecision | kTaintCheckpoint;
+      if (is_term || is_python || (known->flags & kAlways) != 0) {
+        flow.flags |= kMerge | (known->flags & kTaints);
+        add_parent(flow, known->number);
       }
     }
   }
   if (flow.flags == 0) {
     return;
   }
-  flow.flags |= op.is_additive && result.dim() == 0 ? kIsNumber : 0;
+  flow.flags |= op.is_additive && state::numel(result) == 1 ? kIsNumber : 0;
   flow.source_sequence = node->sequence_nr();
   flow.source_thread = static_cast<uint32_t>(node->thread_id());
   complete(flow, op.name);
@@ -175,12 +253,29 @@ void note_merge(
     return;
   }
   keep_past(origins, flow);
-  merge_nodes().push_back(NodeId{node->thread_id(), node->sequence_nr()});
-  if (merge_nodes().size() > kMostMerges) {
-    merge_nodes().pop_front();
-  } else {
-    ++pending_merges;
+  add_merge_node(*node);
+}
+
+void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result) {
+  const auto* meta = state::autograd_meta(result);
+  const auto* node = meta != nullptr ? meta->grad_fn_.get() : nullptr;
+  if (node == nullptr || !is_wanted(result) || in_backward()) {
+    return;
   }
+  Flow flow;
+  flow.flags = kMerge | kCut | kTaintDecision;
+  flow.source_sequence = node->sequence_nr();
+  flow.source_thread = static_cast<uint32_t>(node->thread_id());
+  complete(flow, op.name);
+  flow.behind = leaves_behind(inputs, flow.stack);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  if (origins.leaves.are_reached(flow.behind) || judged_stacks().count(flow.stack) != 0) {
+    return;
+  }
+  keep_past(origins, flow);
+  add_merge_node(*node);
+  add_flat_node(NodeId{node->thread_id(), node->sequence_nr()});
 }
 
 void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
@@ -205,13 +300,45 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   if ((flow.flags & (kTaints | kFromInference)) == 0) {
     return;  // a value that never had a gradient
   }
+  Exit left{0, value, state::numel(impl), thread.epoch, ended_recordings.load()};
+  if (std::isnan(value) && state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
+      tensor.device().is_cpu() && has_data(impl)) {
+    left.begin = static_cast<const char*>(impl.unsafe_storage().data());
+    left.end = left.begin + impl.unsafe_storage().nbytes();
+    left.storage = std::make_shared<base::Hold>(
+        static_cast<const c10::intrusive_ptr_target*>(impl.unsafe_storage().unsafeGetStorageImpl()));
+  }
   complete(flow, op);
+  const bool has_graph = c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();
+  add_leaves(has_graph ? Watch::kGrad : Watch::kNoGrad, flow, Inputs{&impl});
   {
     std::lock_guard lock(origins.mutex);
     keep_past(origins, flow);
+    if (!origins.leaves.are_reached(flow.behind)) {
+      ++pending_python;
+    }
   }
-  thread.exits[thread.exit_count++ % thread.exits.size()] =
-      Exit{flow.number, value, state::numel(impl), thread.epoch, ended_recordings.load()};
+  left.number = flow.number;
+  thread.exits[thread.exit_count++ % thread.exits.size()] = std::move(left);
+}
+
+void note_shared(uint32_t op, const at::Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (!is_wanted(impl) || state::requires_grad(impl) || state::is_inference(impl) ||
+      !at::isFloatingType(tensor.scalar_type()) || in_backward()) {
+    return;
+  }
+  Flow flow;
+  flow.flags = kFromPython | kTaintGuess;
+  complete(flow, op);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  const Flow* known = origins.flows.find(as_target(impl));
+  if (judged_stacks().count(flow.stack) == 0 &&
+      (known == nullptr || (known->flags & (kTaintCut | kTaintGuess)) == 0)) {
+    flow.parents[0] = known != nullptr ? low(known->number) : 0;
+    keep(origins, impl, flow);
+  }
 }
 
 void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, double value) {
@@ -243,6 +370,8 @@ void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, dou
   if (is_floating && (flow.flags & kTaintCut) != 0) {
     flow.flags |= kTaintPython;  // also a copy of tensors themselves: torch.tensor(loss)
     ++(state::requires_grad(impl) ? pending_rebuilt : pending_python);
+  } else if (is_floating && judged_stacks().count(flow.stack) == 0) {
+    flow.flags |= kTaintGuess;
   }
   keep(origins, impl, flow);
 }
@@ -332,6 +461,7 @@ void judged(const std::vector<StackId>& stacks) {
 }
 
 void forget_crossings() {
+  forget_leaves();
   judged_stacks().clear();
   merge_nodes().clear();
   pending_merges = 0;

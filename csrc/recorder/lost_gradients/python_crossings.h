@@ -25,6 +25,8 @@ inline bool notes_all_merges() {
 
 // A value went to Python.
 void note_exit(uint32_t op, const at::Tensor& tensor, double value);
+// numpy was given the memory of a tensor without gradient, and may write to it.
+void note_shared(uint32_t op, const at::Tensor& tensor);
 // A tensor was made by a function of Python's that no op shows. `inputs`: tensors among its data.
 void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, double value);
 // Gradients that autograd.grad() returned without create_graph, of the graph below `root`.
@@ -37,6 +39,8 @@ void note_gradients(
 // A value without gradient went into `result`, which has one: noted if it should have had one too.
 void note_merge(
     Watch watch, const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result);
+// A step function was taken of what requires grad: noted if that has no gradient in another way.
+void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& result);
 // Whether some merge since the last call made one of these nodes.
 bool uses_merge(const std::vector<NodeId>& nodes);
 // Marks call sites as already diagnosed: later merges at the same sites are not recorded.

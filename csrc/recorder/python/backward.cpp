@@ -1,6 +1,7 @@
 #include "recorder/python/backward.h"
 
 #include "graph/bind.h"
+#include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/switch.h"
 #include "recorder/thread_state.h"
@@ -68,14 +69,23 @@ class Visited {
 };
 
 // The numbers of all nodes below `roots`: what the engine is about to use.
-std::vector<NodeId> node_ids(const std::vector<Node*>& roots, bool& whole) {
+// And the nodes that fill `.grad`, which have no number, where they are asked for.
+std::vector<NodeId> node_ids(
+    const std::vector<Node*>& roots, bool& whole, std::vector<Node*>* accumulators) {
   static thread_local Visited visited;
   static thread_local std::vector<Node*> pending;
   visited.clear();
   pending.clear();
   std::vector<NodeId> ids;
   const auto add = [&](Node* node) {
-    if (node != nullptr && node->sequence_nr() != UINT64_MAX && visited.insert(node)) {
+    if (node == nullptr) {
+      return;
+    }
+    if (node->sequence_nr() == UINT64_MAX) {
+      if (accumulators != nullptr && visited.insert(node)) {
+        accumulators->push_back(node);
+      }
+    } else if (visited.insert(node)) {
       pending.push_back(node);
       ids.push_back(NodeId{node->thread_id(), node->sequence_nr()});
     }
@@ -132,7 +142,13 @@ uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, 
   event.creates_graph = creates_graph;
   set_backward_stack(event.stack);
   sync_thread();
-  event.nodes = node_ids(graph::root_nodes(roots), event.whole);
+  std::vector<Node*> accumulators;
+  const bool awaited = cuts_are_on() && leaves_are_awaited();
+  const std::vector<Node*> nodes = graph::root_nodes(roots);
+  event.nodes = node_ids(nodes, event.whole, awaited ? &accumulators : nullptr);
+  if (awaited) {
+    note_reached(nodes, accumulators);
+  }
   uint32_t suspicious = spans_uncounted_write(event.nodes) ? kUncountedWrite : 0;
   if (accumulates && cuts_are_on()) {
     suspicious |= has_leaf_root(roots) ? kLeafRoot : 0;

@@ -7,6 +7,7 @@
 #include "recorder/python/c_entry_points.h"
 
 #include "base/aside.h"
+#include "base/signals.h"
 #include "recorder/listener.h"
 #include "recorder/lost_gradients/flows.h"
 #include "recorder/lost_gradients/python_crossings.h"
@@ -82,7 +83,8 @@ struct PatchedAttribute {
   PyGetSetDef ours{};
   uint32_t name = 0;
 };
-PatchedAttribute data_attribute, requires_grad_attribute;
+PatchedAttribute data_attribute, requires_grad_attribute, grad_attribute;
+py::object* on_empty_grad = nullptr;  // is told of a `.grad` that was read and that nothing fills
 
 constexpr double kNoValue = std::numeric_limits<double>::quiet_NaN();
 
@@ -187,6 +189,9 @@ void after(
   if (entry == kNumpy || entry == kToList) {
     if (cuts_are_on() && is_tensor(self)) {
       note_exit(name, THPVariable_Unpack(self), number_in(result));
+      if (entry == kNumpy) {
+        note_shared(name, THPVariable_Unpack(self));
+      }
     }
     return;
   }
@@ -366,6 +371,27 @@ int set_requires_grad(PyObject* self, PyObject* value, void* closure) {
   return is_stopped ? -1 : status;
 }
 
+// A tensor that some op made, and that did not ask for its gradient: torch fills no `.grad` of it.
+bool is_never_filled(const at::Tensor& tensor) {
+  const auto* meta = state::autograd_meta(*tensor.unsafeGetTensorImpl());
+  return meta != nullptr && meta->grad_fn_ != nullptr && !tensor.retains_grad();
+}
+
+PyObject* get_grad(PyObject* self, void* closure) {
+  PyObject* result = grad_attribute.original->get(self, closure);
+  if (result != Py_None || !cuts_are_on() || !is_tensor(self) ||
+      !is_never_filled(THPVariable_Unpack(self))) {
+    return result;
+  }
+  return unless(
+      aside([&] {
+        if (on_empty_grad != nullptr) {
+          call_back(*on_empty_grad, py::make_tuple(py::handle(self)));
+        }
+      }),
+      result);
+}
+
 bool patch_attribute(PyObject* target, PatchedAttribute& at, const char* name) {
   if (Py_TYPE(target) != &PyGetSetDescr_Type) {
     return false;
@@ -375,6 +401,8 @@ bool patch_attribute(PyObject* target, PatchedAttribute& at, const char* name) {
   if (&at == &data_attribute) {
     at.ours.get = &get_data;
     at.ours.set = at.ours.set != nullptr ? &set_data : nullptr;
+  } else if (&at == &grad_attribute) {
+    at.ours.get = &get_grad;
   } else {
     at.ours.set = &set_requires_grad;
   }
@@ -393,7 +421,7 @@ void unpatch_all() {
       Py_CLEAR(at.owner);
     }
   }
-  for (PatchedAttribute* at : {&data_attribute, &requires_grad_attribute}) {
+  for (PatchedAttribute* at : {&data_attribute, &requires_grad_attribute, &grad_attribute}) {
     if (at->owner != nullptr) {
       at->owner->d_getset = at->original;
       PyObject* owner = reinterpret_cast<PyObject*>(at->owner);
@@ -404,7 +432,9 @@ void unpatch_all() {
 }
 
 // The names of those that are of an unknown kind.
-py::list patch_all() {
+py::list patch_all(py::object empty_grad) {
+  delete on_empty_grad;
+  on_empty_grad = new py::object(std::move(empty_grad));
   py::list left;
   const auto tried = [&](bool done, const char* name) {
     if (!done) {
@@ -437,6 +467,7 @@ py::list patch_all() {
   tried(patch<kFromNumpy>(torch.attr("from_numpy").ptr()), "torch.from_numpy");
   tried(patch<kFromBuffer>(torch.attr("frombuffer").ptr()), "torch.frombuffer");
   tried(patch_attribute(of_tensor("data").ptr(), data_attribute, "Tensor.data"), "Tensor.data");
+  tried(patch_attribute(of_tensor("grad").ptr(), grad_attribute, "Tensor.grad"), "Tensor.grad");
   tried(
       patch_attribute(
           of_tensor("requires_grad").ptr(), requires_grad_attribute, "Tensor.requires_grad"),

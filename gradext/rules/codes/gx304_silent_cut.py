@@ -7,35 +7,39 @@ gradients without create_graph. Works from chains of births and flows. Keeps no 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
+from gradext.recording.awaited import Awaited
 from gradext.recording.events import Flow
 from gradext.rules.rewrite import detach, optimizer_step
 from gradext.rules.wording import chains
+from gradext.rules.wording.chains import Step
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_gradients import listed, names_lost
+from gradext.rules.wording.lost_leaves import LostLeaves
 from gradext.rules.wording.owners import Owners
-from gradext.source import sites, statements
+from gradext.source import sites, statements, value_flow
 
 if TYPE_CHECKING:
     from gradext.recording.tables import Data
-    from gradext.rules.wording.chains import Step
+    from gradext.rules.wording.chains import Chain
 
 # Why a backward was looked at (csrc/recorder/python/backward.h).
 LEAF_ROOT, CONSTANT_TERM = _C.SUSPICIONS["LEAF_ROOT"], _C.SUSPICIONS["CONSTANT_TERM"]
 REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 
-def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis]:
+def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis | Awaited]:
     """GX304: what is about to run backward carries no gradient where it should."""
     from gradext.source import live_frames
 
     live = live_frames.frames_above()
-    found: list[Diagnosis] = []
+    found: list[Diagnosis | Awaited] = []
     if why & LEAF_ROOT:
         found += _leaf_roots(outputs, data, live)
     if why & CONSTANT_TERM:
@@ -122,10 +126,17 @@ _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 @dataclasses.dataclass(frozen=True)
 class _Graph:
-    """What this backward reaches: nodes as (thread, sequence), ids of leaves."""
+    """What this backward reaches.
+
+    Attributes:
+        nodes: as (thread, sequence). leaves: ids.
+        straight: the nodes from which only sums and constant factors lead on to the loss: a
+            constant that is added there changes no gradient at all.
+    """
 
     nodes: frozenset[tuple[int, int]]
     leaves: frozenset[int]
+    straight: frozenset[tuple[int, int]]
 
     @classmethod
     def below(cls, outputs: Any) -> _Graph:
@@ -137,64 +148,193 @@ class _Graph:
         return cls(
             frozenset((row[2], row[3]) for row in rows if row[3] is not None),
             frozenset(facts.id for facts in leaves if facts is not None),
+            _straight(rows),
         )
 
-    def misses(self, names: Owners) -> list[str]:
-        """Names of what is trained and gets no gradient from this backward."""
-        return [name for i, name in names.trainable_ids.items() if i not in self.leaves]
+
+_SUMS = re.compile(
+    r"(Add|Sub|Rsub|Neg|Sum|Mean|Stack|Cat|Clone|ToCopy|Expand|Squeeze|Unsqueeze|View|Alias|Select|"
+    r"Slice|Reshape|UnsafeView|ReshapeAlias|Unbind|Split|Permute|T|Transpose)Backward\d*"
+)
+_PRODUCTS = re.compile(r"(Mul|Div)Backward\d*")
 
 
-def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis]:
-    """Values that were made of gradients, or rebuilt from numbers, within this graph."""
+def _straight(rows: Sequence[Any]) -> frozenset[tuple[int, int]]:
+    below = {following for row in rows for following in row[4]}
+    pending = [(k, True) for k in range(len(rows)) if k not in below]
+    seen = set(pending)
+    while pending:
+        at, is_straight = pending.pop()
+        name, following = rows[at][1].rsplit("::", 1)[-1], [k for k in rows[at][4] if k >= 0]
+        is_sum = _SUMS.fullmatch(name) or (_PRODUCTS.fullmatch(name) and len(following) == 1)
+        for k in following:
+            step = (k, is_straight and bool(is_sum))
+            if step not in seen:
+                seen.add(step)
+                pending.append(step)
+    return frozenset(
+        (rows[k][2], rows[k][3])
+        for k, is_straight in seen
+        if is_straight and (k, False) not in seen and rows[k][3] is not None
+    )
+
+
+def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis | Awaited]:
+    """Values that were made of gradients, rebuilt from numbers, or decided, within this graph."""
     graph = _Graph.below(outputs)
-    found: dict[tuple[str, int], Diagnosis] = {}
-    names: Owners | None = None
+    found: dict[tuple[str, int], Diagnosis | Awaited] = {}
+    names = Owners(live)
+    leaves = LostLeaves(graph.leaves, names)
     merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
     harmful: set[int] = set()
+    harmless: set[int] = set()
     for merge in {merge.stack: merge for merge in merges}.values():
-        if not merge.has(events.TAINT_GRAD) and not merge.has(events.IS_NUMBER):
-            names = names or Owners(live)
-            if not graph.misses(names):
-                # A target, a weight: all that is trained is reached in another way. Nearly every
-                # loss of reinforcement learning has one, with thousands of values behind it.
-                continue
         chain = chains.back_from(data, [data.origin(n) for n in merge.parents])
-        known: dict[tuple[object, ...], Cut | None] = {}
-        cuts = [
-            told
-            for step in chain.cuts()
-            if step.is_sure and (told := _described(data, step, known)) and told.sites
-        ]
-        of_gradients = [told for told in cuts if told.kind == "grad"]
-        taken_by = {
-            told.step.origin.source
-            for told in of_gradients
-            if isinstance(told.step.origin, Flow) and told.step.origin.source
-        }
-        if merge.source in taken_by:
-            continue  # `fast = fast - lr * g`: an inner loop, whose steps are constants (FOMAML)
-        names = names or Owners(live)
-        if of_gradients and merge.has(events.TAINT_GRAD):
-            cut = min(of_gradients, key=lambda told: told.step.depth)
-            diagnosis = _constant_term(data, merge, cut, live, names)
-            if diagnosis is not None and optimizer_step.is_step_along(
-                diagnosis.victims[0], cut.sites[0]
-            ):
-                continue
-        elif merge.has(events.TAINT_PYTHON) and cuts:
-            missed = graph.misses(names)
-            if not missed and not merge.has(events.IS_NUMBER):
-                continue  # as above
-            cut = min(cuts, key=lambda told: (told.kind == "detach", told.step.depth))
-            diagnosis = _rebuilt_value(data, merge, cut, live, missed)
-        else:
+        told = None
+        if merge.has(events.TAINT_GRAD):
+            told = _of_gradients(data, merge, chain, live, names)
+        if told is None:
+            told = _of_constants(data, merge, chain, live, graph, leaves)
+        if told is None:
+            harmless |= {merge.stack, *(step.origin.stack for step in _guessed(chain))}
             continue
-        if diagnosis is not None:
-            harmful.add(merge.stack)
-            found.setdefault(sites.line_of(diagnosis.culprits[0]), diagnosis)
+        line, diagnosis = told
+        harmful.add(merge.stack)
+        found.setdefault(line, diagnosis)
     # Those are counted each time (gradext.recording.findings); the others are not looked at again.
-    _C.recorder_judged([merge.stack for merge in merges if merge.stack not in harmful])
+    _C.recorder_judged([*harmless - harmful])
     return list(found.values())
+
+
+_Told = tuple[tuple[str, int], "Diagnosis | Awaited"]  # by the culprit's line
+
+
+def _of_gradients(
+    data: Data, merge: Flow, chain: Chain, live: Sequence[Any], names: Owners
+) -> _Told | None:
+    """A term that was computed from gradients without create_graph."""
+    known: dict[tuple[object, ...], Cut | None] = {}
+    cuts = [
+        told
+        for step in chain.cuts()
+        if step.is_sure and (told := _described(data, step, known)) and told.sites
+    ]
+    taken = [told for told in cuts if told.kind == "grad"]
+    sources = {told.step.origin.source for told in taken if isinstance(told.step.origin, Flow)}
+    if not taken or (merge.source and merge.source in sources):
+        return None  # `fast = fast - lr * g`: an inner loop, whose steps are constants (FOMAML)
+    cut = min(taken, key=lambda told: told.step.depth)
+    diagnosis = _constant_term(data, merge, cut, live, names)
+    if diagnosis is None or optimizer_step.is_step_along(diagnosis.victims[0], cut.sites[0]):
+        return None
+    return sites.line_of(cut.sites[0]), diagnosis
+
+
+def _guessed(chain: Chain) -> list[Step]:
+    """Where values came from Python of which only the source says where they had left."""
+    return [
+        step
+        for step in chain.steps
+        if isinstance(step.origin, Flow)
+        and step.origin.has(events.FROM_PYTHON)
+        and step.origin.has(events.BY_SIZE | events.TAINT_GUESS)
+        and not step.is_past_cut
+    ]
+
+
+def _cuts_behind(data: Data, merge: Flow, chain: Chain) -> list[tuple[Cut, bool]]:
+    """The cuts that a constant comes from; and whether it was followed through the source."""
+    known: dict[tuple[object, ...], Cut | None] = {}
+    found = []
+    if merge.has(events.CUT):  # a step function, which hands on zeros
+        chain = chains.back_from(data, [merge])
+
+    def add(steps: Sequence[Step], *, is_read: bool) -> None:
+        for step in steps:
+            told = _described(data, step, known)
+            if told is not None and told.sites:
+                found.append((told, is_read))
+
+    guessed = _guessed(chain)
+    by_size = {step.origin.number for step in guessed}
+    sure = [step for step in chain.cuts() if step.is_sure]
+    add([s for s in sure if not any(w.origin.number in by_size for w in s.way())], is_read=False)
+    starts: list[tuple[Flow, Step | None]] = [
+        (step.origin, step) for step in guessed if isinstance(step.origin, Flow)
+    ]
+    if merge.has(events.IS_NUMBER) and merge.has(events.TAINT_GUESS) and not merge.parents:
+        starts.append((merge, None))
+    for entry, step in starts:
+        came = data.frames(entry.stack)
+        for left in chains.exits_before(data, merge):
+            if value_flow.leads(data.frames(left.stack), came):
+                add(chains.back_from(data, [left], step).cuts(), is_read=True)
+                break
+    return found
+
+
+def _of_constants(
+    data: Data,
+    merge: Flow,
+    chain: Chain,
+    live: Sequence[Any],
+    graph: _Graph,
+    leaves: LostLeaves,
+) -> _Told | None:
+    """A number, an array or a decision that keeps something that is to be trained from it."""
+    cuts = [
+        (cut, is_read)
+        for cut, is_read in _cuts_behind(data, merge, chain)
+        # no_grad says that a constant is meant
+        if cut.kind in ("read", "copy", "detach", "integer", "op", "function", "step")
+    ]
+    if not cuts:
+        return None
+    if merge.has(events.IS_NUMBER) and merge.source_node in graph.straight:
+        # Added to the loss, it changes no gradient of anything.
+        read = [
+            (cut, is_read, leaves.behind(cut.step.origin))
+            for cut, is_read in cuts
+            if cut.kind in ("read", "copy") or _goes_to_python(cut)
+        ]
+        read = [entry for entry in read if entry[2]]
+        if not read:
+            return None
+        cut, is_read, behind = min(read, key=lambda entry: entry[0].step.depth)
+        term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
+        return (sites.line_of(cut.sites[0]), term) if term is not None else None
+    lost = [
+        (cut, is_read, missed)
+        for cut, is_read in cuts
+        if cut.kind != "detach"
+        # A target that was computed from an input is none of the input's business.
+        and (missed := leaves.lost(cut.step.origin, by_hand=cut.kind not in ("read", "copy")))
+    ]
+    if not lost:
+        return None
+    cut, is_read, _ = min(lost, key=lambda entry: entry[0].step.depth)
+    line = sites.line_of(cut.sites[0])
+    missed = {}
+    for other, _, more in lost:
+        if sites.line_of(other.sites[0]) == line:
+            missed.update(more)
+    into = sites.site(data.frames(merge.stack), op=merge.op)
+    backward = sites.site(stack_of(live), label="backward() ends at this constant")
+    if into is None:
+        return None
+    say = _decided if cut.kind in ("integer", "op", "function", "step") else _rebuilt_value
+    mend, notes = fix(data, cut), (_READ_IN_SOURCE,) if is_read else ()
+    known = dataclasses.replace(
+        cut, step=cast(Any, None)
+    )  # what waits keeps no copy of the recording
+    return line, Awaited(missed, lambda names: say(known, into, backward, names, mend, notes))
+
+
+def _goes_to_python(cut: Cut) -> bool:
+    return any(
+        isinstance(step.origin, Flow) and step.origin.has(events.TO_PYTHON)
+        for step in cut.step.way()
+    )
 
 
 def _described(data: Data, step: Step, known: dict[tuple[object, ...], Cut | None]) -> Cut | None:
@@ -239,20 +379,54 @@ def _constant_term(
     )
 
 
-def _rebuilt_value(
-    data: Data, merge: Flow, cut: Cut, live: Sequence[Any], missed: Sequence[str]
+_READ_IN_SOURCE = (
+    "what Python computes nobody sees: that the value came from there is read in the source"
+)
+
+
+def _number_term(
+    data: Data,
+    merge: Flow,
+    cut: Cut,
+    live: Sequence[Any],
+    behind: Sequence[str],
+    is_read: bool,
 ) -> Diagnosis | None:
-    """A value that went to Python and back on its way to the loss, and what is not trained."""
+    """A number that was computed from what is trained, as a term of the loss."""
     into = sites.site(
-        data.frames(merge.stack),
-        op=merge.op,
-        label="computes on with the rebuilt value, a constant",
+        data.frames(merge.stack), op=merge.op, label="adds the number, a constant, to the loss"
     )
-    backward = sites.site(stack_of(live), label="backward() ends at the rebuilt value")
+    backward = sites.site(stack_of(live), label="backward() takes the term for a constant")
     if into is None:
         return None
-    several = "" if len(missed) > 1 else "s"
-    lost = (f"{listed(missed)} get{several} no gradient from this loss",) if missed else ()
+    several = "" if len(behind) > 1 else "s"
+    notes = [f"{listed(behind)} get{several} no gradient from this term"]
+    if is_read:
+        notes.append(_READ_IN_SOURCE)
+    return Diagnosis(
+        code="GX304",
+        message=(
+            f"A term of this loss is a number: {cut.what}, at {sites.where(cut.sites[0].frame)}, "
+            "took it out of the graph, so it changes no gradient."
+        ),
+        culprits=cut.sites,
+        victims=sites.distinct([into, backward]),
+        fix=fix(data, cut),
+        notes=(*notes, _SILENCE),
+    )
+
+
+def _rebuilt_value(
+    cut: Cut,
+    into: Site,
+    backward: Site | None,
+    lost: Sequence[str],
+    mend: str,
+    notes: Sequence[str],
+) -> Diagnosis:
+    """A value that went to Python and back on its way to the loss, and what is not trained."""
+    several = "" if len(lost) > 1 else "s"
+    into = dataclasses.replace(into, label="computes on with the rebuilt value, a constant")
     return Diagnosis(
         code="GX304",
         message=(
@@ -262,8 +436,47 @@ def _rebuilt_value(
         ),
         culprits=cut.sites,
         victims=sites.distinct([into, backward]),
-        fix=fix(data, cut),
-        notes=(*lost, _SILENCE),
+        fix=mend,
+        notes=(f"{listed(lost)} get{several} no gradient from any backward()", *notes, _SILENCE),
+    )
+
+
+def _decided(
+    cut: Cut,
+    into: Site,
+    backward: Site | None,
+    lost: Sequence[str],
+    mend: str,
+    notes: Sequence[str],
+) -> Diagnosis:
+    """A comparison, an index, a rank: the loss depends on it, and it has no derivative."""
+    several = len(lost) > 1
+    line = sites.where(cut.sites[0].frame)
+    if cut.kind == "step":
+        return Diagnosis(
+            code="GX304",
+            message=(
+                f"{listed(lost)} get{'' if several else 's'} a gradient of zero: "
+                f"{'their' if several else 'its'} only path to this loss goes through {cut.what}, "
+                f"{line}, whose derivative is zero everywhere."
+            ),
+            culprits=cut.sites,
+            victims=sites.distinct([backward]),
+            fix=mend,
+            notes=(*notes, _SILENCE),
+        )
+    into = dataclasses.replace(into, label="computes on with the result, a constant")
+    return Diagnosis(
+        code="GX304",
+        message=(
+            f"{listed(lost)} get{'' if several else 's'} no gradient: "
+            f"{'their' if several else 'its'} only path to this loss ends at {cut.what}, "
+            f"{line}, which has no derivative."
+        ),
+        culprits=cut.sites,
+        victims=sites.distinct([into, backward]),
+        fix=mend,
+        notes=(*notes, _SILENCE),
     )
 
 

@@ -107,9 +107,16 @@ def is_barrier(origin: Birth | Flow) -> bool:
     )
 
 
-def back_from(data: Data, origins: Iterable[Birth | Flow | None]) -> Chain:
-    """The chain of tensors by their births and flows (Data.flow_of, birth_of)."""
-    pending = deque(Step(origin, None, 0, False) for origin in origins if origin is not None)
+def back_from(
+    data: Data, origins: Iterable[Birth | Flow | None], after: Step | None = None
+) -> Chain:
+    """The chain of tensors by their births and flows (Data.flow_of, birth_of).
+
+    Args:
+        after: what was made of them.
+    """
+    depth = after.depth + 1 if after is not None else 0
+    pending = deque(Step(origin, after, depth, False) for origin in origins if origin is not None)
     seen: set[int] = set()
     steps: list[Step] = []
     while pending and len(steps) < _MOST:
@@ -139,18 +146,9 @@ def linked_exit(data: Data, entry: Flow) -> Flow | None:
     The recorder links what it recognises (the same number, an array of the same size). This is for
     what Python computed with in between; only values that left since the last backward.
     """
-    before = [b.order for b in data.backwards if b.order < entry.order and b.thread == entry.thread]
-    last = max(before, default=0)
-    exits = [
-        flow
-        for flow in data.exits(_MOST_EXITS)
-        if last < flow.order < entry.order and flow.thread == entry.thread
-    ][::-1]
+    exits = exits_before(data, entry)
     if not exits:
         return None
-    # Of the values that left at the same place the latest counts, so each place is compared once.
-    exits = list({flow.stack: flow for flow in exits[::-1]}.values())
-    exits.sort(key=lambda flow: -flow.order)
     stack = data.frames(entry.stack)
     for index in [index for index, frame in enumerate(stack) if frame.is_user]:
         wanted = _call(stack[index:])
@@ -158,6 +156,21 @@ def linked_exit(data: Data, entry: Flow) -> Flow | None:
             if _contains(data.frames(flow.stack), wanted):
                 return flow
     return None
+
+
+def exits_before(data: Data, entry: Flow) -> list[Flow]:
+    """What left for Python between the last backward and `entry`, the latest first.
+
+    Of the values that left at the same place the latest stands for all.
+    """
+    before = [b.order for b in data.backwards if b.order < entry.order and b.thread == entry.thread]
+    last = max(before, default=0)
+    exits = {
+        flow.stack: flow
+        for flow in data.exits(_MOST_EXITS)
+        if last < flow.order < entry.order and flow.thread == entry.thread
+    }
+    return sorted(exits.values(), key=lambda flow: -flow.order)
 
 
 def _call(frames: Sequence[Frame]) -> tuple[tuple[str, str, int | None], ...]:

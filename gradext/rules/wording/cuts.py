@@ -122,6 +122,9 @@ def describe(data: Data, step: Step) -> Cut | None:
         gives = "truth values" if op_names.bare(op) in _COMPARES else "whole numbers"
         here = dataclasses.replace(here, label=f"{what} gives {gives}, which carry no gradient")
         return Cut(step, (here,), what, "integer")
+    if origin.has(events.MERGE):
+        here = dataclasses.replace(here, label=f"{op_names.bare(op)} hands on zeros in backward")
+        return Cut(step, (here,), f"`{op_names.bare(op)}`", "step")
     here = dataclasses.replace(here, label=f"{op_names.bare(op)} is not differentiable")
     return Cut(step, (here,), f"`{op_names.bare(op)}`", "op")
 
@@ -267,7 +270,8 @@ def fix(data: Data, cut: Cut) -> str:
     if cut.kind == "read":
         back = _way_back(data, cut)
         kept = None
-        if cut.what in ("`.item()`", "`.tolist()`"):
+        is_text = re.search(r"\bf['\"]", site.frame.code) is not None
+        if cut.what in ("`.item()`", "`.tolist()`") and not is_text:
             kept = detach.without_call(site, cut.what.strip("`.()"))
         if kept and back is None:
             back = "compute on with torch"
@@ -289,6 +293,12 @@ def fix(data: Data, cut: Cut) -> str:
             stand_in = f"sigmoid of the difference in place of {cut.what}"
         through = "the straight-through `soft + (hard - soft).detach()`"
         return f"compute on with something differentiable at {line}: {stand_in}, or {through}"
+    if cut.kind == "step":
+        op = op_names.bare(cut.step.origin.op)
+        return (
+            f"let the gradient past it at {line}: `x + ({op}(x) - x).detach()` in place of "
+            f"`{op}(x)`, or compute on with the value before it"
+        )
     if cut.kind == "function":
         return (
             "let the Function's forward() return a floating tensor that it does not hand to "

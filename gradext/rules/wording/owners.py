@@ -24,6 +24,7 @@ class Owners:
         self.untracked_in_optimizer: list[str] = []
         self.trainable: list[str] = []  # names
         self.trainable_ids: dict[int, str] = {}
+        self.root_of: dict[int, int] = {}  # which module a parameter is of, of those within none
         self._buffers: set[int] = set()
         found = naming.every(torch.optim.Optimizer, torch.nn.Module)
         for optimizer in found:
@@ -44,7 +45,7 @@ class Owners:
         seen: set[int] = set()
         roots = naming.root_modules(modules)
         self._names.know_roots(roots)
-        for root in roots:
+        for number, root in enumerate(roots):
             for module in _modules_in(root, naming):
                 for _, tensor in naming.group_of(module, "_buffers"):
                     who = naming.identity_of(tensor)
@@ -54,6 +55,7 @@ class Owners:
                     who = naming.identity_of(tensor)
                     if who is None or not who.requires_grad or who.id in seen:
                         continue
+                    self.root_of[who.id] = number
                     seen.add(who.id)
                     if not self.optimized or who.id in self.optimized:
                         name = self._names.of(who.id) or "a parameter"

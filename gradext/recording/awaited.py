@@ -1,0 +1,71 @@
+"""Diagnoses that hold only if the program goes on as it began, told when that is known.
+
+That a parameter gets no gradient from one backward says little: the next one may be its own, as
+with an actor and a critic. So such a diagnosis waits, until the same has happened often or the
+recording ends; it is dropped when some backward has reached what it says is not trained. Keeps
+names and ids of leaves, and no tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gradext.diagnosis.model import Diagnosis
+from gradext.native import _C
+
+OFTEN = 64  # times that the same is found before it is told while the program runs
+_MOST = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Awaited:
+    """One diagnosis, and what it waits for.
+
+    Attributes:
+        leaves: ids of the leaves that it says get no gradient: their names.
+        say: makes the diagnosis, given the names of those that have got none.
+    """
+
+    leaves: Mapping[int, str]
+    say: Callable[[Sequence[str]], Diagnosis]
+
+    def diagnosis(self) -> Diagnosis | None:
+        """None where every leaf has been reached."""
+        left = set(_C.leaves_unreached(list(self.leaves)))
+        names = [name for leaf, name in self.leaves.items() if leaf in left]
+        return self.say(names) if names else None
+
+
+class Waiting:
+    """Those of one recording, by the finding that they are."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, tuple[list[Awaited], int]] = {}
+
+    def add(self, key: Any, found: Sequence[Awaited]) -> None:
+        known, count = self._found.get(key, ([], 0))
+        if known or len(self._found) < _MOST:
+            self._found[key] = ([*known, *found], count + 1)
+
+    def again(self, key: Any) -> list[Diagnosis]:
+        """The finding has been made once more: what is told of it now, each time it happened."""
+        known = self._found.get(key)
+        if known is None:
+            return []
+        found, count = known
+        self._found[key] = (found, count + 1)
+        return self._told(key) if count + 1 >= OFTEN else []
+
+    def settle(self) -> list[Diagnosis]:
+        """Nothing more is to come."""
+        return [diagnosis for key in list(self._found) for diagnosis in self._told(key)]
+
+    def _told(self, key: Any) -> list[Diagnosis]:
+        found, count = self._found[key]
+        told = [diagnosis for one in found if (diagnosis := one.diagnosis()) is not None]
+        self._found[key] = (found, 0)
+        if not told:
+            del self._found[key]
+        return told * count

@@ -1,0 +1,55 @@
+"""Which leaves (parameters, inputs that require grad) a cut takes the gradient from, and matter.
+
+A constant is what a program means nearly always: a target, a weight, a teacher's answer. It is none
+where something that is to be trained lies behind the cut and gets a gradient in no other way.
+Asks the recorder by the numbers of flows; keeps ids and names, and no tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gradext.native import _C
+from gradext.recording.events import Birth, Flow
+from gradext.rules.wording.owners import Owners
+
+
+class LostLeaves:
+    """For one backward: `reached` are the leaves of its graph."""
+
+    def __init__(self, reached: Iterable[int], names: Owners) -> None:
+        self._reached = frozenset(reached)
+        self._names = names
+        roots = (names.root_of.get(leaf) for leaf in self._reached)
+        self._roots = {root for root in roots if root is not None}
+
+    def behind(self, cut: Birth | Flow) -> dict[int, str]:
+        """Those behind the cut that are to be trained, by id: their names."""
+        found = _C.leaves_behind(cut.number) if isinstance(cut, Flow) else []
+        return {i: self._name(i) for i, _, lives in found if lives and self._matters(i)}
+
+    def lost(self, cut: Birth | Flow, *, by_hand: bool) -> dict[int, str]:
+        """Of those, the ones that no backward has reached so far, this one included.
+
+        Args:
+            by_hand: count leaves that neither a module nor an optimizer has.
+        """
+        known = self.behind(cut)
+        if not by_hand:
+            held = (*self._names.optimized, *self._names.root_of)
+            known = {i: known[i] for i in known.keys() & held}
+        return {i: known[i] for i in _C.leaves_unreached(list(known))}
+
+    def _name(self, leaf: int) -> str:
+        return self._names.by_id(leaf) or "a tensor"
+
+    def _matters(self, leaf: int) -> bool:
+        names = self._names
+        if leaf in names.optimized or leaf in self._reached:
+            return True
+        root = names.root_of.get(leaf)
+        if names.optimized:
+            # A parameter that no optimizer has is a teacher's; what is no parameter was made to
+            # require grad by hand.
+            return root is None and not names.is_parameter(leaf)
+        return root is None or root in self._roots

@@ -1,0 +1,209 @@
+"""Whether a value that left torch on one line may have come back on another, read in the source.
+
+What Python and numpy compute in between no recorder sees. So names are followed: what a statement
+assigns from a followed name is followed, too, through the functions that both lines were run in.
+Says False where the source is not there. Works on text through `ast` only.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+
+from gradext.diagnosis.model import Frame
+from gradext.source import syntax
+
+_ROUNDS = 8  # of following; each goes through all statements of a function
+_INSIDE = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
+_WRITES_FIRST = {"copyto", "put", "place", "putmask", "memmove", "pack_into"}
+_OBJECTS = ("self", "cls")  # too much hangs on them to be followed as a whole
+
+
+def leads(left: Sequence[Frame], came: Sequence[Frame]) -> bool:
+    """Whether a value that left at the frames `left` may be what came back at `came`.
+
+    Args:
+        left, came: innermost first, as a recording has them.
+    """
+    outer, inner = [*left][::-1], [*came][::-1]
+    at = 0
+    while at < min(len(outer), len(inner)) and _place(outer[at]) == _place(inner[at]):
+        at += 1
+    if at and (
+        at == len(outer) or at == len(inner) or _function(outer[at]) != _function(inner[at])
+    ):
+        # Both within one statement: `torch.tensor(score(x))`, where it leaves in score().
+        return at >= len(outer) or _escapes(outer[at:]) is not None
+    if at >= len(outer) or at >= len(inner) or _function(outer[at]) != _function(inner[at]):
+        return False
+    followed = _followed_from(outer[at:])
+    if not followed:
+        return False
+    target = _statement(inner[at])
+    return target is not None and bool(followed & (_reads(target) | _targets(target)))
+
+
+def _place(frame: Frame) -> tuple[str, str, int]:
+    return frame.file, frame.function, frame.line
+
+
+def _function(frame: Frame) -> tuple[str, str]:
+    return frame.file, frame.function
+
+
+def _followed_from(frames: Sequence[Frame]) -> set[str]:
+    """The names that hold the value in the function of the first frame, the outermost."""
+    here, *deeper = frames
+    node = _statement(here)
+    if node is None:
+        return set()
+    start = _targets(node)
+    if deeper:
+        ways = _escapes(deeper)
+        if ways is None:
+            return set()
+        if ways:  # through attributes of an object: of this one, or of whose method was called
+            called = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
+            owners = (c.value for c in called if isinstance(c, ast.Attribute))
+            start |= ways | {text for o in owners if (text := _dotted(o)) not in (None, *_OBJECTS)}
+    return _closure(here, start)
+
+
+def _escapes(frames: Sequence[Frame]) -> set[str] | None:
+    """How a value gets out of the functions of `frames`, outermost first: None for not at all.
+
+    An empty set: it is returned. Else the attributes of `self` that hold it.
+    """
+    ways: set[str] = set()
+    for frame in reversed(frames):
+        if not frame.is_user or frame.function.rsplit(".", 1)[-1] in _INSIDE:
+            continue
+        node = _statement(frame)
+        if node is None:
+            return None
+        followed = _closure(frame, _targets(node) | ways)
+        kept = {name for name in followed if name.startswith("self.")}
+        if isinstance(node, ast.Return) or any(
+            isinstance(n, (ast.Return, ast.Yield)) and n.value and followed & _reads(n.value)
+            for n in _parts(_scope(frame))
+        ):
+            ways = set()
+        elif kept:
+            ways = kept
+        else:
+            return None
+    return ways
+
+
+def _closure(frame: Frame, start: set[str]) -> set[str]:
+    """`start`, and all names of the frame's function that are made of those."""
+    followed = {name for name in start if name not in _OBJECTS}
+    scope = [n for n in _parts(_scope(frame)) if isinstance(n, ast.stmt)]
+    for _ in range(_ROUNDS if followed else 0):
+        before = len(followed)
+        for node in scope:
+            if followed & _reads(node):
+                followed |= {name for name in _targets(node) if name not in _OBJECTS}
+        if len(followed) == before:
+            break
+    return followed
+
+
+def _statement(frame: Frame) -> ast.stmt | None:
+    found = syntax.statements(frame.file, frame.line)
+    return found[-1] if found else None
+
+
+def _scope(frame: Frame) -> ast.AST | None:
+    """The function around a frame's line, or the module."""
+    name = frame.function.rsplit(".", 1)[-1]
+    for node in reversed(syntax.statements(frame.file, frame.line)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            node.name == name or name in _INSIDE
+        ):
+            return node
+    return syntax.around(frame.file, frame.line)
+
+
+def _parts(scope: ast.AST | None) -> Iterator[ast.AST]:
+    """The statements and expressions of a function, without those of functions within it."""
+    pending = list(ast.iter_child_nodes(scope)) if scope is not None else []
+    while pending:
+        node = pending.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            pending += ast.iter_child_nodes(node)
+
+
+def _heads(node: ast.AST) -> list[ast.AST]:
+    """What a statement evaluates itself, without the statements in its block."""
+    if isinstance(node, (ast.For, ast.AsyncFor)):
+        return [node.iter]
+    if isinstance(node, (ast.If, ast.While)):
+        return [node.test]
+    if isinstance(node, (ast.With, ast.AsyncWith)):
+        return [item.context_expr for item in node.items]
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Try)):
+        return []
+    return [node]
+
+
+def _reads(node: ast.AST) -> set[str]:
+    """The names that a statement or an expression reads, with those of attributes: `a`, `a.b`."""
+    found = set()
+    for head in _heads(node):
+        for part in ast.walk(head):
+            if isinstance(part, (ast.Name, ast.Attribute)):
+                is_read = isinstance(part.ctx, ast.Load) or isinstance(node, ast.AugAssign)
+                if is_read and (text := _dotted(part)) is not None:
+                    found.add(text)
+    return found - set(_OBJECTS)
+
+
+def _targets(node: ast.AST) -> set[str]:
+    """What a statement gives a value to: names, attributes, containers that an item is put in."""
+    targets: list[ast.AST] = []
+    if isinstance(node, ast.Assign):
+        targets += node.targets
+    elif isinstance(node, (ast.AnnAssign, ast.AugAssign, ast.For, ast.AsyncFor)):
+        targets.append(node.target)
+    elif isinstance(node, (ast.With, ast.AsyncWith)):
+        targets += [item.optional_vars for item in node.items if item.optional_vars]
+    for part in (n for head in _heads(node) for n in ast.walk(head)):
+        if isinstance(part, ast.NamedExpr):
+            targets.append(part.target)
+        elif isinstance(part, ast.Call):
+            targets += [word.value for word in part.keywords if word.arg == "out"]
+            called = part.func
+            name = called.attr if isinstance(called, ast.Attribute) else ""
+            if name in _WRITES_FIRST:
+                targets += part.args[:1]
+            is_whole = isinstance(node, ast.Expr) and part is node.value
+            if is_whole and isinstance(called, ast.Attribute) and part.args:
+                targets.append(called.value)  # `losses.append(x)`
+    return set(_names_of(targets))
+
+
+def _names_of(targets: Iterable[ast.AST]) -> Iterator[str]:
+    pending = list(targets)
+    while pending:
+        target = pending.pop()
+        if isinstance(target, (ast.Tuple, ast.List)):
+            pending += target.elts
+        elif isinstance(target, (ast.Starred, ast.Subscript)):
+            pending.append(target.value)
+        elif isinstance(target, ast.Call) and isinstance(target.func, ast.Attribute):
+            pending.append(target.func.value)  # `t.numpy()`: what is written there is t's
+        elif (text := _dotted(target)) is not None:
+            yield text
+
+
+def _dotted(node: ast.AST) -> str | None:
+    """`a.b.c` of such an expression; None for any other."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return None
+    return ".".join([node.id, *reversed(names)])

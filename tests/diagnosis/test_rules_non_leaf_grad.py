@@ -1,0 +1,105 @@
+"""GX305: the `.grad` of a tensor that is no leaf is read after backward."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from cases import Case, Cases, check_broken, check_mended, run
+
+case = Cases()
+
+case(
+    "GX305", "moved_after_it_was_made_a_leaf", """
+    x = torch.ones(3, requires_grad=True)
+    x = x.double()  #C
+    (x * x).sum().backward()
+    step = x.grad  #V
+    """,
+    ("torch.ones(3, requires_grad=True)", "torch.ones(3)"),
+    ("x = x.double()", "x = x.double().detach().requires_grad_()"),
+    text=("`x`",), fix=("`x = x.double().detach().requires_grad_()`", "`x.retain_grad()`"),
+)  # fmt: skip
+case(
+    "GX305", "perturbation_scaled_when_it_is_made", """
+    net = nn.Linear(3, 1)
+    class Attack:
+        def __init__(self, x):
+            self.delta = torch.zeros_like(x, requires_grad=True) * 0.1  #C
+        def step(self, x):
+            for _ in range(1):
+                net(x + self.delta).sum().backward()
+                if self.delta.grad is not None:  #V
+                    self.delta.grad.zero_()
+    Attack(torch.ones(2, 3)).step(torch.ones(2, 3))
+    """,
+    ("torch.zeros_like(x, requires_grad=True) * 0.1", "torch.zeros_like(x).requires_grad_()"),
+    ("net(x + self.delta)", "net(x + self.delta * 0.1)"),
+    text=("self.delta`",), fix=("`requires_grad=True`",),
+)  # fmt: skip
+case(
+    "GX305", "a_batch_dimension_in_a_helper", """
+    def prepare(image):
+        image = image.requires_grad_()
+        return image.unsqueeze(0)  #C
+    net = nn.Conv2d(1, 1, 3)
+    image = prepare(torch.rand(1, 8, 8))
+    net(image).sum().backward()
+    saliency = image.grad  #V
+    """,
+    ("image = image.requires_grad_()\n", ""), ("    return image.unsqueeze(0)",
+     "return image.unsqueeze(0).requires_grad_()"),
+    text=("`image`",), fix=("`image.retain_grad()`",),
+)  # fmt: skip
+
+
+@case.broken()
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_broken(case: Case) -> None:
+    ran = check_broken(case)
+    assert ran.error is None
+    assert ran.diagnoses[0].severity == "warning"
+
+
+@case.broken()
+def test_mended(case: Case) -> None:
+    check_mended(case)
+
+
+SILENT = {
+    "kept_on_purpose": """
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    y.retain_grad()
+    y.sum().backward()
+    y.grad.sum() + x.grad.sum()
+    """,
+    "read_before_backward": """
+    x = torch.ones(3, requires_grad=True)
+    y = x * 2
+    assert y.grad is None
+    y.sum().backward()
+    """,
+    "of_a_tensor_that_no_backward_went_through": """
+    x = torch.ones(3, requires_grad=True)
+    y, z = x * 2, x * 3
+    z.sum().backward()
+    assert y.grad is None
+    """,
+    "of_data_and_of_a_parameter_that_is_not_used": """
+    net, spare = nn.Linear(2, 1), nn.Linear(2, 1)
+    opt = torch.optim.SGD([*net.parameters(), *spare.parameters()], 0.1)
+    x = torch.ones(2, 2)
+    net(x).sum().backward()
+    opt.step()
+    assert x.grad is None and spare.weight.grad is None
+    """,
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_silent(name: str) -> None:
+    ran = run(textwrap.dedent(SILENT[name]).lstrip("\n"), f"non-leaf-{name}")
+    assert ran.error is None
+    assert ran.diagnoses == []

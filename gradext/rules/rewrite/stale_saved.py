@@ -11,15 +11,25 @@ from typing import TYPE_CHECKING
 from gradext.base import op_names
 from gradext.diagnosis.model import Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import detach, in_place, optimizer_step, order_of_calls, saver_copy
+from gradext.rules.rewrite import (
+    carried,
+    detach,
+    in_place,
+    optimizer_step,
+    order_of_calls,
+    saver_copy,
+)
 from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.loops import runs_again
-from gradext.source import bindings, sites, statements
+from gradext.source import bindings, live_frames, sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
     from gradext.recording.events import Backward, Write
     from gradext.recording.tables import Data
+
+
+_MOST_CARRIED = 3
 
 
 @dataclasses.dataclass
@@ -209,18 +219,20 @@ def _fix_step(
     loops = call is not None and any(
         earlier.stack == call.stack and earlier is not call for earlier in data.backwards
     )
-    carried = _carried(graph, data, write)
-    if carried is not None:
-        node, made = carried
+    links = _carried(graph, data, write)
+    if links:
+        node, made = links[0]
         again = write is not None and runs_again(data, node.thread, write.sequence, made)
         target = names.of_node(node.id) or detach.carried_name(made, made)
         what = detach.detached(target, made)
         made = detach.assigning(made, target)
         if again:
+            lines = " and ".join(dict.fromkeys(sites.where(site.frame) for _, site in links))
+            cuts = " and ".join(dict.fromkeys(_cut(names.of_node(n.id), s) for n, s in links))
             return (
                 f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
-                f"made at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum "
-                "the losses and call backward() once"
+                f"made at {lines}: cut it between the iterations, {cuts}; or "
+                "sum the losses and call backward() once"
             )
         if loops:
             spoken = f"`{target}`" if target else "the tensor"
@@ -298,30 +310,31 @@ def _is_buffer_copy(culprit: Site) -> bool:
     return "copy_(" in culprit.frame.code and "buffer" in culprit.frame.code
 
 
-def _carried(graph: Graph, data: Data, write: Write | None) -> tuple[Node, Site] | None:
-    """Where a graph made after `write` still reaches nodes made before it: the carried tensor."""
+def _cut(name: str | None, made: Site) -> str:
+    target = name or detach.carried_name(made, made)
+    path = carried.path_of(made, target) if target else ""
+    return carried.cut(path, live_frames.frames_above()) or detach.detached(target, made)
+
+
+def _carried(graph: Graph, data: Data, write: Write | None) -> list[tuple[Node, Site]]:
+    """Where a graph made after `write` still reaches nodes made before it: the carried tensors."""
     if write is None:
-        return None
+        return []
     new = [
         n.sequence is not None and n.thread == write.thread and n.sequence >= write.sequence
         for n in graph.nodes
     ]
-    if not any(new):
-        return None
-    best: Node | None = None
+    old: dict[int, int] = {}
     for index, node in enumerate(graph.nodes):
-        if not new[index]:
-            continue
-        for following in node.next:
-            if following < 0 or new[following]:
-                continue
-            old = graph.nodes[following]
-            if old.sequence is not None and (
-                best is None or best.sequence is None or old.sequence > best.sequence
-            ):
-                best = old
-    if best is None or best.sequence is None:
-        return None
-    stack, _ = data.node_stack(best.thread, best.sequence)
-    made = sites.site(data.frames(stack))
-    return (best, made) if made is not None else None
+        for following in node.next if new[index] else ():
+            sequence = graph.nodes[following].sequence if following >= 0 else None
+            if sequence is not None and not new[following]:
+                old[following] = sequence
+    found: dict[tuple[str, int], tuple[Node, Site]] = {}
+    for index in sorted(old, key=lambda index: -old[index]):
+        node = graph.nodes[index]
+        stack, _ = data.node_stack(node.thread, old[index])
+        made = sites.site(data.frames(stack))
+        if made is not None and len(found) < _MOST_CARRIED:
+            found.setdefault(sites.line_of(made), (node, made))
+    return list(found.values())

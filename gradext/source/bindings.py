@@ -194,12 +194,16 @@ def _attribute_values(site: Site, owner: ast.Attribute) -> list[ast.expr]:
     return found
 
 
-def is_rebindable(site: Site, target: ast.expr) -> bool:
+def is_rebindable(site: Site, target: ast.expr, *, of_view: bool = False) -> bool:
     """Whether everyone who is to see a write to `target` sees the name bound to a new tensor.
 
     False as well where that cannot be told: for an element of what a loop goes over, an argument
     that the function only writes, a view that is written for the sake of its base, and a name of
     another scope, which an assignment would hide.
+
+    Args:
+        of_view: the write was refused because it is to a view: what the view is of keeps its values
+            either way.
     """
     if isinstance(target, ast.Attribute):
         return isinstance(target.value, (ast.Name, ast.Attribute)) and target.attr not in (
@@ -216,7 +220,7 @@ def is_rebindable(site: Site, target: ast.expr) -> bool:
         return False
     if function is None:
         values = _assigned_to(site, name)
-        return not (values and _is_alias(values[0], name))
+        return of_view or not (values and _is_alias(values[0], name))
     if any(isinstance(n, (ast.Global, ast.Nonlocal)) and name in n.names for n in _own(function)):
         return True
     is_argument = any(argument.arg == name for argument in _arguments(function))
@@ -224,7 +228,7 @@ def is_rebindable(site: Site, target: ast.expr) -> bool:
     above = [v for v in values if v is None or v.lineno <= site.frame.line]
     if above or (values and not is_argument):
         value = (above or values)[0]
-        return not _is_alias(value, name)
+        return of_view or not _is_alias(value, name)
     if not is_argument:
         return False  # of an outer scope: the assignment would make it a local without a value
     return _is_read_below(function, site, name) and not _is_result_dropped(site, function)
@@ -368,3 +372,17 @@ def written_name(site: Site) -> str | None:
             return ast.unparse(target)  # an item of it, and not the whole
         target = target.value
     return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
+
+
+def later_writes(site: Site, name: str) -> list[ast.stmt]:
+    """The statements of the site's block, from the next one on, that write the same name."""
+    held = statements.around(site)
+    parent = held[-2] if len(held) > 1 else None
+    found: list[ast.stmt] = []
+    for _, block in ast.iter_fields(parent) if parent is not None else ():
+        if isinstance(block, list) and held[-1] in block:
+            for node in block[block.index(held[-1]) + 1 :]:
+                if not isinstance(node, ast.stmt) or written_in(node) != name:
+                    break
+                found.append(node)
+    return found

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -36,6 +37,13 @@ _AUGMENTED = {
     ast.Mod: "remainder_", ast.Pow: "pow_", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor",
     ast.LShift: "lshift", ast.RShift: "rshift",
 }  # fmt: skip
+
+
+class _Written(NamedTuple):
+    """Of the tensor that is written: see out_of_place()."""
+
+    is_held: bool
+    of_view: bool
 
 
 class _OutOfPlace(ast.NodeTransformer):
@@ -94,7 +102,9 @@ def _is_own_write(site: Site, word: str) -> bool:
     return not site.stack and (site.op is None or word in op_names.short(site.op))
 
 
-def out_of_place(site: Site, ops: Sequence[str] = (), *, is_held: bool = False) -> str | None:
+def out_of_place(
+    site: Site, ops: Sequence[str] = (), *, is_held: bool = False, of_view: bool = False
+) -> str | None:
     """How the statement reads without the in-place write.
 
     None where it is no plain write, and where a new tensor would not reach all who are to see the
@@ -103,7 +113,9 @@ def out_of_place(site: Site, ops: Sequence[str] = (), *, is_held: bool = False) 
     Args:
         ops: what the line did to the tensor that it wrote, where that was recorded.
         is_held: a module has the tensor as a parameter or a buffer: no attribute takes a new one.
+        of_view: the write was refused, since it is to a view (see bindings.is_rebindable).
     """
+    written = _Written(is_held, of_view)
     node = statements.statement(site)
     if node is None:
         return None
@@ -115,11 +127,11 @@ def out_of_place(site: Site, ops: Sequence[str] = (), *, is_held: bool = False) 
             # A tensor's item is written back, as a second write of the same memory.
             is_item = bool(ops) and word in ops[0] and len(ops) == 1
             again = ast.unparse(node)
-            return _instead(site, node.target, new, again, is_item=is_item, is_held=is_held)
+            return _instead(site, node.target, new, again, is_item=is_item, written=written)
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         target = node.targets[0]
         if isinstance(target, ast.Subscript) and _is_own_write(site, ""):
-            copied = _copied(site, target.value, ast.unparse(node), is_held=is_held)
+            copied = _copied(site, target.value, ast.unparse(node), written=written)
             if copied is None or bindings.container_of(site, target.value) is not None:
                 return copied
             return f"{copied} (or build the result with torch.where, masked_fill or index_copy)"
@@ -127,13 +139,13 @@ def out_of_place(site: Site, ops: Sequence[str] = (), *, is_held: bool = False) 
         return None
     replaced = _replacement(node)
     if replaced is not None:
-        return _instead(site, *replaced, ast.unparse(node), is_item=False, is_held=is_held)
+        return _instead(site, *replaced, ast.unparse(node), is_item=False, written=written)
     change = _OutOfPlace()
     rewritten = change.visit(copy.deepcopy(node))
     if change.out:
         target_node = change.out[0]
         target_text = ast.unparse(target_node)
-        if not _takes_new(site, target_node, is_held=is_held):
+        if not _takes_new(site, target_node, written=written):
             return None
         if isinstance(rewritten, ast.Expr):
             return f"at {line} drop `out=`: `{target_text} = {ast.unparse(rewritten.value)}`"
@@ -145,7 +157,7 @@ def out_of_place(site: Site, ops: Sequence[str] = (), *, is_held: bool = False) 
                 return f"at {line} make a new tensor: `{text}`"
             return None
         owner, value = statements.receiver(rewritten.value), ast.unparse(rewritten.value)
-        return _instead(site, owner, value, ast.unparse(node), is_item=False, is_held=is_held)
+        return _instead(site, owner, value, ast.unparse(node), is_item=False, written=written)
     if change.inplace:
         return f"at {line} drop `inplace=True`: `{_assigned(rewritten)}`"
     return None
@@ -196,17 +208,17 @@ def _written(node: ast.stmt) -> tuple[ast.expr | None, str | None]:
     return None, None
 
 
-def _takes_new(site: Site, target: ast.expr, *, is_held: bool) -> bool:
+def _takes_new(site: Site, target: ast.expr, *, written: _Written) -> bool:
     """Whether `target = ...` does what a write to it was to do."""
-    if isinstance(target, ast.Attribute) and is_held:
+    if isinstance(target, ast.Attribute) and written.is_held:
         return False
     if isinstance(target, ast.Subscript):
         return bindings.container_of(site, target.value) in ("dict", "list")
-    return bindings.is_rebindable(site, target)
+    return bindings.is_rebindable(site, target, of_view=written.of_view)
 
 
 def _instead(
-    site: Site, target: ast.expr, new: str, write: str, *, is_item: bool, is_held: bool
+    site: Site, target: ast.expr, new: str, write: str, *, is_item: bool, written: _Written
 ) -> str | None:
     """`target = new` in place of the statement `write`.
 
@@ -217,13 +229,13 @@ def _instead(
     if isinstance(target, ast.Subscript):
         if is_item or bindings.container_of(site, target.value) in ("dict", "list"):
             return f"at {line} make a new tensor: `{text} = {new}`"
-        return _copied(site, target.value, write, is_held=is_held)
-    if _takes_new(site, target, is_held=is_held):
+        return _copied(site, target.value, write, written=written)
+    if _takes_new(site, target, written=written):
         return f"at {line} make a new tensor: `{text} = {new}`"
     return _by_index(site, target, new)
 
 
-def _copied(site: Site, owner: ast.expr, write: str, *, is_held: bool) -> str | None:
+def _copied(site: Site, owner: ast.expr, write: str, *, written: _Written) -> str | None:
     """A copy of the whole, and the write into it; None where nobody else would see the copy."""
     whole, kind = ast.unparse(owner), bindings.container_of(site, owner)
     if kind in ("dict", "list", "tuple") or isinstance(owner, ast.Call):
@@ -232,7 +244,7 @@ def _copied(site: Site, owner: ast.expr, write: str, *, is_held: bool) -> str | 
         # A part of a part: of a tensor in a dict or a list, most of the time.
         if bindings.container_of(site, owner.value) not in ("dict", "list"):
             return None
-    elif not _takes_new(site, owner, is_held=is_held):
+    elif not _takes_new(site, owner, written=written):
         return None
     method = "copy" if kind == "array" else "clone"
     line = where(site.frame)
@@ -285,5 +297,10 @@ def module_inplace(site: Site, op: str) -> str | None:
 
 
 def under(site: Site, mode: str) -> str:
-    """The statement under `torch.no_grad()` or `torch.inference_mode()`."""
+    """The statement under `torch.no_grad()` or `torch.inference_mode()`, with those like it."""
+    name = bindings.written_name(site)
+    more = bindings.later_writes(site, name) if name is not None else []
+    if more:
+        last = where(dataclasses.replace(site.frame, line=more[-1].end_lineno or more[-1].lineno))
+        return f"`with torch.{mode}():` around the lines from {where(site.frame)} to {last}"
     return f"`with torch.{mode}(): {statements.text_of(site) or '...'}`"

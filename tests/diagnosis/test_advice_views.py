@@ -85,7 +85,7 @@ by_mode(
         return canvas, rows
     canvas, rows = slots(2)
     for k, row in enumerate(rows):
-        row[:] = x[k] * 2
+        row[:2] = x[k][:2] * 2
     canvas.pow(2).sum().backward()
     """,
     ("rows = [canvas[k] for k in range(count)]",

@@ -134,7 +134,10 @@ def out_of_place(
             copied = _copied(site, target.value, ast.unparse(node), written=written)
             if copied is None or bindings.container_of(site, target.value) is not None:
                 return copied
-            return f"{copied} (or build the result with torch.where, masked_fill or index_copy)"
+            return (
+                f"{copied} (or build the result with torch.where, masked_fill, index_put or "
+                "index_copy)"
+            )
     if isinstance(node, statements.BLOCKS):
         return None
     replaced = _replacement(node)

@@ -16,6 +16,7 @@ from gradext.source import bindings, sites, statements, syntax
 
 _LEFT, _RIGHT = {"self", "mat1", "input"}, {"other", "mat2", "exponent", "vec"}
 _LONGEST = 100  # characters of a statement that is worth printing whole
+_SAVE, _RUN = "save a copy", "run it with copies of its parameters"
 _Place = tuple[int, int, int, int]
 
 
@@ -50,6 +51,11 @@ def saver_copy(
     return _told(statement, wanted, place) if wanted else None
 
 
+def is_of_line(fix: str) -> bool:
+    """Whether a help mends one line that saves, and no other."""
+    return fix.startswith((_SAVE, _RUN))
+
+
 def _of_parameters(expression: ast.expr, place: Site) -> str | None:
     """A module run with copies of its parameters, through which gradients reach them."""
     if not isinstance(expression, ast.Call):
@@ -63,7 +69,7 @@ def _of_parameters(expression: ast.expr, place: Site) -> str | None:
     given = "".join(f"{ast.unparse(argument)}, " for argument in expression.args).rstrip()
     copies = f"{{k: p.clone() for k, p in {module}.named_parameters()}}"
     return (
-        f"run it with copies of its parameters, at {sites.where(place.frame)}: "
+        f"{_RUN}, at {sites.where(place.frame)}: "
         f"`torch.func.functional_call({module}, {copies}, ({given}))` in place of "
         f"`{ast.unparse(expression)}`"
     )
@@ -76,10 +82,10 @@ def _told(statement: ast.stmt, wanted: Sequence[ast.expr], place: Site) -> str |
             _Cloned({_place(node) for node in wanted}).visit(copy.deepcopy(statement))
         )
         if len(text) <= _LONGEST and "\n" not in text:
-            return f"save a copy, at {where}: `{text}`"
+            return f"{_SAVE}, at {where}: `{text}`"
     old = ast.unparse(wanted[0])
     new = ast.unparse(_cloned(wanted[0]))
-    return f"save a copy, at {where}: `{new}` in place of `{old}`" if "\n" not in old else None
+    return f"{_SAVE}, at {where}: `{new}` in place of `{old}`" if "\n" not in old else None
 
 
 class _Cloned(ast.NodeTransformer):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
@@ -68,10 +68,11 @@ def all_stale(
     for node, saved in pairs[: saved_tensors.MOST_PAIRS]:
         if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES:
             break
-        diagnosis = _stale_one(graph, node, saved, data, names, failed)
+        diagnosis, fix = _stale_one(graph, node, saved, data, names, failed)
         key = diagnosis.key()
-        diagnoses.setdefault(key, diagnosis)
         counts[key] = counts.get(key, 0) + 1
+        if key not in diagnoses:  # looking for what mends it may mean a look at all objects
+            diagnoses[key] = dataclasses.replace(diagnosis, fix=fix())
     return _by_write([(d, counts[key]) for key, d in diagnoses.items()])
 
 
@@ -165,7 +166,8 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
 
 def _stale_one(
     graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
-) -> Diagnosis:
+) -> tuple[Diagnosis, Callable[[], str]]:
+    """The diagnosis without its fix, and what makes that."""
     name, spoken = saved_tensors.tensor_text(saved, names)
     blame = _blame(data, saved)
     culprits = saved_tensors.culprits(data, blame.writes, name, blame.touched, blame.note)
@@ -201,15 +203,19 @@ def _stale_one(
         notes.append(forgotten("the lines of the writes"))
     if not victims:
         notes.append(_no_victims(data, node))
-    return Diagnosis(
+    diagnosis = Diagnosis(
         code="GX101",
         message=message,
         culprits=() if window else culprits,
         victims=victims,
-        fix=stale_saved.fix(graph, saved, data, blame, culprits, victims, names, failed),
         notes=tuple(notes),
         window=window,
     )
+
+    def fix() -> str:
+        return stale_saved.fix(graph, saved, data, blame, culprits, victims, names, failed)
+
+    return diagnosis, fix
 
 
 def _no_victims(data: Data, node: Node) -> str:

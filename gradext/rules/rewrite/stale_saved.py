@@ -112,7 +112,7 @@ def fix(
         returned = in_place.returned(culprit)
         if returned is not None:
             return returned
-    is_held = _is_held(saved.counter)
+    is_held = names.is_held(saved.counter)
     instead = _mended(data, blame, culprits, is_held=is_held)
     if is_held and kept:
         return kept
@@ -172,26 +172,6 @@ def _is_of_new(first: Site, later: Site) -> bool:
         and first.frame.line < later.frame.line
         and not _SAVE_RESULT.fullmatch(op_names.short(first.op or ""))
     )
-
-
-def _is_held(counter: int) -> bool:
-    """Whether a module has the tensor as a parameter or a buffer."""
-    from gradext.objects import naming
-
-    for root in naming.root_modules():
-        pending, seen = [root], set()
-        while pending:
-            module = pending.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            for group in ("_parameters", "_buffers"):
-                for _, tensor in naming.group_of(module, group):
-                    who = naming.identity_of(tensor)
-                    if who is not None and who.counter == counter:
-                        return True
-            pending += [child for _, child in naming.group_of(module, "_modules")]
-    return False
 
 
 def _fix_step(

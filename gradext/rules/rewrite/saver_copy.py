@@ -37,17 +37,21 @@ def saver_copy(
     found = _expression(victims[0].frame) if victims else None
     if found is None:
         return None
-    statement, expression = found
+    statement, expression, is_exact = found
     place = victims[0]
     written = (frame for culprit in culprits for frame in (culprit.frame, *culprit.callers))
     if any(frame.file == place.frame.file and _holds(expression, frame) for frame in written):
         return None  # written before the line could have made a copy
     if saved.is_output:
-        return _told(statement, [expression], place)
+        inner = [n for n in ast.walk(expression) if isinstance(n, (ast.Call, ast.BinOp))]
+        return _told(statement, [expression], place) if is_exact or len(inner) == 1 else None
     of_module = "/nn/modules/" in "".join(f.file.replace("\\", "/") for f in place.stack)
-    wanted = _operands(expression, saved, place, culprits, name, of_leaf=of_leaf)
+    wanted = _named(expression, place, culprits, name)
+    if not wanted and is_exact:
+        wanted = _operands(expression, saved, of_leaf=of_leaf)
     if not wanted and of_module and of_leaf:
-        return _of_parameters(expression, place)
+        called = expression if is_exact else _call_of(expression, name)
+        return _of_parameters(called, place) if called is not None else None
     return _told(statement, wanted, place) if wanted else None
 
 
@@ -110,15 +114,29 @@ def _place(node: ast.expr) -> _Place:
     return node.lineno, node.col_offset, last, end
 
 
-def _expression(frame: Frame) -> tuple[ast.stmt, ast.expr] | None:
-    """(statement, what ran of it); None where Python keeps no columns (before 3.11)."""
-    if frame.column is None or frame.end_column is None or not frame.code.isascii():
-        return None
-    place = (frame.line, frame.column, frame.end_line or frame.line, frame.end_column)
+def _expression(frame: Frame) -> tuple[ast.stmt, ast.expr, bool] | None:
+    """(statement, what ran of it, True); the statement's whole value and False where Python keeps
+    no columns (before 3.11)."""
     held = syntax.statements(frame.file, frame.line)
-    for node in ast.walk(held[-1]) if held else ():
+    if not held or not frame.code.isascii():
+        return None
+    if frame.column is None or frame.end_column is None:
+        value = getattr(held[-1], "value", None)
+        return (held[-1], value, False) if isinstance(value, ast.expr) else None
+    place = (frame.line, frame.column, frame.end_line or frame.line, frame.end_column)
+    for node in ast.walk(held[-1]):
         if isinstance(node, ast.expr) and _place(node) == place:
-            return held[-1], node
+            return held[-1], node, True
+    return None
+
+
+def _call_of(expression: ast.expr, name: str | None) -> ast.expr | None:
+    """The call of the module that has the parameter of this name."""
+    for node in ast.walk(expression) if name is not None else ():
+        if isinstance(node, ast.Call):
+            module = ast.unparse(node.func)
+            if name is not None and name.startswith((f"{module}.", f"{module}[")):
+                return node
     return None
 
 
@@ -130,28 +148,23 @@ def _holds(expression: ast.expr, frame: Frame) -> bool:
     return (first, start) <= (frame.line, frame.column) < (last, end)
 
 
-def _operands(
-    expression: ast.expr,
-    saved: Saved,
-    place: Site,
-    culprits: Sequence[Site],
-    name: str | None,
-    *,
-    of_leaf: bool,
+def _named(
+    expression: ast.expr, place: Site, culprits: Sequence[Site], name: str | None
 ) -> list[ast.expr]:
-    """The parts of an expression that are the saved tensor."""
+    """The parts of an expression that are the saved tensor by their text."""
     texts = set()
     for culprit in culprits:
         written = bindings.written_name(culprit)
         if written is not None and _same_scope(culprit.frame, place.frame, written):
             texts.add(written)
     named = [node for node in _parts(expression) if ast.unparse(node) in texts]
-    if named:
+    if named or name is None:
         return named
-    if name is not None:
-        held = [node for node in _parts(expression) if _is_path(node, name, place.frame)]
-        if held:
-            return held
+    return [node for node in _parts(expression) if _is_path(node, name, place.frame)]
+
+
+def _operands(expression: ast.expr, saved: Saved, *, of_leaf: bool) -> list[ast.expr]:
+    """The parts of an expression that are the saved tensor by where they stand."""
     if isinstance(expression, ast.BinOp):
         side = expression.left if saved.attribute in _LEFT else None
         side = expression.right if saved.attribute in _RIGHT else side

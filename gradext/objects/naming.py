@@ -70,6 +70,7 @@ class Names:
         self._by_node: dict[int, _Name] = {}
         self._parameters: set[int] = set()
         self._leaf_counters: set[int] = set()
+        self._held_counters: set[int] = set()
         self._variables: dict[int, str] = {}
         self._roots: list[Any] = []
         self._all_roots: list[Any] | None = None  # where somebody has looked for them already
@@ -124,6 +125,12 @@ class Names:
         if counter not in self._leaf_counters and counter not in self._by_counter:
             self._complete()
         return counter in self._leaf_counters
+
+    def is_held(self, counter: int) -> bool:
+        """Whether a module has the tensor of this version counter as a parameter or a buffer."""
+        if counter not in self._held_counters:
+            self._complete()
+        return counter in self._held_counters
 
     def _find(self, names: dict[int, _Name], key: int) -> _Name | None:
         found = names.get(key)
@@ -212,6 +219,9 @@ class Names:
             for group in ("_parameters", "_buffers"):
                 for name, tensor in group_of(module, group):
                     self._add(tensor, (index, f"{path}.{name}"))
+                    who = identity_of(tensor)
+                    if who is not None and who.counter:
+                        self._held_counters.add(who.counter)
             for name, child in group_of(module, "_modules"):
                 pending.append((child, child_path(path, name, dot=".")))
             for name, value in items_in(dict_of(module)):

@@ -150,7 +150,7 @@ def _sites(d: Diagnosis) -> list[_Shown]:
         if not item.label:
             words = getattr(CODES.get(d.code, UNKNOWN), item.role)
             item = dataclasses.replace(item, label=label(item.site, words))
-        if all((item.frame, item.role, item.label) != (x.frame, x.role, x.label) for x in found):
+        if all((item.frame, item.label) != (x.frame, x.label) for x in found):
             found.append(item)
     return found
 

@@ -98,26 +98,6 @@ def loop_over(site: Site) -> str | None:
     return ast.unparse(over) if isinstance(over, (ast.Name, ast.Attribute)) else None
 
 
-def written_name(site: Site) -> str | None:
-    """What the statement calls the tensor that it writes: `radius` of `radius *= 2`."""
-    node = statement(site)
-    target: ast.expr | None = None
-    if isinstance(node, ast.AugAssign):
-        target = node.target
-    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
-        target = node.targets[0] if isinstance(node.targets[0], ast.Subscript) else None
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        called = node.value.func
-        out = next((k.value for k in node.value.keywords if k.arg == "out"), None)
-        if out is not None:
-            target = out
-        elif isinstance(called, ast.Attribute) and called.attr.endswith("_"):
-            target = receiver(node.value)
-    while isinstance(target, ast.Subscript):
-        target = target.value
-    return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
-
-
 def assigned_names(site: Site) -> list[str]:
     """The targets of the assignment at the site's line: `out` and `h` of `out, h = f(x)`."""
     node = statement(site)

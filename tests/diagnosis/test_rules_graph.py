@@ -185,7 +185,7 @@ case(
         net(torch.ones(1, 2)).sum().backward()
     """,
     ("+ self.state)", "+ self.state.detach())"),
-    fix=("`self.state = self.state.detach()`",),
+    fix=("`net.state = net.state.detach()` below",),
 )  # fmt: skip
 case(
     "GX302", "gan_shares_the_fake", """
@@ -424,7 +424,7 @@ case(
     """,
     ("self.items.append(latent)", "self.items.append(latent.detach())"),
     text=("`replay.items[0]`, an entry of `replay.items`,",),
-    fix=("`replay.items`",),
+    fix=("`replay.items = type(replay.items)(t.detach() for t in replay.items)`",),
 )  # fmt: skip
 case(
     "GX302", "linked_by_a_mask_made_from_a_parameter", """

@@ -387,7 +387,7 @@ case(
     """,
     NO_GRAD,
     ("self.k = torch.zeros", "pass; self.k = torch.zeros"),
-    text=("`layer.cache.k`",), fix=("no_grad", "`layer.cache.k = layer.cache.k.clone()`"),
+    text=("`layer.cache.k`",), fix=("no_grad", "`self.k = self.k.clone()`"),
 )  # fmt: skip
 case(
     "GX202", "ema_weights_made_in_evaluation", """
@@ -437,7 +437,7 @@ case(
     stats.merge(torch.zeros(2))
     """,
     NO_GRAD,
-    text=("`stats.mean`",), fix=("`stats.mean = stats.mean.clone()`",),
+    text=("`stats.mean`",), fix=("`self.mean = self.mean.clone()`",),
 )  # fmt: skip
 case(
     "GX202", "metric_state_reset_after_validation", """

@@ -319,7 +319,7 @@ case(
     torch.stack(layers).sum().backward()
     """,
     ("    layer.mul_(2)", "    pass"),
-    fix=("collect new tensors", "layer.mul(2)"),
+    fix=("enumerate(layers):`", "`layers[i] = layer.mul(2)`"),
 )  # fmt: skip
 case(
     "GX101", "zero_of_a_state", """

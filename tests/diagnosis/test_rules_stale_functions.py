@@ -15,7 +15,7 @@ case(
     net(torch.ones(2, 3)).sum().backward()  #V
     """,
     ("output.mul_(2)", "return output * 2"),
-    fix=("`output = output.mul(2)`",),
+    fix=("from the hook", "`return output.mul(2)`"),
 )  # fmt: skip
 case(
     "GX101", "write_in_a_tensor_hook", """

@@ -317,7 +317,7 @@ case(
     """,
     ("update(critic_loss, opt)\n(-value).mean().backward()",
      "(-value).mean().backward(retain_graph=True)\nupdate(critic_loss, opt)"),
-    fix=("optimizer.step()", "backward() at"),
+    fix=("move `(-value).mean().backward()`", "above actor_critic_step_between.py:12"),
 )  # fmt: skip
 
 case(

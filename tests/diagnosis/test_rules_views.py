@@ -354,7 +354,7 @@ case(
         row /= row.sum()  #C
     """,
     ("for row in y:\n    row /= row.sum()", "y = y / y.sum(1, keepdim=True)"),
-    fix=("torch.stack", "range(len(y))"),
+    fix=("`for i, row in enumerate(y):` at", "`row = y[i]` as the first line"),
 )  # fmt: skip
 case(
     "GX105", "rows_of_a_zip", """

@@ -5,18 +5,19 @@ The rule works from a copy of the graph (evidence) and a recording's data; it to
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.columns import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import in_place, stale_saved
+from gradext.rules.rewrite import in_place, saver_copy, stale_saved
 from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.lost_events import forgotten, lost
-from gradext.source import sites
+from gradext.source import bindings, sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -67,11 +68,48 @@ def all_stale(
     for node, saved in pairs[: saved_tensors.MOST_PAIRS]:
         if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES:
             break
-        diagnosis = _stale_one(graph, node, saved, data, names, failed)
+        diagnosis, fix = _stale_one(graph, node, saved, data, names, failed)
         key = diagnosis.key()
-        diagnoses.setdefault(key, diagnosis)
         counts[key] = counts.get(key, 0) + 1
-    return [saved_tensors.with_count(d, counts[key]) for key, d in diagnoses.items()]
+        if key not in diagnoses:  # looking for what mends it may mean a look at all objects
+            diagnoses[key] = dataclasses.replace(diagnosis, fix=fix())
+    return _by_write([(d, counts[key]) for key, d in diagnoses.items()])
+
+
+def _by_write(found: Sequence[tuple[Diagnosis, int]]) -> list[Diagnosis]:
+    """One diagnosis for what one write has spoilt: other lines that saved are victims too."""
+    groups: dict[tuple[Any, ...], list[tuple[Diagnosis, int]]] = {}
+    for number, (diagnosis, count) in enumerate(found):
+        first = diagnosis.culprits[0] if diagnosis.culprits else None
+        key: tuple[Any, ...] = (number,)  # of an unknown write: alone
+        if first is not None:
+            key = sites.path_of((first.frame, *first.callers))
+        groups.setdefault(key, []).append((diagnosis, count))
+    told = []
+    for (first_one, count), *others in groups.values():
+        victims = (v for d, _ in others for v in d.victims)
+        fixes = [first_one.fix]
+        for other, _ in others:
+            if saver_copy.is_of_line(other.fix) and other.fix not in fixes:
+                fixes.append(other.fix)
+        merged = dataclasses.replace(
+            first_one,
+            victims=sites.distinct((*first_one.victims, *victims)),
+            fix=", and ".join(fixes[:3]),
+        )
+        merged = saved_tensors.with_count(merged, count)
+        if others:
+            lines = dict.fromkeys(sites.where(v.frame) for d, _ in others for v in d.victims[:1])
+            more = sum(number for _, number in others)
+            spoken = f"{more} more saved tensor{'s' if more > 1 else ''}"
+            at = f", saved at {', '.join([*lines][:4])}," if lines else ""
+            notes = (
+                *merged.notes,
+                f"{spoken}{at} {'are' if more > 1 else 'is'} stale by this write",
+            )
+            merged = dataclasses.replace(merged, notes=notes)
+        told.append(merged)
+    return told
 
 
 def _failing(
@@ -128,10 +166,13 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
 
 def _stale_one(
     graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
-) -> Diagnosis:
+) -> tuple[Diagnosis, Callable[[], str]]:
+    """The diagnosis without its fix, and what makes that."""
     name, spoken = saved_tensors.tensor_text(saved, names)
     blame = _blame(data, saved)
     culprits = saved_tensors.culprits(data, blame.writes, name, blame.touched, blame.note)
+    if name is None and culprits and (written := bindings.written_name(culprits[0])) is not None:
+        spoken += f", `{written}` at {sites.where(culprits[0].frame)},"
     what = saved_tensors.quoted(name) if name else "it"
     label = f"{op_names.of_node(node.name)} saves {what} for backward, "
     label += f"at version {saved.saved_version}"
@@ -162,15 +203,19 @@ def _stale_one(
         notes.append(forgotten("the lines of the writes"))
     if not victims:
         notes.append(_no_victims(data, node))
-    return Diagnosis(
+    diagnosis = Diagnosis(
         code="GX101",
         message=message,
         culprits=() if window else culprits,
         victims=victims,
-        fix=stale_saved.fix(graph, saved, data, blame, culprits, victims, names, failed),
         notes=tuple(notes),
         window=window,
     )
+
+    def fix() -> str:
+        return stale_saved.fix(graph, saved, data, blame, culprits, victims, names, failed)
+
+    return diagnosis, fix
 
 
 def _no_victims(data: Data, node: Node) -> str:

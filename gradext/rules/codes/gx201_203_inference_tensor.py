@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
+from gradext.rules.wording import line_names
 from gradext.rules.wording.lost_events import lost
+from gradext.rules.wording.lost_gradients import listed
 from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ ANY = re.compile("|".join(p.pattern for p in (SAVED, WRITTEN, MISUSED)))
 # What is looked at for a name: a program may hold millions of objects, and waits meanwhile.
 _MOST = 10_000
 _MOST_ITEMS = 1024  # of one of them
+_MOST_NAMED = 8
 _CODES = (("GX201", SAVED), ("GX202", WRITTEN), ("GX203", MISUSED))
 
 
@@ -44,6 +47,9 @@ class _Found:
         name: how the line that failed calls it; holder: what keeps it, where that is another name.
         is_leftover: no inference tensor any more, but without a counter since it was one.
         more: how many others the search found that may be meant just as well.
+        typed: what the line that failed calls it.
+        is_typable: whether the line that failed can reach what the holder's name begins with.
+        siblings: what else was made under the same mode and is still held: it fails next.
     """
 
     storage: int
@@ -54,6 +60,9 @@ class _Found:
     is_parameter: bool = False
     is_leftover: bool = False
     more: int = 0
+    typed: str | None = None
+    is_typable: bool = True
+    siblings: tuple[str, ...] = ()
 
 
 def misused(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
@@ -67,7 +76,7 @@ def misused(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
     trace = frames.frames_of_traceback(error.__traceback__)
     events = _events(text, data, trace)
     event = events[0] if events else None
-    found = _find(error, events)
+    found = _find(error, events, data)
     if found is not None and found.is_leftover:
         code = "GX203"
     stack = (data.frames(event.stack) if event is not None and data is not None else ()) or trace
@@ -127,7 +136,7 @@ def _same_rule(first: str, second: str) -> bool:
     return any(pattern.search(first) and pattern.search(second) for _, pattern in _CODES)
 
 
-def _find(error: BaseException, events: list[Refused]) -> _Found | None:
+def _find(error: BaseException, events: list[Refused], data: Data | None) -> _Found | None:
     from gradext.objects import naming, walk
     from gradext.source import live_frames
 
@@ -171,6 +180,8 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
         return _Found(event.storage, event.tensor, is_leftover=event.is_leftover)
     found.sort(key=lambda item: item[0])
     rank, name, (facts, is_parameter, leftover) = found[0]
+    typed = _in_line(error, live, facts)
+    name = typed if typed and not _is_typable(name, live) else name
     storage = facts.id if facts.storage is None else facts.storage
     same = [item for item in found if item[2][0].storage == facts.storage]
     holder = next((path for _, path, _ in same if re.search(r"[.\[]", path)), None)
@@ -182,16 +193,39 @@ def _find(error: BaseException, events: list[Refused]) -> _Found | None:
     )
     kind = f"{str(facts.dtype).removeprefix('torch.')} {list(facts.shape)}"
     holder = _lasting(facts.id, facts.storage, live, modules) or holder
+    is_typable = _is_typable(holder, live)
+    # A line of a method mends every object that it runs for.
+    own = typed.removeprefix("self") if typed and typed.startswith("self.") else "?"
+    siblings = [n for n in _siblings(data, facts, live, modules) if not n.endswith(own)]
     return _Found(
         storage=storage,
         tensor=facts.id,
         text=kind,
         name=name,
-        holder=holder if holder != name else None,
+        holder=holder if holder is not None and not f".{holder}".endswith(f".{name}") else None,
         is_parameter=is_parameter or any(item[2][1] for item in same),
         is_leftover=leftover,
         more=len(others) if not places else 0,
+        is_typable=is_typable,
+        typed=typed,
+        siblings=tuple(siblings),
     )
+
+
+def _in_line(error: BaseException, live: Sequence[Any], facts: Any) -> str | None:
+    """What the line that failed calls the tensor itself, or one of its memory."""
+    from gradext.objects import naming
+    from gradext.source import frames
+
+    frame = sites.user_frame(frames.frames_of_traceback(error.__traceback__))
+    alias = None
+    for text, tensor in line_names.tensors_of_line(live, frame.line if frame is not None else None):
+        who = naming.identity_of(tensor)
+        if who is not None and who.id == facts.id:
+            return text
+        if who is not None and facts.storage is not None and who.storage == facts.storage:
+            alias = alias or text
+    return alias
 
 
 def _at_hand(live: Sequence[Any]) -> dict[int, tuple[str, Any]]:
@@ -246,6 +280,48 @@ def _lasting(
         if same is not None:
             return same
     return None
+
+
+def _is_typable(holder: str | None, live: Sequence[Any]) -> bool:
+    frame = next((f for f in live if package.is_user_file(f.f_code.co_filename)), None)
+    if holder is None or frame is None:
+        return False
+    root = re.split(r"\W", holder)[0]
+    code = frame.f_code
+    return root in (*code.co_varnames, *code.co_freevars) or root in frame.f_globals
+
+
+def _siblings(
+    data: Data | None, facts: Any, live: Sequence[Any], modules: Sequence[tuple[str, Any]]
+) -> tuple[str, ...]:
+    """Names of other tensors that the same block or function made, and that are kept."""
+    from gradext.objects import naming, walk
+
+    own = _birth_of(data, facts.id, facts.storage)
+    if data is None or own is None:
+        return ()
+    user = [f for f in live if package.is_user_file(f.f_code.co_filename)]
+    roots: list[tuple[str, Any]] = []
+    for space in {id(f.f_globals): f.f_globals for f in user}.values():
+        roots += walk.globals_of(space)
+    found: dict[int, str] = {}
+    for path, tensor in itertools.chain(_held_by(roots), _held_by(modules)):
+        who = naming.identity_of(tensor)
+        if who is None or not who.is_inference or who.id == facts.id or len(found) >= _MOST_NAMED:
+            continue
+        storage = who.storage or who.id
+        if storage == facts.storage or storage in found or not re.search(r"[.\[]", path):
+            continue
+        birth = _birth_of(data, who.id, who.storage)
+        if "<" not in path and birth is not None and birth.mode == own.mode:
+            found[storage] = path
+    return tuple(found.values())
+
+
+def _birth_of(data: Data | None, tensor: int, storage: int | None) -> Birth | None:
+    if data is None:
+        return None
+    return (data.birth_of(storage) if storage else None) or data.birth_of(tensor)
 
 
 def _own(frame: Any) -> list[tuple[str, Any]]:
@@ -347,6 +423,11 @@ def _fix(
     instead = _instead(mode)
     name = found.name if found is not None else None
     held = (found.holder or name) if found is not None else None
+    if found is not None and not found.is_parameter:
+        # An attribute or an item, as the line that failed writes it, is what it works with.
+        is_kept = found.typed is not None and re.search(r"[.\[]", found.typed)
+        held = found.typed if is_kept else held
+        held = held if is_kept or found.is_typable else (found.typed or name)
     before = f" before {sites.where(victim.frame)}" if victim is not None else ""
     if found is not None and (found.is_leftover or found.is_parameter):
         target = held or "the parameter"
@@ -364,6 +445,8 @@ def _fix(
     if held and "<" in held:
         held = name if name and "<" not in name else None
     clone = f"`{held} = {held}.clone()`" if held else "a clone() of it"
+    if found is not None and found.siblings:
+        clone += f", and likewise of {listed(found.siblings)} (made there too)"
     if code == "GX202" and mode is not None and victim is not None:
         return (
             f"{instead}; or take a normal copy{before}: {clone}; or do the write under "

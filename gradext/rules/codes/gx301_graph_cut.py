@@ -166,7 +166,7 @@ def _cut_diagnosis(
         message=message,
         culprits=cut.sites,
         victims=sites.distinct(victims),
-        fix="; then ".join([fix(data, cut), *(fix(data, other) for other in also[:1])]),
+        fix="; then ".join(fix(data, each, asks) for each in (cut, *also[:1])),
         notes=tuple(notes),
     )
 

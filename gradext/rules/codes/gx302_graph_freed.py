@@ -6,18 +6,19 @@ Work from a copy of the graph (evidence) and a recording's data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording.columns import NODES
 from gradext.rules.graph_copy import Graph, Node
-from gradext.rules.rewrite import detach
+from gradext.rules.rewrite import carried, detach
 from gradext.rules.wording import node_sites
+from gradext.rules.wording.held_by_modules import module_with, named_modules
 from gradext.rules.wording.loops import runs_again
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites, statements
+from gradext.source import live_frames, sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -238,7 +239,7 @@ def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
     if owner == "self" and "." not in whole and "." in function:
         kind = function.rsplit(".", 2)[-2]
         how = f"an attribute of {kind}"
-        found = _module_with(kind, whole)
+        found = module_with(kind, whole)
         if found is not None:
             path, is_buffer = found
             spoken = f"{path}.{attribute}"
@@ -257,43 +258,13 @@ def _held(made: Site | None, linking: Site | None, name: str | None) -> str:
     return f"`{spoken}`, {how},"
 
 
-def _named_modules() -> Iterator[tuple[str, Any]]:
-    from gradext.objects import naming, walk
-
-    for path, root in walk.modules():
-        seen: set[int] = set()
-        pending = [(path, root)]
-        while pending:
-            name, module = pending.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield name, module
-                pending += [
-                    (naming.child_path(name, k), m) for k, m in naming.group_of(module, "_modules")
-                ]
-
-
-def _module_with(kind: str, attribute: str) -> tuple[str, bool] | None:
-    """(path, whether it is a buffer) of the one module of this class that has the attribute."""
-    from gradext.objects import naming
-
-    found = []
-    for path, module in _named_modules():
-        if any(base.__name__ == kind for base in raw.mro_of(type(module))):
-            is_buffer = attribute in dict(naming.group_of(module, "_buffers"))
-            if is_buffer or attribute in raw.dict_of(module):
-                found.append((path, is_buffer))
-    # Which of several it is that line does not say.
-    return found[0] if len(found) == 1 else None
-
-
 def _buffer_at(path: str) -> bool:
     from gradext.objects import naming
 
     owner, _, attribute = path.rpartition(".")
     return any(
         name == owner and attribute in dict(naming.group_of(module, "_buffers"))
-        for name, module in _named_modules()
+        for name, module in named_modules()
     )
 
 
@@ -412,16 +383,7 @@ def _fix(
     made, maker, linking, first, again = lines
     place = f" at {sites.where(first.frame)}" if first else ""
     if whole:
-        if first is not None and again is not None and sites.line_of(first) != sites.line_of(again):
-            return (
-                f"keep the graph for the backward at {sites.where(again.frame)}: "
-                f"`retain_graph=True`{place}; or add the losses and call backward() once"
-            )
-        line = f" at {sites.where(made.frame)}" if made else ""
-        return (
-            f"compute the loss{line} again before each backward(), or keep the graph for the next "
-            f"pass: `retain_graph=True`{place}"
-        )
+        return _fix_of_whole(made, first, again, place)
     if made is None or maker is None:
         return "detach the tensor that is carried over from the earlier iteration"
     target = name or detach.carried_name(made, linking)
@@ -431,17 +393,43 @@ def _fix(
     use = f" before {sites.where(linking.frame)} uses it" if linking else ""
     loops = first is not None and again is not None and sites.line_of(first) == sites.line_of(again)
     if again is not None and first is not None and not loops:
+        fresh = carried.running_sum(target, made, first) if target else None
+        if fresh is not None:
+            return (
+                f"{spoken} still holds the sum that the backward(){place} went through: let it "
+                f"begin anew, {fresh} (`{target} = 0` where its value is not needed); or call "
+                "backward() once, for the whole sum"
+            )
+        once = carried.once(first, again) or "add them and call backward() once"
         return (
-            f"{spoken}, made at {line}, is used by two losses: add them and call backward() once, "
-            f"or keep the graph for the second: `retain_graph=True`{place}; if the second is not "
-            f"to reach it, {detached}{use}"
+            f"{spoken}, made at {line}, is used by two losses: {once}; if the second is not to "
+            f"train what made it, {detached}{use}; if it is, and cannot be added, keep the graph: "
+            f"`retain_graph=True`{place}"
         )
     if loops and not runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
         return (
             f"{spoken} is made once, at {line}, and used by every backward(): compute it again in "
             f"each iteration; or, if nothing below it is to be trained, {detached} there"
         )
-    return f"cut the history of {spoken}, made at {line}, between the iterations: {detached}{use}"
+    path = carried.path_of(made, target) if target else ""
+    cut = carried.cut(path, live_frames.frames_above())
+    spoken = f"`{path}`" if cut is not None else spoken
+    cut = cut or f"{detached}{use}"
+    return f"cut the history of {spoken}, made at {line}, between the iterations: {cut}"
+
+
+def _fix_of_whole(made: Site | None, first: Site | None, again: Site | None, place: str) -> str:
+    """All of the second graph has been gone through already."""
+    line = f" at {sites.where(made.frame)}" if made else ""
+    if first is not None and again is not None and sites.line_of(first) != sites.line_of(again):
+        return (
+            f"keep the graph for the backward at {sites.where(again.frame)}: `retain_graph=True`"
+            f"{place}; or compute the loss{line} again in between"
+        )
+    return (
+        f"compute the loss{line} again before each backward(); or, where the same gradients are to "
+        f"be added once more, keep the graph for the next pass: `retain_graph=True`{place}"
+    )
 
 
 def _without_graph(error: BaseException) -> Diagnosis:

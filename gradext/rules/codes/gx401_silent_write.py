@@ -134,7 +134,8 @@ def _silent_one(
     how = f"{op} wrote its memory through a tensor with another version counter"
     if first.declared_only:
         how = f"{op} wrote it without moving its version counter"
-    if culprits and optimizer_step.is_optimizer_step(culprits[0]):
+    of_leaf = names.is_of_leaf(saved.counter)
+    if culprits and optimizer_step.is_optimizer_step(culprits[0], of_leaf=of_leaf):
         fix = saved_tensors.later_step(culprits[0], victims, first)
     else:
         fix = saved_tensors.without_data(culprits[0]) if culprits else ""

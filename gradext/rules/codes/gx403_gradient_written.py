@@ -37,7 +37,7 @@ def gradient_written(facts: dict[str, Any], data: Data) -> Diagnosis:
     fix = ""
     window = None
     if culprits:
-        fix = in_place.out_of_place(culprits[0]) or ""
+        fix = in_place.returned(culprits[0]) or in_place.out_of_place(culprits[0]) or ""
         fix = fix or f"return a new tensor at {sites.where(culprits[0].frame)}"
         fix += "; never write into the gradient that autograd passes in"
     else:

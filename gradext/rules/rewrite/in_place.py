@@ -1,28 +1,24 @@
 """What to type instead: reads the culprit's statement and rewrites it.
 
 Works on source text through `ast` only. Every function returns a sentence, specific to what the
-line does, or None where it cannot read the line.
+line does, or None where it cannot read the line or the change would not do what the line did.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Site
-from gradext.source import statements
+from gradext.source import bindings, statements
 from gradext.source.sites import where
-
-_OPERATORS = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
-    ast.Pow: "**", ast.MatMult: "@", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
-    ast.LShift: "<<", ast.RShift: ">>",
-}  # fmt: skip
-
 
 # In-place methods with no out-of-place twin, and what does the same. {0}: the receiver, {1}: the
 # first argument.
@@ -41,6 +37,13 @@ _AUGMENTED = {
     ast.Mod: "remainder_", ast.Pow: "pow_", ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor",
     ast.LShift: "lshift", ast.RShift: "rshift",
 }  # fmt: skip
+
+
+class _Written(NamedTuple):
+    """Of the tensor that is written: see out_of_place()."""
+
+    is_held: bool
+    of_view: bool
 
 
 class _OutOfPlace(ast.NodeTransformer):
@@ -74,8 +77,8 @@ class _OutOfPlace(ast.NodeTransformer):
         return node
 
 
-def _replacement(node: ast.stmt) -> str | None:
-    """`x = torch.zeros_like(x)` for `x.zero_()`, and the like."""
+def _replacement(node: ast.stmt) -> tuple[ast.expr, str] | None:
+    """(x, `torch.zeros_like(x)`) for `x.zero_()`, and the like."""
     if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
         return None
     called = node.value.func
@@ -87,14 +90,11 @@ def _replacement(node: ast.stmt) -> str | None:
     values = [ast.unparse(called.value), *(ast.unparse(value) for value in node.value.args)]
     if "{1}" in text and len(values) < 2:
         return None
-    if isinstance(called.value, ast.Subscript):
-        owner = ast.unparse(called.value.value)
-        return f"{owner} = {owner}.clone()`, then `{ast.unparse(node)}"
     if text.startswith("{1}") and not isinstance(
         node.value.args[0], (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
     ):
         values[1] = f"({values[1]})"
-    return f"{values[0]} = {text.format(*values)}"
+    return called.value, text.format(*values)
 
 
 def _is_own_write(site: Site, word: str) -> bool:
@@ -102,54 +102,174 @@ def _is_own_write(site: Site, word: str) -> bool:
     return not site.stack and (site.op is None or word in op_names.short(site.op))
 
 
-def out_of_place(site: Site) -> str | None:
-    """How the statement reads without the in-place write; None where it is no plain write."""
+def out_of_place(
+    site: Site, ops: Sequence[str] = (), *, is_held: bool = False, of_view: bool = False
+) -> str | None:
+    """How the statement reads without the in-place write.
+
+    None where it is no plain write, and where a new tensor would not reach all who are to see the
+    write (bindings.is_rebindable).
+
+    Args:
+        ops: what the line did to the tensor that it wrote, where that was recorded.
+        is_held: a module has the tensor as a parameter or a buffer: no attribute takes a new one.
+        of_view: the write was refused, since it is to a view (see bindings.is_rebindable).
+    """
+    written = _Written(is_held, of_view)
     node = statements.statement(site)
     if node is None:
         return None
     line = where(site.frame)
     if isinstance(node, ast.AugAssign):
-        operator = _OPERATORS.get(type(node.op))
-        if operator is not None and _is_own_write(site, _AUGMENTED.get(type(node.op), "")):
-            return _augmented(site, node, operator)
+        word = _AUGMENTED.get(type(node.op))
+        if word is not None and _is_own_write(site, word):
+            new = ast.unparse(ast.BinOp(node.target, node.op, node.value))
+            # A tensor's item is written back, as a second write of the same memory.
+            is_item = bool(ops) and word in ops[0] and len(ops) == 1
+            again = ast.unparse(node)
+            return _instead(site, node.target, new, again, is_item=is_item, written=written)
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
-        target_node = node.targets[0]
-        if isinstance(target_node, ast.Subscript) and _is_own_write(site, ""):
-            owner = ast.unparse(target_node.value)
+        target = node.targets[0]
+        if isinstance(target, ast.Subscript) and _is_own_write(site, ""):
+            copied = _copied(site, target.value, ast.unparse(node), written=written)
+            if copied is None or bindings.container_of(site, target.value) is not None:
+                return copied
             return (
-                f"copy before the write, at {line}: `{owner} = {owner}.clone()`, then "
-                f"`{ast.unparse(node)}` (or build the result with torch.where, masked_fill, "
-                "index_put or index_copy)"
+                f"{copied} (or build the result with torch.where, masked_fill, index_put or "
+                "index_copy)"
             )
     if isinstance(node, statements.BLOCKS):
         return None
     replaced = _replacement(node)
     if replaced is not None:
-        return f"at {line} make a new tensor: `{replaced}`"
+        return _instead(site, *replaced, ast.unparse(node), is_item=False, written=written)
     change = _OutOfPlace()
     rewritten = change.visit(copy.deepcopy(node))
     if change.out:
-        target = ast.unparse(change.out[0])
+        target_node = change.out[0]
+        target_text = ast.unparse(target_node)
+        if not _takes_new(site, target_node, written=written):
+            return None
         if isinstance(rewritten, ast.Expr):
-            return f"at {line} drop `out=`: `{target} = {ast.unparse(rewritten.value)}`"
-        return f"at {line} drop `out={target}`: `{ast.unparse(rewritten)}`"
+            return f"at {line} drop `out=`: `{target_text} = {ast.unparse(rewritten.value)}`"
+        return f"at {line} drop `out={target_text}`: `{ast.unparse(rewritten)}`"
     if change.methods:
         if not isinstance(rewritten, ast.Expr):
-            return f"at {line} make a new tensor: `{statements.first_line(ast.unparse(rewritten))}`"
-        owner_node = statements.receiver(rewritten.value)
-        owner, value = ast.unparse(owner_node), ast.unparse(rewritten.value)
-        if isinstance(owner_node, ast.Subscript):
-            whole = ast.unparse(owner_node.value)
-            return (
-                f"copy before the write, at {line}: `{whole} = {whole}.clone()`, then "
-                f"`{ast.unparse(node)}`"
-            )
-        if isinstance(owner_node, ast.Name) and statements.loop_of(site, owner) is not None:
-            return f"at {line} collect new tensors instead: `changed.append({value})`"
-        return f"at {line} make a new tensor: `{owner} = {value}`"
+            text = statements.first_line(ast.unparse(rewritten))
+            if isinstance(rewritten, (ast.Assign, ast.AnnAssign, ast.Return)):
+                return f"at {line} make a new tensor: `{text}`"
+            return None
+        owner, value = statements.receiver(rewritten.value), ast.unparse(rewritten.value)
+        return _instead(site, owner, value, ast.unparse(node), is_item=False, written=written)
     if change.inplace:
         return f"at {line} drop `inplace=True`: `{_assigned(rewritten)}`"
     return None
+
+
+def returned(site: Site) -> str | None:
+    """For a hook that writes into what it is given: autograd takes what a hook returns instead.
+
+    A new tensor under the hook's own name for it would reach nobody. None where the function
+    returns something as it is, or writes something else than what it was given.
+    """
+    node, function = statements.statement(site), bindings.function_of(site)
+    if node is None or function is None:
+        return None
+    if any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(function)):
+        return None
+    target, new = _written(node)
+    root = bindings.root_of(target) if target is not None else None
+    if target is None or not isinstance(root, ast.Name):
+        return None
+    if all(argument.arg != root.id for argument in function.args.args):
+        return None
+    line, name = where(site.frame), root.id
+    last = max(n.end_lineno or 0 for n in ast.walk(function) if isinstance(n, ast.stmt))
+    if new is not None and root is target and (node.end_lineno or node.lineno) == last:
+        return f"return a new tensor from the hook, at {line}: `return {new}`"
+    change = f"`{name} = {new}`" if new is not None and root is target else None
+    change = change or f"`{name} = {name}.clone()`, then `{ast.unparse(node)}`"
+    return (
+        f"return a new tensor from the hook: at {line} {change}, and `return {name}` at the end of "
+        f"`{function.name}`"
+    )
+
+
+def _written(node: ast.stmt) -> tuple[ast.expr | None, str | None]:
+    """What a statement writes in place, and the value that it would have; None if not known."""
+    if isinstance(node, ast.AugAssign):
+        return node.target, ast.unparse(ast.BinOp(node.target, node.op, node.value))
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        return node.targets[0], None
+    replaced = _replacement(node)
+    if replaced is not None:
+        return replaced
+    change = _OutOfPlace()
+    rewritten = change.visit(copy.deepcopy(node))
+    if change.methods and isinstance(rewritten, ast.Expr):
+        return statements.receiver(rewritten.value), ast.unparse(rewritten.value)
+    return None, None
+
+
+def _takes_new(site: Site, target: ast.expr, *, written: _Written) -> bool:
+    """Whether `target = ...` does what a write to it was to do."""
+    if isinstance(target, ast.Attribute) and written.is_held:
+        return False
+    if isinstance(target, ast.Subscript):
+        return bindings.container_of(site, target.value) in ("dict", "list")
+    return bindings.is_rebindable(site, target, of_view=written.of_view)
+
+
+def _instead(
+    site: Site, target: ast.expr, new: str, write: str, *, is_item: bool, written: _Written
+) -> str | None:
+    """`target = new` in place of the statement `write`.
+
+    Args:
+        is_item: known to be an item of a dict or a list, and no part of a tensor.
+    """
+    line, text = where(site.frame), ast.unparse(target)
+    if isinstance(target, ast.Subscript):
+        if is_item or bindings.container_of(site, target.value) in ("dict", "list"):
+            return f"at {line} make a new tensor: `{text} = {new}`"
+        return _copied(site, target.value, write, written=written)
+    if _takes_new(site, target, written=written):
+        return f"at {line} make a new tensor: `{text} = {new}`"
+    return _by_index(site, target, new)
+
+
+def _copied(site: Site, owner: ast.expr, write: str, *, written: _Written) -> str | None:
+    """A copy of the whole, and the write into it; None where nobody else would see the copy."""
+    whole, kind = ast.unparse(owner), bindings.container_of(site, owner)
+    if kind in ("dict", "list", "tuple") or isinstance(owner, ast.Call):
+        return None  # what the statement writes is an item's memory, and not named by it
+    if isinstance(owner, ast.Subscript):
+        # A part of a part: of a tensor in a dict or a list, most of the time.
+        if bindings.container_of(site, owner.value) not in ("dict", "list"):
+            return None
+    elif not _takes_new(site, owner, written=written):
+        return None
+    method = "copy" if kind == "array" else "clone"
+    line = where(site.frame)
+    return f"copy before the write, at {line}: `{whole} = {whole}.{method}()`, then `{write}`"
+
+
+def _by_index(site: Site, target: ast.expr, new: str) -> str | None:
+    """For an item of a list that a loop goes over: the list gets the new tensor."""
+    loop = statements.loop_of(site, target.id) if isinstance(target, ast.Name) else None
+    if loop is None or not isinstance(loop.target, ast.Name):
+        return None
+    if not isinstance(loop.iter, (ast.Name, ast.Attribute)):
+        return None
+    if bindings.container_of(site, loop.iter) != "list":
+        return None
+    items, name = ast.unparse(loop.iter), loop.target.id
+    head = f"for i, {name} in enumerate({items}):"
+    start = where(dataclasses.replace(site.frame, line=loop.lineno))
+    return (
+        f"put new tensors into the list: `{head}` at {start}, and `{items}[i] = {new}` at "
+        f"{where(site.frame)}"
+    )
 
 
 def _assigned(node: ast.stmt) -> str:
@@ -159,24 +279,6 @@ def _assigned(node: ast.stmt) -> str:
         if isinstance(owner, (ast.Name, ast.Attribute)) and not statements.is_namespace(owner):
             return f"{ast.unparse(owner)} = {ast.unparse(node.value)}"
     return statements.first_line(ast.unparse(node))
-
-
-def _augmented(site: Site, node: ast.AugAssign, operator: str) -> str:
-    line = where(site.frame)
-    target, value = ast.unparse(node.target), ast.unparse(node.value)
-    if not isinstance(node.value, (ast.Name, ast.Attribute, ast.Call, ast.Constant, ast.Subscript)):
-        value = f"({value})"
-    if isinstance(node.target, ast.Subscript):
-        owner = ast.unparse(node.target.value)
-        return (
-            f"copy before the write, at {line}: `{owner} = {owner}.clone()`, then "
-            f"`{target} {operator}= {value}`"
-        )
-    if isinstance(node.target, ast.Name) and statements.loop_of(site, target) is not None:
-        return (
-            f"at {line} collect new tensors instead: `changed.append({target} {operator} {value})`"
-        )
-    return f"at {line} make a new tensor: `{target} = {target} {operator} {value}`"
 
 
 def module_inplace(site: Site, op: str) -> str | None:
@@ -198,5 +300,10 @@ def module_inplace(site: Site, op: str) -> str | None:
 
 
 def under(site: Site, mode: str) -> str:
-    """The statement under `torch.no_grad()` or `torch.inference_mode()`."""
+    """The statement under `torch.no_grad()` or `torch.inference_mode()`, with those like it."""
+    name = bindings.written_name(site)
+    more = bindings.later_writes(site, name) if name is not None else []
+    if more:
+        last = where(dataclasses.replace(site.frame, line=more[-1].end_lineno or more[-1].lineno))
+        return f"`with torch.{mode}():` around the lines from {where(site.frame)} to {last}"
     return f"`with torch.{mode}(): {statements.text_of(site) or '...'}`"

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradext.diagnosis.model import Site
+from gradext.base import op_names
+from gradext.diagnosis.model import Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import detach, in_place, optimizer_step
+from gradext.rules.rewrite import (
+    carried,
+    detach,
+    in_place,
+    optimizer_step,
+    order_of_calls,
+    saver_copy,
+)
 from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.loops import runs_again
-from gradext.source import sites, statements
+from gradext.source import bindings, live_frames, sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
     from gradext.recording.events import Backward, Write
     from gradext.recording.tables import Data
+
+
+_MOST_CARRIED = 3
 
 
 @dataclasses.dataclass
@@ -59,15 +72,18 @@ def fix(
     call = data.backwards[-1] if failed and data.backwards else None
     stack = data.frames(call.stack) if call is not None else ()
     last = sites.user_frame(stack)
-    if optimizer_step.is_optimizer_step(culprit):
+    of_leaf = names.is_of_leaf(saved.counter) and write is not None and not write.grad_mode
+    if optimizer_step.is_optimizer_step(culprit, of_leaf=of_leaf):
         return _fix_step(graph, data, culprit, write, victims, names, call)
     inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
     op = (write.op if write else culprit.op) or ""
+    is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
+    kept = saver_copy.saver_copy(victims, culprits, saved, name, of_leaf=is_leaf)
     if "embedding_renorm_" in op:
         return (
-            f"nn.Embedding(max_norm=...) rescales its weight in place when it is called: use "
-            f"`{name or 'weight'}.clone()` at {saved_tensors.place(victims)}, or do the lookup "
-            "before that line"
+            "nn.Embedding(max_norm=...) rescales its weight in place when it is called: "
+            + (kept or f"use `{name or 'weight'}.clone()` at {saved_tensors.place(victims)}")
+            + "; or do the lookup before that line"
         )
     if any("/nn/parallel/" in path or "/torch/distributed/" in path for path in inside):
         return (
@@ -77,23 +93,84 @@ def fix(
     if re.search(r"zero_grad", culprit.frame.code):
         return "let zero_grad() drop the gradients: `zero_grad(set_to_none=True)`"
     if "copy_buffers" in culprit.frame.code or _is_buffer_copy(culprit):
-        return (
+        kept = kept or (
             f"give the forward a copy of the buffer: `{name or 'buffer'}.clone()` at "
-            f"{saved_tensors.place(victims)}, or write the buffer after backward()"
+            f"{saved_tensors.place(victims)}"
         )
-    is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
+        return f"{kept}; or write the buffer after backward()"
     if is_leaf and write is not None and not write.grad_mode:
         # An update of a parameter or a buffer: a new tensor in its place would not be the same.
-        below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
-        line = f"`{statements.text_of(culprit)}` ({sites.where(culprit.frame)})"
-        copied = f"`{name or 'the tensor'}.clone()` at {saved_tensors.place(victims)}"
-        return f"move {line} below {below}, or let the forward use a copy: {copied}"
-    copied = f"`{name}`" if name else "the tensor"
+        kept = kept or (
+            f"let the forward use a copy: `{name or 'the tensor'}.clone()` at "
+            f"{saved_tensors.place(victims)}"
+        )
+        moved = order_of_calls.may_move_below(culprit, last) if last is not None else None
+        if moved is not None and last is not None:
+            return f"move {moved} below the backward() at {sites.where(last)}; or {kept}"
+        return f"{kept}; or call backward() before {order_of_calls.spoken(culprit.frame)} runs"
+    if write is not None and _is_hook(data.frames(write.stack), culprit):
+        returned = in_place.returned(culprit)
+        if returned is not None:
+            return returned
+    is_held = names.is_held(saved.counter)
+    instead = _mended(data, blame, culprits, is_held=is_held)
+    if is_held and kept:
+        return kept
     return (
         in_place.module_inplace(culprit, op)
-        or in_place.out_of_place(culprit)
-        or f"write into a copy: `.clone()` {copied} before {sites.where(culprit.frame)}, or use "
-        f"`.clone()` of it at {saved_tensors.place(victims)}"
+        or instead
+        or kept
+        or f"write into a copy: `.clone()` {f'`{name}`' if name else 'the tensor'} before "
+        f"{sites.where(culprit.frame)}, or use `.clone()` of it at {saved_tensors.place(victims)}"
+    )
+
+
+def _is_hook(stack: Sequence[Frame], culprit: Site) -> bool:
+    """Whether a function of the user's that torch called by itself made the write."""
+    at = next((k for k, frame in enumerate(stack) if frame == culprit.frame), -1)
+    caller = stack[at + 1] if 0 <= at < len(stack) - 1 else None
+    if caller is None or caller.is_user:
+        return False
+    name = culprit.frame.function.rsplit(".", 1)[-1]
+    return "/torch/" in caller.file.replace("\\", "/") and name not in ("forward", "backward")
+
+
+def _mended(data: Data, blame: Blame, culprits: tuple[Site, ...], *, is_held: bool) -> str | None:
+    """What the lines that wrote read without their writes: all of them, or None."""
+    found: list[str] = []
+    for index, culprit in enumerate(culprits):
+        ops = [
+            op_names.short(write.op)
+            for write in blame.writes
+            if (f := sites.user_frame(data.frames(write.stack)))
+            and (f.file, f.line) == sites.line_of(culprit)
+        ]
+        if index and _is_of_new(culprits[0], culprit):
+            continue
+        text = in_place.out_of_place(culprit, ops, is_held=is_held)
+        if text is None:
+            return None
+        found.append(text)
+    return ", and ".join(found) or None
+
+
+# Their result is what they save for backward: a later write of it would be refused like this one.
+_SAVE_RESULT = re.compile(
+    r"(sigmoid|tanh|exp|exp2|expm1|sqrt|rsqrt|relu|softmax|log_softmax|reciprocal|tan|elu|selu"
+    r"|celu|leaky_relu|rrelu|threshold|hardtanh|dropout)_"
+)
+
+
+def _is_of_new(first: Site, later: Site) -> bool:
+    """Whether a later line writes the new tensor, once the first line makes one."""
+    name = bindings.written_name(first)
+    return (
+        name is not None
+        and name == bindings.written_name(later)
+        and first.frame.file == later.frame.file
+        and first.frame.function == later.frame.function
+        and first.frame.line < later.frame.line
+        and not _SAVE_RESULT.fullmatch(op_names.short(first.op or ""))
     )
 
 
@@ -119,22 +196,23 @@ def _fix_step(
             f"forward ({saved_tensors.place(victims)}) inside the closure, so that each call has "
             "a new graph"
         )
-    last = sites.user_frame(backward)
     loops = call is not None and any(
         earlier.stack == call.stack and earlier is not call for earlier in data.backwards
     )
-    carried = _carried(graph, data, write)
-    if carried is not None:
-        node, made = carried
+    links = _carried(graph, data, write)
+    if links:
+        node, made = links[0]
         again = write is not None and runs_again(data, node.thread, write.sequence, made)
         target = names.of_node(node.id) or detach.carried_name(made, made)
         what = detach.detached(target, made)
         made = detach.assigning(made, target)
         if again:
+            lines = " and ".join(dict.fromkeys(sites.where(site.frame) for _, site in links))
+            cuts = " and ".join(dict.fromkeys(_cut(names.of_node(n.id), s) for n, s in links))
             return (
                 f"the graph goes back beyond `{step}`, into an earlier iteration, through what is "
-                f"made at {sites.where(made.frame)}: cut it between the iterations, {what}; or sum "
-                "the losses and call backward() once"
+                f"made at {lines}: cut it between the iterations, {cuts}; or "
+                "sum the losses and call backward() once"
             )
         if loops:
             spoken = f"`{target}`" if target else "the tensor"
@@ -143,41 +221,100 @@ def _fix_step(
                 "and used in every iteration: compute it again in each one; or, if nothing below "
                 f"it is to be trained, {what} there"
             )
-    below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
-    return (
-        f"move `{step}` ({line}) below {below} that uses this graph, or run the forward "
-        f"({saved_tensors.place(victims)}) again after it"
-    )
+    return _reordered(culprit, place, backward, victims)
+
+
+def _reordered(
+    culprit: Site, place: Frame, backward: Sequence[Frame], victims: tuple[Site, ...]
+) -> str:
+    """The step after the backward that needs the old values, or the forward again after it."""
+    step, line = optimizer_step.step_call(culprit), sites.where(place)
+    last = sites.user_frame(backward)
+    steps = (culprit.frame, *culprit.callers)
+    met = order_of_calls.meeting(steps, backward)
+    again = f"run the forward ({saved_tensors.place(victims)}) again after it"
+    if met is None or last is None:
+        below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
+        return f"move `{step}` ({line}) below {below} that uses this graph, or {again}"
+    first, second = met
+    forward = order_of_calls.line_in(victims[0], first) if victims else None
+    if forward is not None:
+        again = (
+            f"run {order_of_calls.spoken(forward)} again after it, for a graph of the new values"
+        )
+    if (first.file, first.line) == (place.file, place.line) and second.line > first.line:
+        moved = Site(frame=first)
+        if order_of_calls.may_move_below(moved, second):
+            own = _only_its_own(second, step)
+            below = f"the backward() at {sites.where(second)}{own}"
+            return f"move `{step}` ({line}) below {below}; or {again}"
+    if second.line > first.line:
+        upper = order_of_calls.above(second, first)
+        if upper is not None:
+            return (
+                f"move {order_of_calls.spoken(second)}, which runs backward through this graph, "
+                f"above {sites.where(upper)}, where `{step}` ({line}) is called first; or {again}"
+            )
+        return (
+            f"`{step}` ({line}) runs within {order_of_calls.spoken(first)}, before "
+            f"{order_of_calls.spoken(second)} runs backward through this graph: {again}"
+        )
+    return f"{again}: `{step}` ({line}) has changed what the graph needs"
+
+
+def _only_its_own(backward: Frame, step: str) -> str:
+    """How the later backward keeps out of the gradients that the earlier optimizer steps along."""
+    function = bindings.function_of(Site(frame=backward))
+    call = statements.statement(Site(frame=backward))
+    if not (isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)):
+        return ""
+    called = call.value.func
+    plain = isinstance(called, ast.Attribute) and called.attr == "backward"
+    if function is None or not plain or call.value.args or call.value.keywords:
+        return ""
+    owner = step.rpartition(".step(")[0]
+    for node in ast.walk(function):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name = ast.unparse(node.func.value)
+        if node.func.attr == "step" and node.lineno > backward.line and name != owner:
+            own = f"inputs=[p for g in {name}.param_groups for p in g['params']]"
+            return (
+                f", as `{ast.unparse(called)}({own})`, so that it adds nothing to the gradients "
+                f"that `{owner}` steps along"
+            )
+    return ""
 
 
 def _is_buffer_copy(culprit: Site) -> bool:
     return "copy_(" in culprit.frame.code and "buffer" in culprit.frame.code
 
 
-def _carried(graph: Graph, data: Data, write: Write | None) -> tuple[Node, Site] | None:
-    """Where a graph made after `write` still reaches nodes made before it: the carried tensor."""
+def _cut(name: str | None, made: Site) -> str:
+    target = name or detach.carried_name(made, made)
+    path = carried.path_of(made, target) if target else ""
+    return carried.cut(path, live_frames.frames_above()) or detach.detached(target, made)
+
+
+def _carried(graph: Graph, data: Data, write: Write | None) -> list[tuple[Node, Site]]:
+    """Where a graph made after `write` still reaches nodes made before it: the carried tensors."""
     if write is None:
-        return None
+        return []
     new = [
         n.sequence is not None and n.thread == write.thread and n.sequence >= write.sequence
         for n in graph.nodes
     ]
-    if not any(new):
-        return None
-    best: Node | None = None
+    old: dict[int, int] = {}
     for index, node in enumerate(graph.nodes):
-        if not new[index]:
-            continue
-        for following in node.next:
-            if following < 0 or new[following]:
-                continue
-            old = graph.nodes[following]
-            if old.sequence is not None and (
-                best is None or best.sequence is None or old.sequence > best.sequence
-            ):
-                best = old
-    if best is None or best.sequence is None:
-        return None
-    stack, _ = data.node_stack(best.thread, best.sequence)
-    made = sites.site(data.frames(stack))
-    return (best, made) if made is not None else None
+        for following in node.next if new[index] else ():
+            sequence = graph.nodes[following].sequence if following >= 0 else None
+            if sequence is not None and not new[following]:
+                old[following] = sequence
+    found: dict[tuple[str, int], tuple[Node, Site]] = {}
+    for index in sorted(old, key=lambda index: -old[index]):
+        node = graph.nodes[index]
+        stack, _ = data.node_stack(node.thread, old[index])
+        made = sites.site(data.frames(stack))
+        if made is not None and len(found) < _MOST_CARRIED:
+            found.setdefault(sites.line_of(made), (node, made))
+    return list(found.values())

@@ -14,7 +14,7 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Site
 from gradext.recording import events
 from gradext.recording.events import Birth, Flow
-from gradext.rules.rewrite import detach
+from gradext.rules.rewrite import detach, grad_modes
 from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def _way_back(data: Data, cut: Cut) -> str | None:
     return None
 
 
-def fix(data: Data, cut: Cut) -> str:
+def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
+    """What mends a cut; `asks` is the call of backward() that it was found at."""
     site = cut.sites[0] if cut.sites else None
     if site is None:
         return "compute the loss from tensors that require grad"
@@ -243,12 +244,8 @@ def fix(data: Data, cut: Cut) -> str:
                 f"`{statements.text_of(used)}` ({sites.where(used.frame)}) into "
                 "`with torch.enable_grad():`"
             )
-        if mode.how == "decorator":
-            return f"take the decorator at {at} off the function whose result is trained through"
-        if mode.how == "with":
-            return (
-                f"move `{statements.text_of(site)}` ({line}) out of the block that begins at {at}"
-            )
+        if mode.how in ("decorator", "with"):
+            return grad_modes.switched_on(mode, site, asks)
         return f"compute it outside of what `{statements.text_of(mode.site)}` ({at}) runs"
     if cut.kind == "inference":
         return (

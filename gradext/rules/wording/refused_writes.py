@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from typing import TYPE_CHECKING
@@ -50,19 +51,30 @@ def fix_afterwards(
     write = sites.where(culprits[0].frame)
     if code == "GX104":
         return (
-            f"make the view at {line} outside {mode}, or again after the write at {write}; or "
-            "write into a `.clone()` there"
+            f"{_viewed(maker, line, mode)}; or make it again after the write at {write}, or write "
+            "into a `.clone()` there"
         )
     if code == "GX106":
         cloned = detach.cloned_value(maker)
         return f"clone what the Function returns, at {line}" + (f": `{cloned}`" if cloned else "")
-    other = in_place.out_of_place(culprits[0])
+    other = in_place.out_of_place(culprits[0], of_view=True)
     again = f"move `{statements.text_of(maker)}` ({line}) below the write at {write}"
     if sites.line_of(maker) == sites.line_of(culprits[0]) or isinstance(
         statements.statement(maker), statements.BLOCKS
     ):
         again = f"take the views again after the write at {write}"
     return f"{again}; or {other or 'write out of place'}"
+
+
+def _viewed(maker: Site | None, line: str, mode: str) -> str:
+    """A view that autograd may follow, wherever the mode around it was entered."""
+    if maker is None or isinstance(statements.statement(maker), statements.BLOCKS):
+        return f"make the view at {line} outside {mode}"
+    entered = "inference_mode(False)" if mode == "inference_mode" else "enable_grad()"
+    return (
+        f"make the view outside {mode}: `with torch.{entered}:` around "
+        f"`{statements.text_of(maker)}` ({line})"
+    )
 
 
 def label(code: str, op: str | None) -> str:
@@ -122,7 +134,8 @@ def _is_hook_function(name: str) -> bool:
 
 
 def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Seen | None) -> str:
-    other = in_place.out_of_place(culprit)
+    of_leaf = code in ("GX102", "GX103")
+    other = in_place.out_of_place(culprit, is_held=of_leaf, of_view=True)
     if code == "GX102" and "has been used in an in-place" in text:
         call = sites.where(culprit.frame)
         return (
@@ -130,22 +143,29 @@ def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Se
             "new tensor and drop mark_dirty()"
         )
     if code == "GX102":
-        update = in_place.under(culprit, "no_grad")
-        return (
-            f"an update or an initialisation belongs outside the graph: {update}; if the result is "
-            f"to be part of the graph, {other or 'make a new tensor instead'}"
+        update = (
+            f"an update or an initialisation belongs outside the graph: {_without_grad(culprit)}"
         )
-    if code == "GX103" or (code == "GX105" and seen is not None and seen.base_is_leaf):
+        # `w = w - lr * w.grad` is an update, and would train a tensor that nobody else has.
+        if other is None or ".grad" in statements.text_of(culprit):
+            return update
         return (
-            f"{other or 'make a new tensor instead'}; if it initialises or updates the leaf, put "
-            f"the view and the write under no_grad: {in_place.under(culprit, 'no_grad')}"
+            f"{update}; if the result is to be part of the graph, {other} (the leaf itself, which "
+            "the optimizer has, stays as it is)"
         )
+    if code == "GX103":
+        update = f"to change the leaf itself, {_without_grad(culprit)}"
+        return f"{other} (the leaf stays as it is); or, {update}" if other else update
+    if code == "GX105" and seen is not None and seen.base_is_leaf:
+        copied = other or _copied_before(victims)
+        update = f"to change the leaf itself, {_without_grad(culprit)}"
+        return f"{copied} (the leaf stays as it is); or, {update}" if copied else update
     maker = sites.where(victims[0].frame) if victims else "the line that made the view"
     if code == "GX104":
         mode = "inference_mode" if "inference" in text else "no_grad"
         return (
-            f"make the view at {maker} outside {mode}; or, if the write is to stay out of the "
-            f"graph, put it under the same mode: {in_place.under(culprit, mode)}"
+            f"{_viewed(victims[0] if victims else None, maker, mode)}; or, if the write is to stay "
+            f"out of the graph, put it under the same mode: {in_place.under(culprit, mode)}"
         )
     if code == "GX105":
         return _fix_of_several(culprit, victims, other)
@@ -157,22 +177,51 @@ def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Se
     return f"clone what the Function returns, at {maker}; or {other or 'write out of place'}"
 
 
+def _without_grad(culprit: Site) -> str:
+    return in_place.under(culprit, "no_grad")
+
+
+def _copied_before(victims: tuple[Site, ...]) -> str | None:
+    """A copy of what a loop goes over: `tensor = tensor.detach().clone()`."""
+    loop = statements.loop_over(victims[0]) if victims else None
+    if loop is None or not loop.isidentifier():
+        return None
+    line = sites.where(victims[0].frame)
+    return f"work on a copy without gradient: `{loop} = {loop}.detach().clone()` before {line}"
+
+
 def _fix_of_several(culprit: Site, victims: tuple[Site, ...], other: str | None) -> str:
     """One view at a time may be written; several of one call may not."""
-    first = other or "write out of place"
-    loop = statements.loop_over(victims[0]) if victims else None
-    if loop is not None:
-        return (
-            f"{first}, and collect the results with torch.stack; or take one view at a time: "
-            f"`for i in range(len({loop})): {loop}[i]...` at {sites.where(victims[0].frame)}"
-        )
+    single = _one_at_a_time(victims[0]) if victims else None
+    if single is not None:
+        return f"{single}; or {other}" if other else single
+    whole = "; where the whole is used afterwards, build it again with torch.stack or torch.cat"
+    first = other + whole if other else "write out of place" + whole
     if victims and sites.line_of(victims[0]) != sites.line_of(culprit):
         return (
-            f"{first}, and build the whole again with torch.stack or cat; or slice instead of "
-            f"`{statements.text_of(victims[0])}` ({sites.where(victims[0].frame)}): a slice may be "
-            "written"
+            f"{first}; or slice instead of `{statements.text_of(victims[0])}` "
+            f"({sites.where(victims[0].frame)}): a slice may be written, and the whole changes too"
         )
-    return f"{first}, and build the whole again with torch.stack or cat"
+    return first
+
+
+def _one_at_a_time(maker: Site) -> str | None:
+    """A loop over a tensor that takes its rows by index: each is the one view of its call."""
+    over, node = statements.loop_over(maker), statements.statement(maker)
+    if over is None or not isinstance(node, ast.For):
+        return None
+    line, called = sites.where(maker.frame), node.iter
+    name = (
+        called.func.id if isinstance(called, ast.Call) and isinstance(called.func, ast.Name) else ""
+    )
+    items = node.target.elts if isinstance(node.target, ast.Tuple) else [node.target]
+    row = f"`{{}} = {over}[{{}}]` as the first line of the loop at {line}"
+    if name == "enumerate" and len(items) == 2:
+        index, item = map(ast.unparse, items)
+        return f"take one view at a time: {row.format(item, index)}"
+    item, target = ast.unparse(items[0]), ast.unparse(node.target)
+    head = f"for i, {target} in enumerate({ast.unparse(called)}):"
+    return f"take one view at a time: `{head}` at {line}, and {row.format(item, 'i')}"
 
 
 def notes(

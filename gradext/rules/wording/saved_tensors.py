@@ -14,7 +14,7 @@ from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, optimizer_step
-from gradext.source import sites, statements
+from gradext.source import bindings, sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -76,7 +76,7 @@ def write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Si
     op = write.op
     if name is None:
         place = sites.site(data.frames(write.stack))
-        name = statements.written_name(place) if place and not place.stack else None
+        name = bindings.written_name(place) if place and not place.stack else None
     label = f"{_verb(write)} {quoted(name)}"
     if write.version_after > write.version_before:
         label += f": version {write.version_before} -> {write.version_after}"

@@ -1,0 +1,147 @@
+"""Where to cut the history of a tensor that one iteration leaves to the next.
+
+After the backward that used the graph up, in a function that still runs and knows the tensor: cut
+at the top of a forward, a history that one backward goes through would be cut as well. Reads
+running frames and source text; keeps none of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gradext.base import package
+from gradext.diagnosis.model import Frame, Site
+from gradext.objects import naming
+from gradext.rules.rewrite import detach, order_of_calls
+from gradext.rules.wording.held_by_modules import module_with
+from gradext.source import sites, statements, syntax
+
+_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[('[^']*'|\d+)\])*")
+
+
+def cut(name: str, live: Sequence[Any]) -> str | None:
+    """What to type, and where: "`state = state.detach()` below train.py:42"; None if unknown.
+
+    Args:
+        name: how the tensor is reached: `state`, `hidden[0]`, `net.lif.v`.
+        live: the frames that run, innermost first; one of them called backward().
+    """
+    if not _PATH.fullmatch(name):
+        return None
+    root = re.split(r"[.\[]", name)[0]
+    for frame in live:
+        if not package.is_user_file(frame.f_code.co_filename) or root == "self":
+            continue
+        function = frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else ""
+        place = Frame(frame.f_code.co_filename, frame.f_lineno, function)
+        loop = _loop_around(place)
+        if loop is None or not _is_known(frame, root):
+            continue
+        if "." not in name:
+            told = _of_variable(_item_of(frame, name), root, place, loop)
+            if told is not None:
+                return told
+            continue
+        return f"`{_detached(name)}` below {_below(place)}"
+    return None
+
+
+def _is_known(frame: Any, root: str) -> bool:
+    code = frame.f_code
+    return root in code.co_varnames or root in code.co_freevars or root in frame.f_globals
+
+
+def _item_of(frame: Any, name: str) -> str:
+    """The name, or that of an item where it is a tuple, a list or a dict by now."""
+    held = dict(naming.locals_of(frame))
+    value = held[name] if name in held else frame.f_globals.get(name)
+    if type(value) in (tuple, list) and value:
+        return f"{name}[0]"
+    return f"{name}['']" if type(value) is dict else name
+
+
+def _loop_around(place: Frame) -> ast.For | ast.While | None:
+    loops = [n for n in statements.around(Site(place)) if isinstance(n, (ast.For, ast.While))]
+    return loops[-1] if loops else None
+
+
+def _of_variable(name: str, root: str, place: Frame, loop: ast.stmt) -> str | None:
+    """A variable that the loop around the running line binds again."""
+    bound = [
+        node
+        for node in ast.walk(loop)
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)) and root in _targets(node)
+    ]
+    if not bound:
+        return None
+    for node in bound:
+        if not isinstance(node, ast.Assign) or root != name or len(node.targets) > 1:
+            continue
+        # Given on to the next iteration by its name, and used for nothing else there.
+        if isinstance(node.value, (ast.Name, ast.Attribute)) and node.lineno > place.line:
+            where = sites.where(Frame(place.file, node.lineno, place.function))
+            return f"`{root} = {ast.unparse(node.value)}.detach()` at {where}"
+    return f"`{_detached(name)}` below {_below(place)}"
+
+
+def _detached(name: str) -> str:
+    """The assignment that cuts a tensor's history, and that of its neighbours in a container."""
+    found = re.fullmatch(r"(.+)\[(\d+|'[^']*')\]", name)
+    if found is None:
+        return f"{name} = {name}.detach()"
+    owner = found[1]
+    if found[2].isdigit():
+        return f"{owner} = type({owner})(t.detach() for t in {owner})"
+    return f"{owner} = {{k: t.detach() for k, t in {owner}.items()}}"
+
+
+def _targets(node: ast.Assign | ast.AugAssign | ast.AnnAssign) -> set[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+
+
+def _below(place: Frame) -> str:
+    """The end of the statement that runs at a line."""
+    held = syntax.statements(place.file, place.line)
+    last = held[-1].end_lineno if held else None
+    return sites.where(Frame(place.file, last or place.line, place.function))
+
+
+def running_sum(name: str, made: Site, first: Site) -> str | None:
+    """What starts a sum anew below the backward() that used it up."""
+    if not detach.is_running_sum(made, name) or made.frame.function != first.frame.function:
+        return None
+    return f"`{name} = {name}.detach()` below {_below(first.frame)}"
+
+
+def once(first: Site, again: Site) -> str | None:
+    """`(a + b).backward()` in place of `a.backward()` and, in the same block, `b.backward()`."""
+    one, other = _owner_of_backward(first), _owner_of_backward(again)
+    if one is None or other is None or one == other:
+        return None
+    if order_of_calls.may_move_below(first, again.frame) is None:
+        return None
+    where = sites.where(again.frame)
+    return f"add them, `({one} + {other}).backward()` at {where} in place of both calls"
+
+
+def _owner_of_backward(place: Site) -> str | None:
+    node = statements.statement(place)
+    call = node.value if isinstance(node, ast.Expr) else None
+    if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+        return ast.unparse(call.func.value) if call.func.attr == "backward" else None
+    return None
+
+
+def path_of(made: Site, target: str) -> str:
+    """`net.lif.v` for the `self.v` of the line that made it, if one module can be meant."""
+    owner, _, attribute = target.partition(".")
+    function = made.frame.function.split(".<locals>.")[-1]
+    if owner == "self" and "." in function:
+        found = module_with(function.rsplit(".", 2)[-2], attribute.split("[")[0].split(".")[0])
+        if found is not None:
+            return f"{found[0]}.{attribute}"
+    return target

@@ -10,6 +10,11 @@ from typing import Any
 from gradext.fix.edits import CannotEdit, Edit, Source
 
 
+def real(path: str) -> str:
+    """The path behind links; "<string>", which is no file, as it is."""
+    return path if path.startswith("<") else os.path.realpath(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """One line of the program, and the lines that called it, innermost first."""
@@ -28,7 +33,7 @@ class Place:
     def of(cls, facts: Mapping[str, Any]) -> Place:
         """Of a frame as `gradext run --json` writes it."""
         return cls(
-            os.path.realpath(facts["file"]),
+            real(facts["file"]),
             facts["line"],
             facts.get("column"),
             facts.get("function") or "",
@@ -69,7 +74,7 @@ class Sources:
 
     def get(self, path: str) -> Source | None:
         """None where the file is not the user's, cannot be read, or is no Python."""
-        path = os.path.realpath(path) if not path.startswith("<") else path
+        path = real(path)
         if path not in self._read:
             self._read[path] = self._load(path)
         return self._read[path]

@@ -125,7 +125,14 @@ def _differences(wanted: Ran, tried: Ran, failed: int, steps: int) -> Iterator[f
         if _pairs(mine) == _pairs(theirs):
             yield from (0.0 for _ in range(sum(_pairs(theirs).values())))
             continue
-        yield from _by_value(_values(wanted, index), _values(tried, index))
+        values = _values(wanted, index), _values(tried, index)
+        if all(
+            len(kept) == sum(_pairs(n).values())
+            for kept, n in zip(values, (theirs, mine), strict=True)
+        ):
+            yield from _by_value(*values)
+        else:  # there was no room for the numbers: that they differ is all that is known
+            yield from (float("inf") for _ in range(max(1, sum(_pairs(theirs).values()))))
 
 
 def _pairs(note: dict[str, Any]) -> Counter[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradext.base import package
 from gradext.fix import proof, strategies, trial
-from gradext.fix.case import Candidate, Case, Sources
+from gradext.fix.case import Case, Sources
 from gradext.fix.edits import CannotEdit
 from gradext.fix.proof import Verdict
 from gradext.fix.trial import Program, Ran
@@ -148,7 +148,7 @@ class Search:
         """
         sources = Sources(given, package.is_user_file)
         case = Case.of(diagnosis, failing.failed_at, sources)
-        behind: list[tuple[Ran, Candidate, dict[str, bytes]]] = []
+        behind: list[tuple[Ran, str, dict[str, bytes]]] = []
         for candidate in strategies.propose(case):
             if len(tried) >= self.limits.tries or self._is_over or _is_found(tried):
                 return
@@ -164,12 +164,19 @@ class Search:
             olds = {path: self._original(originals, path) for path in texts}
             changed = {path: text for path, text in texts.items() if text != olds[path]}
             tried.append(Tried(title, changed, olds, verdict))
-            if verdict.level == proof.FAILS and _is_another(failing, ran):
-                behind.append((ran, candidate, texts))
-        for ran, candidate, texts in behind if depth < _LONGEST_CHAIN else ():
+            following = self._chosen(ran)
+            if verdict.level != proof.FAILS or following is None:
+                continue
+            if _key(following) == _key(diagnosis) and ran.failed <= failing.failed:
+                continue  # the same fault
+            if following["code"] == diagnosis["code"] and depth < _LONGEST_CHAIN:
+                # This one is mended, and the next of its kind shows.
+                self._try_all(broken, ran, following, texts, title, tried, depth + 1)
+            else:
+                behind.append((ran, title, texts))
+        for ran, title, texts in behind if depth < _LONGEST_CHAIN else ():
             following = self._chosen(ran)
             if following is not None:
-                title = f"{before}; then {candidate.title}" if before else candidate.title
                 self._try_all(broken, ran, following, texts, title, tried, depth + 1)
 
     def _original(self, sources: Sources, path: str) -> bytes:
@@ -205,17 +212,10 @@ def _rank(verdict: Verdict) -> tuple[int, float, int]:
     return _ORDER.index(verdict.level), -share, -verdict.more
 
 
-def _is_another(failing: Ran, ran: Ran) -> bool:
-    """Whether a patched program fails of something else, or later."""
-
-    def faults(of: Ran) -> set[tuple[Any, ...]]:
-        return {
-            (d["code"], *((s["file"], s["code"]) for s in (d.get("culprits") or ())[:1]))
-            for d in of.diagnoses
-            if d["severity"] == "error"
-        }
-
-    return bool(faults(ran) - faults(failing)) or ran.failed > failing.failed
+def _key(diagnosis: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a diagnosis keeps when the lines above it change."""
+    first = next(iter(diagnosis.get("culprits") or ()), {})
+    return diagnosis["code"], first.get("file"), first.get("code"), first.get("function")
 
 
 def _nothing(broken: Ran) -> str:

@@ -58,6 +58,7 @@ class Notes:
         self.values: list[list[Any]] = []
         self.bytes = 0
         self.until = spec.until
+        self.told: int | None = None  # the pass of the first silent fault
         self.ended = 0
         self.lock = threading.Lock()
 
@@ -69,12 +70,16 @@ class Notes:
         torch.save(self.values, self.spec.result + ".pt")
         draft = self.spec.result + ".tmp"
         with open(draft, "w", encoding="utf-8") as file:
-            json.dump({"passes": self.passes, "stopped": self.ended > 0}, file)
+            facts = {"passes": self.passes, "stopped": self.ended > 0, "told": self.told}
+            json.dump(facts, file)
         os.replace(draft, self.spec.result)
 
     def diagnosed(self, incident: Any) -> None:
-        if self.until is None and incident.kind in {"silent", "cut"}:
-            self.until = len(self.passes) + 1 + self.spec.more
+        if incident.kind == "backward" or self.told is not None:
+            return  # it raises
+        self.told = len(self.passes)
+        if self.until is None:
+            self.until = self.told + 1 + self.spec.more
 
     def enough(self) -> None:
         if self.until is None or len(self.passes) < self.until:

@@ -62,6 +62,9 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
     if (problem := _problem(broken, tried)) is not None:
         return Verdict(FAILS, problem)
     more = max(0, len(tried.passes) - failed - 1)
+    warned = _warning(broken, tried)
+    if warned is not None:
+        return Verdict(UNPROVED, f"gradext warns of it: {warned}", more=more)
     if not references:
         return Verdict(UNPROVED, "there is no reference for this kind of fault", more=more)
     wanted = references[0]
@@ -101,9 +104,8 @@ def needs_second_reference(verdict: Verdict) -> bool:
 
 def _problem(broken: Ran, tried: Ran) -> str | None:
     """Why the patched program is none that runs."""
-    known = {(d["code"], d["message"]) for d in broken.diagnoses if d["severity"] == "warning"}
     for diagnosis in tried.diagnoses:
-        if (diagnosis["code"], diagnosis["message"]) not in known:
+        if diagnosis["severity"] == "error":
             return f"{diagnosis['code']}: {diagnosis['message']}"
     if tried.exit_code != 0 and not tried.stopped:
         last = [line for line in tried.error.splitlines() if line.strip()]
@@ -114,6 +116,14 @@ def _problem(broken: Ran, tried: Ran) -> str | None:
     if any(note["raised"] for note in tried.passes):
         return "a backward pass raises"
     return None
+
+
+def _warning(broken: Ran, tried: Ran) -> str | None:
+    """What gradext warns of in the patched program, and not in the broken one."""
+    known = {(d["code"], d["message"]) for d in broken.diagnoses}
+    found = (d for d in tried.diagnoses if (d["code"], d["message"]) not in known)
+    first = next(found, None)
+    return None if first is None else f"{first['code']}: {first['message']}"
 
 
 def _differences(wanted: Ran, tried: Ran, failed: int, steps: int) -> Iterator[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -212,10 +213,9 @@ def _rank(verdict: Verdict) -> tuple[int, float, int]:
     return _ORDER.index(verdict.level), -share, -verdict.more
 
 
-def _key(diagnosis: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a diagnosis keeps when the lines above it change."""
-    first = next(iter(diagnosis.get("culprits") or ()), {})
-    return diagnosis["code"], first.get("file"), first.get("code"), first.get("function")
+def _key(diagnosis: Mapping[str, Any]) -> tuple[str, str]:
+    """What a diagnosis keeps when lines above it, or its own, change."""
+    return diagnosis["code"], re.sub(r":\d+", "", diagnosis["message"])
 
 
 def _nothing(broken: Ran) -> str:

@@ -47,6 +47,7 @@ class Ran:
         passes: what each backward pass computed (gradext.fix.child), in order.
         values: gradients of each pass as tensors; None where there was no room.
         stopped: it had run far enough and was ended.
+        told: index of the pass of the first fault that is silent; None where there is none.
     """
 
     exit_code: int | None
@@ -57,6 +58,7 @@ class Ran:
     values: list[list[Any]]
     stopped: bool
     seconds: float
+    told: int | None = None
 
     @property
     def diagnoses(self) -> list[dict[str, Any]]:
@@ -65,8 +67,10 @@ class Ran:
 
     @property
     def failed(self) -> int:
-        """Index of the first pass that raised; the number of passes where none did."""
-        return next((k for k, note in enumerate(self.passes) if note["raised"]), len(self.passes))
+        """Index of the first pass that is wrong; the number of passes where none is."""
+        raised = [k for k, note in enumerate(self.passes) if note["raised"]]
+        told = [] if self.told is None else [self.told]
+        return min([*raised, *told], default=len(self.passes))
 
     @property
     def failed_at(self) -> list[dict[str, Any]]:
@@ -130,6 +134,7 @@ def run(
             values,
             bool(result.get("stopped")),
             seconds,
+            result.get("told"),
         )
 
 

@@ -63,7 +63,8 @@ def verdict_line(verdict: Verdict) -> str:
             if verdict.difference != float("inf"):
                 said.append(f"by up to {verdict.difference:.1e} of their size")
     if verdict.level != "fails":
-        said.append(f"{verdict.more} more backward passes ran" if verdict.more else "")
+        passes = "1 more backward pass" if verdict.more == 1 else f"{verdict.more} more passes"
+        said.append(f"{passes} ran" if verdict.more else "")
     return clean(f"{WORDS[verdict.level]}: {', '.join(part for part in said if part)}")
 
 

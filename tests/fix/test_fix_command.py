@@ -60,7 +60,9 @@ def test_a_stale_saved_tensor_is_mended_and_proved(tmp_path: Path) -> None:
     done = fix(tmp_path, "--json", "out.json", "train.py")
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == before
-    assert done.stdout.startswith("verified: same loss, 6 of 6 gradients bit-equal, 2 more")
+    assert done.stdout.startswith(
+        "verified: same loss, 6 of 6 gradients bit-equal, 2 more passes ran"
+    )
     assert "-    y *= 2  # a comment that stays" in done.stdout
     assert "+    y = y * 2  # a comment that stays" in done.stdout
     (best, *_) = candidates(tmp_path / "out.json")

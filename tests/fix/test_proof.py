@@ -90,6 +90,15 @@ def test_what_does_not_run_fails(tried: Ran, why: str) -> None:
     assert why in found.why
 
 
+def test_a_new_warning_is_not_verified_and_no_failure() -> None:
+    warning = {"code": "GX304", "message": "m", "severity": "warning"}
+    found = proof.judge(BROKEN, ran(FIRST, GOOD, THEN, diagnoses=[warning]), [REFERENCE], 3)
+    assert (found.level, "GX304: m" in found.why) == ("unproved", True)
+    known = ran(*BROKEN.passes, code=1, error="RuntimeError", diagnoses=[warning])
+    found = proof.judge(known, ran(FIRST, GOOD, THEN, diagnoses=[warning]), [REFERENCE], 3)
+    assert found.level == "verified"
+
+
 def test_without_a_reference_nothing_is_proved() -> None:
     assert proof.judge(BROKEN, ran(FIRST, GOOD, THEN), [], 3).level == "unproved"
     failing = ran(FIRST, note("l1", {}, raised=True), code=1)

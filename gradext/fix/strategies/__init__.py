@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradext.fix.case import Candidate, Case
-from gradext.fix.strategies import copies, cuts, graph, in_place, leaves, modes, order, registry
+from gradext.fix.strategies import (
+    copies,
+    cuts,
+    gradients,
+    graph,
+    in_place,
+    leaves,
+    modes,
+    order,
+    registry,
+)
 
-_MODULES = (in_place, leaves, modes, cuts, order, copies, graph)  # in the order of trial
+_MODULES = (in_place, gradients, leaves, modes, cuts, order, copies, graph)  # in the order of trial
 
 
 def propose(case: Case) -> Iterator[Candidate]:

@@ -116,4 +116,24 @@ class OfTheViews:
                     yield candidate(title, source.path, [source.replace(node, text)])
 
 
-STRATEGIES = (BeforeTheWrite(), AtTheSave(), OfTheViews())
+class OfNumpyMemory:
+    """torch gets memory of its own: `torch.from_numpy(buffer).clone()`."""
+
+    codes = frozenset({"GX401", "GX402", "GX405"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for source in case.files():
+            for node in source.nodes():
+                if not isinstance(node, cst.Call) or not isinstance(node.func, cst.Attribute):
+                    continue
+                if node.func.attr.value in {"from_numpy", "frombuffer", "from_dlpack", "from_file"}:
+                    line = source.lines_of(node)[0]
+                    name = source.path.rsplit("/", 1)[-1]
+                    end = source.span(node)[1]
+                    title = f"give torch a copy of its own at {name}:{line}"
+                    yield candidate(title, source.path, [Edit(end, end, ".clone()")])
+
+
+STRATEGIES = (BeforeTheWrite(), AtTheSave(), OfTheViews(), OfNumpyMemory())

@@ -88,9 +88,10 @@ class OutOfPlace:
             statement = source.small_statement_at(place.line) if source is not None else None
             if source is not None and statement is not None:
                 title = f"make a new tensor in place of the write at {at(place)}"
-                yield candidate(title, source.path, self._edits(source, statement))
+                yield candidate(title, source.path, self.edits(source, statement))
 
-    def _edits(self, source: Source, statement: Any) -> list[Edit | None]:
+    def edits(self, source: Source, statement: Any) -> list[Edit | None]:
+        """What takes the write out of one statement; empty where it is none."""
         import libcst as cst
 
         if isinstance(statement, cst.AugAssign):

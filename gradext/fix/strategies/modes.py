@@ -7,6 +7,7 @@ from typing import Any
 
 from gradext.fix.case import Candidate, Case, Place, at, candidate
 from gradext.fix.edits import Edit, Source
+from gradext.fix.strategies.cuts import with_keyword
 
 
 def _mode_names(source: Source, name: str) -> Iterator[Any]:
@@ -78,4 +79,30 @@ class WithGradMode:
         return None
 
 
-STRATEGIES = (NoGradForInferenceMode(), WithGradMode())
+class NonReentrantCheckpoint:
+    """`checkpoint(..., use_reentrant=False)`, which needs no input that requires grad."""
+
+    codes = frozenset({"GX101", "GX301", "GX302", "GX304", "GX406"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for source in case.files():
+            for node in source.nodes():
+                if not isinstance(node, cst.Call):
+                    continue
+                name = source.code(node.func).rsplit(".", 1)[-1]
+                if name not in {"checkpoint", "checkpoint_sequential"}:
+                    continue
+                line = source.lines_of(node)[0]
+                title = f"use_reentrant=False at {source.path.rsplit('/', 1)[-1]}:{line}"
+                given = [a for a in node.args if a.keyword and a.keyword.value == "use_reentrant"]
+                if not given:
+                    yield candidate(
+                        title, source.path, [with_keyword(source, node, "use_reentrant=False")]
+                    )
+                elif source.code(given[0].value) == "True":
+                    yield candidate(title, source.path, [source.replace(given[0].value, "False")])
+
+
+STRATEGIES = (NonReentrantCheckpoint(), NoGradForInferenceMode(), WithGradMode())

@@ -16,19 +16,26 @@ class BelowTheBackward:
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for culprit in case.culprits[:2]:
-            for inner in culprit.way:
-                for outer in case.failed_at:
-                    if (inner.file, inner.function) == (outer.file, outer.function):
-                        yield self._moved(case, inner, outer)
+            both = (
+                (inner, outer)
+                for inner in culprit.way
+                for outer in case.failed_at
+                if (inner.file, inner.function) == (outer.file, outer.function)
+            )
+            for inner, outer in both:
+                yield self._moved(case, inner, outer)
+                break  # further out the two are on one line
 
     def _moved(self, case: Case, write: Place, backward: Place) -> Candidate | None:
+        import libcst as cst
+
         source = case.source(write)
         if source is None:
             return None
         first = _statement(source, write.line)
         last = _statement(source, backward.line)
-        if first is None or last is None:
-            return None
+        if first is None or last is None or isinstance(first, (cst.Assign, cst.AnnAssign)):
+            return None  # what is assigned is needed before
         found = _in_one_block(source, first, last)
         if found is None:
             return None

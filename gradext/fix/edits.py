@@ -203,6 +203,51 @@ class Source:
         return data
 
 
+def is_read_after(source: Source, statement: Any, name: str) -> bool:
+    """Whether a name that the statement binds anew is read behind it, by what a rebinding reaches.
+
+    A function's parameter, or a loop's variable, that is bound to a new tensor and read by nobody
+    behind it leaves the caller's tensor as it was: the write would be lost. An attribute is read
+    through its object, and a global variable by any function.
+    """
+    import libcst as cst
+
+    function = source.function_of(statement)
+    if "." in name or not isinstance(function, cst.FunctionDef):
+        in_loop = next((n for n in source.above(statement) if isinstance(n, cst.For)), None)
+        if "." in name or in_loop is None or not _binds(source, in_loop.target, name):
+            return True
+        within: Any = in_loop.body
+    else:
+        within = function.body
+    end = source.span(statement)[1]
+    loops = [n for n in source.above(statement) if isinstance(n, (cst.For, cst.While))]
+    again = {id(n) for loop in loops for n in source.nodes(loop.body) if loop in source.above(n)}
+    for node in source.nodes(within):
+        if not isinstance(node, cst.Name) or node.value != name:
+            continue
+        if isinstance(source.parent(node), (cst.AssignTarget, cst.Param, cst.Arg)):
+            outer = source.parent(node)
+            if not isinstance(outer, cst.Arg) or outer.keyword is node:
+                continue
+        is_loop_variable = any(
+            _binds(source, loop.target, name) for loop in loops if isinstance(loop, cst.For)
+        )
+        if source.span(node)[0] >= end:
+            return True
+        if id(node) in again and not is_loop_variable and node is not statement:
+            inside = source.span(statement)[0] <= source.span(node)[0] < end
+            if not inside:
+                return True
+    return False
+
+
+def _binds(source: Source, target: Any, name: str) -> bool:
+    import libcst as cst
+
+    return any(isinstance(n, cst.Name) and n.value == name for n in source.nodes(target))
+
+
 def written(source: Source, node: Any) -> str | None:
     """The text of what a name, an attribute or a chain of them denotes; None of anything else."""
     import libcst as cst

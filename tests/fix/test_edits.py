@@ -6,8 +6,6 @@ import textwrap
 
 import pytest
 
-pytest.importorskip("libcst", reason="gradext fix needs LibCST")
-
 from gradext.fix import strategies
 from gradext.fix.case import Candidate, Case, Sources
 from gradext.fix.edits import CannotEdit, Edit, Source
@@ -76,7 +74,8 @@ WRITES = [
 @pytest.mark.parametrize("indent", ["    ", "\t"])
 def test_out_of_place(line: str, expected: str, newline: str, indent: str) -> None:
     head = "def f(self, x, y, a, b, c, t):"
-    text = newline.join((head, f"{indent}z = 'ü'  # kept", f"{indent}{{}}", ""))
+    last = f"{indent}return x, self"
+    text = newline.join((head, f"{indent}z = 'ü'  # kept", f"{indent}{{}}", last, ""))
     case = case_of(text.format(line).encode(), "GX101", 3)
     if line.startswith("f("):
         assert not [c for c in strategies.propose(case) if "new tensor" in c.title]
@@ -111,9 +110,9 @@ def test_several_lines_stay_as_they_are() -> None:
             "for i in r:\n\tself.x = self.x.clone()\n\tself.x[i] += 1\n",
         ),
         (
-            "def f(x):\r\n  x[\r\n   0] = 1\r\n",
+            "def f(x):\r\n  x[\r\n   0] = 1\r\n  g(x)\r\n",
             2,
-            "def f(x):\r\n  x = x.clone()\r\n  x[\r\n   0] = 1\r\n",
+            "def f(x):\r\n  x = x.clone()\r\n  x[\r\n   0] = 1\r\n  g(x)\r\n",
         ),
     ],
 )
@@ -124,6 +123,36 @@ def test_a_copy_before_the_write(before: str, line: int, after: str | None) -> N
         assert not found
         return
     assert case.sources.patched(found[0])[PATH].decode() == after
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def f(h, n):\n    h[:, n:] = 0\n", 2),  # a parameter: the caller's tensor is meant
+        ("def f(h):\n    g = h * 2\n    h += 1\n    return g\n", 3),
+        ("for w in ws:\n    w *= 0.5\n", 2),  # the list keeps the old ones
+        ("def f(ws):\n    for w in ws:\n        w.mul_(0.5)\n    return ws\n", 3),
+    ],
+)
+def test_a_new_tensor_that_reaches_nobody_is_not_proposed(text: str, line: int) -> None:
+    titles = [c.title for c in strategies.propose(case_of(text, "GX101", line))]
+    assert not [t for t in titles if "new tensor" in t or "before the write" in t], titles
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("def f(h):\n    h += 1\n    return h\n", 2),
+        ("def f(self):\n    self.h += 1\n", 2),  # read through the object
+        (
+            "def f(xs):\n    h = 0\n    for x in xs:\n        g(h)\n        h += x\n",
+            5,
+        ),  # next round
+        ("h += 1\n", 1),  # any function may read it
+    ],
+)
+def test_a_new_tensor_that_is_read_is_proposed(text: str, line: int) -> None:
+    assert patched(case_of(text, "GX101", line), "make a new tensor")
 
 
 def test_a_byte_order_mark_and_a_coding_line_stay() -> None:

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("libcst", reason="gradext fix needs LibCST")
-
 
 def fix(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(

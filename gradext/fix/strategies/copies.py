@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source, written
+from gradext.fix.edits import Edit, Source, is_read_after, written
 from gradext.fix.strategies.in_place import owner_of_write
 
 _NAMED = re.compile(r"`([A-Za-z_][\w.]*(?:\[\d+\])?)`")
@@ -25,7 +25,7 @@ class BeforeTheWrite:
             if source is None or statement is None:
                 continue
             owner = owner_of_write(source, statement)
-            if owner is not None:
+            if owner is not None and is_read_after(source, statement, owner):
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
                 title = f"copy `{owner}` before the write at {at(place)}"
                 yield candidate(title, source.path, [edit])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source, written
+from gradext.fix.edits import Edit, Source, is_read_after, written
 
 # In-place methods without an out-of-place twin of that name. {0}: the receiver, {1}: the argument.
 _TWINS = {
@@ -94,6 +94,10 @@ class OutOfPlace:
         """What takes the write out of one statement; empty where it is none."""
         import libcst as cst
 
+        owner = owner_of_write(source, statement)
+        binds = isinstance(statement, (cst.AugAssign, cst.Expr))
+        if binds and owner is not None and not is_read_after(source, statement, owner):
+            return []  # the new tensor would reach nobody
         if isinstance(statement, cst.AugAssign):
             return [self._augmented(source, statement)]
         if isinstance(statement, cst.Assign) and isinstance(

@@ -23,8 +23,10 @@ class BelowTheBackward:
                 if (inner.file, inner.function) == (outer.file, outer.function)
             )
             for inner, outer in both:
-                yield self._moved(case, inner, outer)
-                break  # further out the two are on one line
+                found = self._moved(case, inner, outer)
+                if found is not None:
+                    yield found
+                    break  # further out the two are on one line
 
     def _moved(self, case: Case, write: Place, backward: Place) -> Candidate | None:
         import libcst as cst

@@ -206,6 +206,25 @@ def test_a_leaf_is_written_under_no_grad() -> None:
     assert patched(case, "no_grad") == expected
 
 
+def test_an_entry_of_a_dict_is_replaced() -> None:
+    case = case_of("out = {}\nout[k] /= a + b\n", "GX101", 2)
+    assert patched(case, "make a new tensor") == b"out = {}\nout[k] = out[k] / (a + b)\n"
+
+
+def test_state_is_cut_off_where_it_is_read() -> None:
+    text = """
+    class Cell:
+        def forward(self, x):
+            if self.h is None:
+                self.h = self.c = zeros(x)
+            i = self.gate(x, self.h)
+            self.c = i * self.c
+            self.h = tanh(self.c)
+    """
+    lines = patched(case_of(text, "GX302", 5), "cut the history of self.h and self.c").decode()
+    assert "        self.h, self.c = self.h.detach(), self.c.detach()\n        i = " in lines
+
+
 def test_what_cuts_is_taken_out() -> None:
     case = case_of("loss = torch.tensor(\n    f(x).item())  # kept\n", "GX301", 1)
     assert patched(case, "what cuts") == b"loss = (f(x))  # kept\n"

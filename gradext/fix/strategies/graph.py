@@ -63,9 +63,11 @@ class DetachCarried:
                 source = case.source(at_place)
                 statement = source.small_statement_at(at_place.line) if source else None
                 if source is not None and statement is not None:
-                    yield from self._of(source, statement, at_place)
+                    yield from self._of(source, statement, at_place, case.code)
 
-    def _of(self, source: Source, statement: Any, place: Place) -> Iterator[Candidate | None]:
+    def _of(
+        self, source: Source, statement: Any, place: Place, code: str
+    ) -> Iterator[Candidate | None]:
         import libcst as cst
 
         names = assigned(source, statement)
@@ -89,7 +91,9 @@ class DetachCarried:
                 )
                 edit = source.insert_before(statement, several)
                 yield candidate(title + " (a tuple, or None)", source.path, [edit])
-            else:
+            elif (
+                code == "GX302"
+            ):  # elsewhere it would cut what is to be trained, to be rid of an error
                 block = source.block_of(statement)
                 if block is None:
                     continue
@@ -101,6 +105,42 @@ class DetachCarried:
                 line = f"{indent}{name} = {name}.detach(){source.newline}"
                 title = f"cut the history of `{name}` after {at(place)}"
                 yield candidate(title, source.path, [Edit(end, end, line)])
+
+
+class DetachState:
+    """What a method reads of `self` and then assigns anew is cut off where it is first used."""
+
+    codes = frozenset({"GX101", "GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in (*case.victims, *case.culprits):
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            function = source.function_of(statement)
+            if not isinstance(function, cst.FunctionDef):
+                continue
+            reads = {
+                name
+                for node in source.nodes(statement)
+                if isinstance(node, cst.Attribute)
+                and (name := written(source, node)) is not None
+                and name.startswith("self.")
+            }
+            carried: list[str] = []
+            for node in source.nodes(function.body):
+                for name in assigned(source, node):
+                    if name.startswith("self.") and name not in carried:
+                        carried.append(name)
+            if not reads & set(carried):
+                continue
+            values = ", ".join(f"{name}.detach()" for name in carried)
+            edit = source.insert_before(statement, f"{', '.join(carried)} = {values}")
+            title = f"cut the history of {' and '.join(carried)} before {at(place)}"
+            yield candidate(title, source.path, [edit])
 
 
 class RetainGraph:
@@ -126,4 +166,4 @@ class RetainGraph:
                     break
 
 
-STRATEGIES = (OneCallLess(), DetachCarried(), RetainGraph())
+STRATEGIES = (OneCallLess(), DetachState(), DetachCarried(), RetainGraph())

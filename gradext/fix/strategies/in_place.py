@@ -138,7 +138,8 @@ class OutOfPlace:
     def _augmented(self, source: Source, statement: Any) -> Edit | None:
         name = written(source, statement.target)
         if name is None:
-            return None
+            # An entry: of a dict or list a new tensor takes its place, of a tensor it is written.
+            name = source.code(statement.target)
         sign = source.text[source.span(statement.target)[1] : source.outer_span(statement.value)[0]]
         sign = sign.strip().removesuffix("=")
         value = source.code(statement.value)

@@ -94,6 +94,22 @@ def example(name: str, *options: str, whole: bool = False) -> str:
     return text
 
 
+def fix() -> str:
+    """What `gradext fix` prints for docs/examples/train.py."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gradext", "fix", "train.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "docs" / "examples",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "92", "NO_COLOR": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"gradext fix: exit code {done.returncode}: {done.stderr}")
+    folder = str(ROOT / "docs" / "examples").lstrip("/")
+    lines = [*done.stderr.splitlines(), "", *done.stdout.splitlines()]
+    return "```\n$ gradext fix train.py\n" + "\n".join(lines).replace(f"{folder}/", "") + "\n```"
+
+
 def mutations() -> str:
     """The table of one tensor's history; the lines are numbered as in a file of their own."""
     lines = [line[4:] for line in MUTATIONS.splitlines()]
@@ -299,6 +315,8 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("README.md", "lies", lies, True),
     ("README.md", "born", lambda: example("rotary.py"), False),
     ("README.md", "cut", lambda: example("cut.py"), False),
+    ("README.md", "fix", fix, False),
+    ("docs/fix.md", "fix", fix, False),
     ("README.md", "mutations", mutations, False),
     ("README.md", "lesson", lesson, False),
     ("README.md", "inspect", lambda: session(INSPECT), False),

@@ -18,6 +18,11 @@ from gradext.base.text import clean
 # The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
 COMMANDS = {
     "run": ("gradext.commands.run", "RunCommand", "run a program and explain its backward errors"),
+    "fix": (
+        "gradext.commands.fix",
+        "FixCommand",
+        "try patches for a failing program, and prove the one that is right",
+    ),
     "explain": (
         "gradext.commands.explain",
         "ExplainCommand",

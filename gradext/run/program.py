@@ -1,7 +1,7 @@
 """Runs a program inside this process as the interpreter would have: script, -m, -c, stdin.
 
 Owns what the program sees: sys.argv, sys.path[0], sys.orig_argv, the `__main__` module, and how an
-uncaught exception is printed. Knows nothing of recording; imports nothing of gradext.
+uncaught exception is printed. Knows nothing of recording; of gradext it imports base.overlay only.
 
 The rules are those of CPython's Modules/main.c and Python/pythonrun.c. What cannot be hidden are
 the frames below the program's own: `sys._getframe(1)` at its top level finds gradext's.
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
+
+from gradext.base import overlay
 
 CANNOT_OPEN = 2
 FAILED = 1
@@ -231,8 +233,7 @@ def _load(target: Target, module: ModuleType, added: tuple[str, ...]) -> CodeTyp
         return _compile(sys.stdin.buffer.read(), "<stdin>")
     names["__file__"] = path = _absolute(target.value)
     try:
-        with open(path, "rb") as file:
-            source = file.read()
+        source = overlay.bytes_of(path) or _read(path)
     except OSError as error:
         print(
             f"{sys.orig_argv[0]}: can't open file {path!r}: [Errno {error.errno}] {error.strerror}",
@@ -246,6 +247,11 @@ def _load(target: Target, module: ModuleType, added: tuple[str, ...]) -> CodeTyp
         return code
     names["__loader__"] = SourceFileLoader("__main__", path)
     return _compile(source, path)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _can_be_read_again(target: Target) -> bool:

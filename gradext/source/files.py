@@ -9,6 +9,7 @@ import re
 import stat
 import tokenize
 
+from gradext.base import overlay
 from gradext.base.package import standard_library
 from gradext.base.text import clean
 
@@ -30,14 +31,19 @@ def read_lines(file: str) -> list[str] | None:
 
 
 def _read(file: str) -> str | None:
+    laid = overlay.bytes_of(file)
+    if laid is not None:
+        return _decoded(laid)
     # Opening a pipe or a device would wait, or do something.
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
         return None
     with open(file, "rb") as stream:
         data = stream.read(MAX_BYTES)
-    if b"\0" in data:  # no Python source has one
-        return None
+    return None if b"\0" in data else _decoded(data)  # no Python source has one
+
+
+def _decoded(data: bytes) -> str:
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     except SyntaxError:  # a coding line that names none, or bytes that are not what it names

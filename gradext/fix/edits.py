@@ -1,0 +1,258 @@
+"""Edits of source text: found with LibCST, made by replacing ranges, all else byte for byte.
+
+A Source is one file as it is read; an Edit replaces one range of its text. Nothing here writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import libcst as cst
+
+
+class CannotEdit(ValueError):
+    """The source cannot be read or parsed; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """Replaces the characters from `start` to `end` (offsets into the text) by `text`."""
+
+    start: int
+    end: int
+    text: str
+
+
+class Source:
+    """The text of one file, and the syntax tree of it.
+
+    Args:
+        path: absolute. data: its bytes.
+
+    Raises:
+        CannotEdit: they are no Python source.
+    """
+
+    def __init__(self, path: str, data: bytes) -> None:
+        import libcst as cst
+        from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
+
+        self.path, self.data = path, data
+        try:
+            self.encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+            self.text = data.decode(self.encoding)
+            wrapper = MetadataWrapper(cst.parse_module(self.text), unsafe_skip_copy=True)
+        except (SyntaxError, UnicodeDecodeError, LookupError, cst.ParserSyntaxError) as error:
+            raise CannotEdit(f"{path} cannot be parsed: {str(error).splitlines()[0]}") from None
+        self.module = wrapper.module
+        self._ranges = wrapper.resolve(PositionProvider)
+        self._parents = wrapper.resolve(ParentNodeProvider)
+
+    @functools.cached_property
+    def _starts(self) -> list[int]:
+        """Offset of each line's first character."""
+        starts, at = [0], 0
+        # As Python and LibCST count lines; form feeds and the like break none.
+        text = self.text
+        while at < len(text):
+            if text[at] == "\r" and text[at + 1 : at + 2] == "\n":
+                at += 1
+            if text[at] in "\r\n":
+                starts.append(at + 1)
+            at += 1
+        return starts
+
+    @functools.cached_property
+    def newline(self) -> str:
+        for line_end in ("\r\n", "\n", "\r"):
+            if line_end in self.text:
+                return line_end
+        return "\n"
+
+    def offset(self, line: int, column: int) -> int:
+        return self._starts[line - 1] + column
+
+    def lines_of(self, node: cst.CSTNode) -> tuple[int, int]:
+        """First and last line of a node."""
+        found = self._ranges[node]
+        return found.start.line, found.end.line
+
+    def span(self, node: cst.CSTNode) -> tuple[int, int]:
+        """Offsets of a node, without the parentheses around it."""
+        found = self._ranges[node]
+        return (
+            self.offset(found.start.line, found.start.column),
+            self.offset(found.end.line, found.end.column),
+        )
+
+    def outer_span(self, node: cst.CSTNode) -> tuple[int, int]:
+        """Offsets of a node with the parentheses that are its own."""
+        start, end = self.span(node)
+        # LibCST gives an expression's range without its own parentheses.
+        for _ in getattr(node, "lpar", ()):
+            start = self.text.rindex("(", 0, start)
+            end = self.text.index(")", end) + 1
+        return start, end
+
+    def code(self, node: cst.CSTNode) -> str:
+        start, end = self.outer_span(node)
+        return self.text[start:end]
+
+    def parent(self, node: cst.CSTNode) -> cst.CSTNode | None:
+        found: cst.CSTNode | None = self._parents.get(node)
+        return found
+
+    def above(self, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+        at = self.parent(node)
+        while at is not None:
+            yield at
+            at = self.parent(at)
+
+    def nodes(self, root: cst.CSTNode | None = None) -> Iterator[cst.CSTNode]:
+        """All nodes within one, itself first."""
+        pending: list[Any] = [self.module if root is None else root]
+        while pending:
+            node = pending.pop()
+            yield node
+            pending += list(node.children)[::-1]
+
+    def small_statement_at(self, line: int) -> cst.BaseSmallStatement | None:
+        """The simple statement that stands on a line: the innermost, of several the first."""
+        import libcst as cst
+
+        best: tuple[int, Any] | None = None
+        for node in self.nodes():
+            if not isinstance(node, cst.BaseSmallStatement):
+                continue
+            first, last = self.lines_of(node)
+            if first <= line <= last and (best is None or last - first < best[0]):
+                best = (last - first, node)
+        return None if best is None else best[1]
+
+    def compound_at(self, line: int) -> cst.BaseCompoundStatement | None:
+        """The compound statement whose header stands on a line."""
+        import libcst as cst
+
+        for node in self.nodes():
+            if isinstance(node, cst.BaseCompoundStatement) and self.lines_of(node)[0] == line:
+                return node
+        return None
+
+    def block_of(self, node: cst.CSTNode) -> tuple[cst.CSTNode, Sequence[Any], int] | None:
+        """(the block, its statements, which of them holds `node`) of the innermost block."""
+        import libcst as cst
+
+        inner = node
+        for outer in self.above(node):
+            if isinstance(outer, (cst.IndentedBlock, cst.Module)) and inner in outer.body:
+                return outer, outer.body, [*outer.body].index(inner)  # type: ignore[arg-type]
+            inner = outer
+        return None
+
+    def function_of(self, node: cst.CSTNode) -> cst.CSTNode:
+        """The function (or lambda) that a node is in; the module where it is in none."""
+        import libcst as cst
+
+        kinds = (cst.FunctionDef, cst.Lambda)
+        return next((n for n in self.above(node) if isinstance(n, kinds)), self.module)
+
+    def replace(self, node: cst.CSTNode, text: str) -> Edit:
+        return Edit(*self.outer_span(node), text)
+
+    def insert_before(self, statement: cst.BaseSmallStatement, text: str) -> Edit | None:
+        """A statement of its own before another one: on a line before it where that can be."""
+        import libcst as cst
+
+        start, _ = self.span(statement)
+        line_start = self._starts[self.lines_of(statement)[0] - 1]
+        indent = self.text[line_start:start]
+        if not indent.strip():
+            return Edit(start, start, f"{text}{self.newline}{indent}")
+        if isinstance(self.parent(statement), (cst.SimpleStatementLine, cst.SimpleStatementSuite)):
+            return Edit(start, start, f"{text}; ")  # behind a `;`, or after `if x:`
+        return None
+
+    def lines_span(self, statement: cst.CSTNode) -> tuple[int, int]:
+        """Offsets of all lines of a statement, its indentation and line end with it."""
+        first, last = self.lines_of(statement)
+        end = self._starts[last] if last < len(self._starts) else len(self.text)
+        return self._starts[first - 1], end
+
+    def applied(self, edits: Iterable[Edit]) -> bytes:
+        """The bytes of the file with the edits made.
+
+        Raises:
+            CannotEdit: two of them overlap, or the result is no Python source.
+        """
+        text, before = self.text, len(self.text) + 1
+        for edit in sorted(edits, key=lambda e: (e.start, e.end), reverse=True):
+            if edit.end > before:
+                raise CannotEdit("two edits overlap")
+            text, before = text[: edit.start] + edit.text + text[edit.end :], edit.start
+        try:
+            data = text.encode(self.encoding)
+            compile(data, self.path, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError, UnicodeEncodeError) as error:
+            raise CannotEdit(f"the patched text is no Python: {error}") from None
+        return data
+
+
+def is_read_after(source: Source, statement: Any, name: str) -> bool:
+    """Whether a name that the statement binds anew is read behind it, by what a rebinding reaches.
+
+    A function's parameter, or a loop's variable, that is bound to a new tensor and read by nobody
+    behind it leaves the caller's tensor as it was: the write would be lost. An attribute is read
+    through its object, and a global variable by any function.
+    """
+    import libcst as cst
+
+    function = source.function_of(statement)
+    if "." in name or not isinstance(function, cst.FunctionDef):
+        in_loop = next((n for n in source.above(statement) if isinstance(n, cst.For)), None)
+        if "." in name or in_loop is None or not _binds(source, in_loop.target, name):
+            return True
+        within: Any = in_loop.body
+    else:
+        within = function.body
+    end = source.span(statement)[1]
+    loops = [n for n in source.above(statement) if isinstance(n, (cst.For, cst.While))]
+    again = {id(n) for loop in loops for n in source.nodes(loop.body) if loop in source.above(n)}
+    for node in source.nodes(within):
+        if not isinstance(node, cst.Name) or node.value != name:
+            continue
+        if isinstance(source.parent(node), (cst.AssignTarget, cst.Param, cst.Arg)):
+            outer = source.parent(node)
+            if not isinstance(outer, cst.Arg) or outer.keyword is node:
+                continue
+        is_loop_variable = any(
+            _binds(source, loop.target, name) for loop in loops if isinstance(loop, cst.For)
+        )
+        if source.span(node)[0] >= end:
+            return True
+        if id(node) in again and not is_loop_variable and node is not statement:
+            inside = source.span(statement)[0] <= source.span(node)[0] < end
+            if not inside:
+                return True
+    return False
+
+
+def _binds(source: Source, target: Any, name: str) -> bool:
+    import libcst as cst
+
+    return any(isinstance(n, cst.Name) and n.value == name for n in source.nodes(target))
+
+
+def written(source: Source, node: Any) -> str | None:
+    """The text of what a name, an attribute or a chain of them denotes; None of anything else."""
+    import libcst as cst
+
+    at = node
+    while isinstance(at, cst.Attribute):
+        at = at.value
+    return source.code(node) if isinstance(at, cst.Name) else None

@@ -1,0 +1,229 @@
+"""Looks for a patch: diagnoses the program, tries what strategies propose, puts them in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gradext.base import package
+from gradext.fix import proof, strategies, trial
+from gradext.fix.case import Case, Sources
+from gradext.fix.edits import CannotEdit
+from gradext.fix.proof import Verdict
+from gradext.fix.trial import Program, Ran
+
+_LONGEST_CHAIN = 4  # faults that one patch may have to mend, one after another
+_ORDER = (proof.VERIFIED, proof.CHANGES, proof.UNPROVED, proof.FAILS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A candidate, and what came of it.
+
+    Attributes:
+        files: new text of each file that it changes, by path.
+    """
+
+    title: str
+    files: dict[str, bytes]
+    before: dict[str, bytes]
+    verdict: Verdict
+
+    @property
+    def diff(self) -> str:
+        """A unified diff of all its files."""
+        lines: list[str] = []
+        for path, new in self.files.items():
+            old = self.before[path]
+            a, b = (
+                text.decode("utf-8", "replace").splitlines(keepends=True) for text in (old, new)
+            )
+            lines += difflib.unified_diff(a, b, f"a/{path.lstrip('/')}", f"b/{path.lstrip('/')}")
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        problem: why nothing could be tried, in one line; None if something was.
+        diagnosis: of the program as it is.
+        tried: best first.
+        runs: how often the program was run.
+    """
+
+    problem: str | None
+    diagnosis: dict[str, Any] | None
+    tried: tuple[Tried, ...]
+    runs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """How long to look.
+
+    Attributes:
+        tries: candidates that are run. seconds: for all of it.
+        steps: backward passes after the failing one that a patched program has to make.
+        codes: only these diagnoses; empty: any.
+    """
+
+    tries: int = 8
+    seconds: float = 600.0
+    steps: int = 3
+    codes: frozenset[str] = frozenset()
+
+
+class Search:
+    """One search. `say` is called with a line of progress before each run."""
+
+    def __init__(self, program: Program, limits: Limits, say: Callable[[str], None]) -> None:
+        self.program, self.limits, self.say = program, limits, say
+        self._ends = time.monotonic() + limits.seconds
+        self._runs = 0
+        self._guard = False
+        self._references: dict[str, list[Ran]] = {}
+
+    def _run(self, **options: Any) -> Ran:
+        self._runs += 1
+        left = max(1.0, self._ends - time.monotonic())
+        return trial.run(
+            self.program, guard=self._guard, limit=left, more=self.limits.steps, **options
+        )
+
+    @property
+    def _is_over(self) -> bool:
+        return time.monotonic() >= self._ends
+
+    def diagnose(self) -> tuple[Ran, dict[str, Any] | None]:
+        """Run the program as it is; with the guard as well where nothing was found without."""
+        self.say("running the program as it is")
+        broken = self._run()
+        chosen = self._chosen(broken)
+        if chosen is None and broken.exit_code == 0 and not self._is_over:
+            self.say("nothing was found; running it again, with --guard")
+            self._guard = True
+            broken = self._run()
+            chosen = self._chosen(broken)
+        return broken, chosen
+
+    def _chosen(self, ran: Ran) -> dict[str, Any] | None:
+        wanted = [
+            d for d in ran.diagnoses if not self.limits.codes or d["code"] in self.limits.codes
+        ]
+        errors = [d for d in wanted if d["severity"] == "error"]
+        return next(iter(errors or wanted), None)
+
+    def look(self) -> Found:
+        """Diagnose, try, judge."""
+        broken, diagnosis = self.diagnose()
+        if diagnosis is None:
+            return Found(_nothing(broken), None, (), self._runs)
+        given: dict[str, bytes] = {}
+        if self.program.command is not None:
+            given[trial.COMMAND] = self.program.command.encode()
+        tried: list[Tried] = []
+        self._try_all(broken, broken, diagnosis, given, "", tried, 1)
+        tried.sort(key=lambda one: _rank(one.verdict))
+        return Found(None, diagnosis, tuple(tried), self._runs)
+
+    def _try_all(
+        self,
+        broken: Ran,
+        failing: Ran,
+        diagnosis: dict[str, Any],
+        given: Mapping[str, bytes],
+        before: str,
+        tried: list[Tried],
+        depth: int,
+    ) -> None:
+        """Try what is proposed for one diagnosis; then go on where another fault shows behind it.
+
+        `failing` is the run that it is of: the broken program's, or that of an earlier patch, which
+        `given` and `before` (its title) are of.
+        """
+        sources = Sources(given, package.is_user_file)
+        case = Case.of(diagnosis, failing.failed_at, sources)
+        behind: list[tuple[Ran, str, dict[str, bytes]]] = []
+        for candidate in strategies.propose(case):
+            if len(tried) >= self.limits.tries or self._is_over or _is_found(tried):
+                return
+            try:
+                texts = sources.patched(candidate)
+            except CannotEdit:
+                continue
+            title = f"{before}; then {candidate.title}" if before else candidate.title
+            self.say(f"trying {len(tried) + 1} of at most {self.limits.tries}: {title}")
+            ran = self._run(texts=texts, until=broken.failed + 1 + self.limits.steps)
+            verdict = self._judged(broken, ran, diagnosis["code"])
+            originals = Sources({}, package.is_user_file)
+            olds = {path: self._original(originals, path) for path in texts}
+            changed = {path: text for path, text in texts.items() if text != olds[path]}
+            tried.append(Tried(title, changed, olds, verdict))
+            following = self._chosen(ran)
+            if verdict.level != proof.FAILS or following is None:
+                continue
+            if _key(following) == _key(diagnosis) and ran.failed <= failing.failed:
+                continue  # the same fault
+            if following["code"] == diagnosis["code"] and depth < _LONGEST_CHAIN:
+                # This one is mended, and the next of its kind shows.
+                self._try_all(broken, ran, following, texts, title, tried, depth + 1)
+            else:
+                behind.append((ran, title, texts))
+        for ran, title, texts in behind if depth < _LONGEST_CHAIN else ():
+            following = self._chosen(ran)
+            if following is not None:
+                self._try_all(broken, ran, following, texts, title, tried, depth + 1)
+
+    def _original(self, sources: Sources, path: str) -> bytes:
+        if path == trial.COMMAND:
+            return (self.program.command or "").encode()
+        source = sources.get(path)
+        return b"" if source is None else source.data
+
+    def _judged(self, broken: Ran, ran: Ran, code: str) -> Verdict:
+        steps = self.limits.steps
+        verdict = proof.judge(broken, ran, (), steps)
+        mode = proof.REFERENCES.get(code)
+        if verdict.level == proof.FAILS or mode is None:
+            return verdict
+        if mode not in self._references:
+            self.say("running the reference: what the forward pass means")
+            self._references[mode] = [self._run(mode=mode, until=broken.failed + 1 + steps)]
+        known = self._references[mode]
+        verdict = proof.judge(broken, ran, known, steps)
+        if len(known) == 1 and proof.needs_second_reference(verdict):
+            self.say("running the reference again: is it the same each time?")
+            known.append(self._run(mode=mode, until=broken.failed + 1 + steps))
+            verdict = proof.judge(broken, ran, known, steps)
+        return verdict
+
+
+def _is_found(tried: Sequence[Tried]) -> bool:
+    return any(one.verdict.level == proof.VERIFIED for one in tried)
+
+
+def _rank(verdict: Verdict) -> tuple[int, float, int]:
+    share = verdict.equal / verdict.gradients if verdict.gradients else 0.0
+    return _ORDER.index(verdict.level), -share, -verdict.more
+
+
+def _key(diagnosis: Mapping[str, Any]) -> tuple[str, str]:
+    """What a diagnosis keeps when lines above it, or its own, change."""
+    return diagnosis["code"], re.sub(r":\d+", "", diagnosis["message"])
+
+
+def _nothing(broken: Ran) -> str:
+    if broken.exit_code is None:
+        return "the program did not end in time, and nothing was diagnosed; --time gives it more"
+    error = broken.report.get("error")
+    if broken.exit_code == 0:
+        return "there is nothing to mend: the program ends well, and the guard finds nothing"
+    last = [line for line in broken.error.splitlines() if line.strip()]
+    said = error or (last[-1] if last else f"exit code {broken.exit_code}")
+    return f"the program ends with what is no fault of autograd: {said}"

@@ -1,0 +1,65 @@
+"""A gradient that a hook or a backward formula wrote in place, although others still use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gradext.fix.case import Candidate, Case, at, candidate
+from gradext.fix.edits import Edit, Source, written
+from gradext.fix.strategies.in_place import OutOfPlace
+
+
+class ReturnIt:
+    """A hook returns the new gradient: a name that it binds anew reaches nobody.
+
+    Source: torch.Tensor.register_hook, "should not modify its argument, but it can optionally
+    return a new gradient".
+    """
+
+    codes = frozenset({"GX403"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:2]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or not isinstance(statement, (cst.AugAssign, cst.Expr)):
+                continue
+            function = source.function_of(statement)
+            edits = OutOfPlace().edits(source, statement)
+            if not edits or not isinstance(function, cst.FunctionDef):
+                continue
+            if not _returns(source, function):
+                name = _bound(source, statement)
+                block = source.block_of(statement)
+                if name is None or block is None:
+                    continue
+                last = function.body.body[-1]
+                start, end = source.lines_span(last)
+                indent = source.text[start : source.span(last)[0]]
+                edits = [*edits, Edit(end, end, f"{indent}return {name}{source.newline}")]
+            title = f"hand on a new gradient in place of the write at {at(place)}"
+            yield candidate(title, source.path, edits)
+
+
+def _returns(source: Source, function: Any) -> bool:
+    import libcst as cst
+
+    return any(isinstance(n, cst.Return) and n.value is not None for n in source.nodes(function))
+
+
+def _bound(source: Source, statement: Any) -> str | None:
+    """The name that the statement binds once it writes nothing."""
+    import libcst as cst
+
+    if isinstance(statement, cst.AugAssign):
+        return written(source, statement.target)
+    at_node: Any = statement.value
+    while isinstance(at_node, cst.Call) and isinstance(at_node.func, cst.Attribute):
+        at_node = at_node.func.value
+    return written(source, at_node)
+
+
+STRATEGIES = (ReturnIt(),)

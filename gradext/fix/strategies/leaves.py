@@ -1,0 +1,32 @@
+"""A leaf is updated where autograd does not look: under no_grad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradext.fix.case import Candidate, Case, at, candidate
+from gradext.fix.edits import Edit
+
+
+class UnderNoGrad:
+    """`with torch.no_grad(): w -= lr * g`."""
+
+    codes = frozenset({"GX102", "GX103"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:2]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            line = source.parent(statement)
+            if not isinstance(line, cst.SimpleStatementLine):
+                continue
+            start, _ = source.span(line.body[0])
+            edit = Edit(start, start, "with torch.no_grad(): ")
+            yield candidate(f"write under torch.no_grad() at {at(place)}", source.path, [edit])
+
+
+STRATEGIES = (UnderNoGrad(),)

@@ -1,0 +1,108 @@
+"""inference_mode becomes no_grad; no_grad no longer spans what is to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gradext.fix.case import Candidate, Case, Place, at, candidate
+from gradext.fix.edits import Edit, Source
+from gradext.fix.strategies.cuts import with_keyword
+
+
+def _mode_names(source: Source, name: str) -> Iterator[Any]:
+    """The nodes that say `inference_mode`, as in `torch.inference_mode()`."""
+    import libcst as cst
+
+    for node in source.nodes():
+        if isinstance(node, cst.Attribute) and node.attr.value == name:
+            yield node.attr
+
+
+class NoGradForInferenceMode:
+    """The block or decorator that made the inference tensor uses no_grad."""
+
+    codes = frozenset({"GX201", "GX202", "GX203", "GX204", "GX301"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        places = [p for site in (*case.culprits, *case.victims) for p in site.way]
+        for source in case.files():
+            lines = {place.line for place in places if place.file == source.path}
+            named = list(_mode_names(source, "inference_mode"))
+            near = [n for n in named if source.lines_of(n)[0] in lines]
+            for chosen in (near, named):
+                edits: list[Edit | None] = [source.replace(node, "no_grad") for node in chosen]
+                if edits:
+                    where = f"at {source.path.rsplit('/', 1)[-1]}:{source.lines_of(chosen[0])[0]}"
+                    title = f"use no_grad in place of inference_mode {where}"
+                    yield candidate(title, source.path, edits)
+
+
+class WithGradMode:
+    """Grad mode stays on where the loss is computed."""
+
+    codes = frozenset({"GX301", "GX302", "GX303", "GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        for place in (*case.culprits, *case.victims):
+            source = case.source(place)
+            if source is not None:
+                yield self._block(source, place)
+                yield self._switch(source, place)
+
+    def _block(self, source: Source, place: Place) -> Candidate | None:
+        import libcst as cst
+
+        edits: list[Edit | None] = []
+        for node in source.nodes():
+            if source.lines_of(node)[0] != place.line:
+                continue
+            if isinstance(node, cst.Decorator) and "no_grad" in source.code(node.decorator):
+                edits.append(Edit(*source.lines_span(node), ""))
+            if isinstance(node, cst.With):
+                for item in node.items:
+                    if "no_grad" in source.code(item.item):
+                        edits.append(source.replace(item.item, "torch.enable_grad()"))
+        return candidate(f"leave grad mode on at {at(place)}", source.path, edits)
+
+    def _switch(self, source: Source, place: Place) -> Candidate | None:
+        import libcst as cst
+
+        statement = source.small_statement_at(place.line)
+        for node in source.nodes(statement) if statement is not None else ():
+            if not isinstance(node, cst.Call) or len(node.args) != 1:
+                continue
+            value = node.args[0].value
+            if "set_grad_enabled" in source.code(node.func) and source.code(value) == "False":
+                edit = source.replace(value, "True")
+                return candidate(f"leave grad mode on at {at(place)}", source.path, [edit])
+        return None
+
+
+class NonReentrantCheckpoint:
+    """`checkpoint(..., use_reentrant=False)`, which needs no input that requires grad."""
+
+    codes = frozenset({"GX101", "GX301", "GX302", "GX304", "GX406"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for source in case.files():
+            for node in source.nodes():
+                if not isinstance(node, cst.Call):
+                    continue
+                name = source.code(node.func).rsplit(".", 1)[-1]
+                if name not in {"checkpoint", "checkpoint_sequential"}:
+                    continue
+                line = source.lines_of(node)[0]
+                title = f"use_reentrant=False at {source.path.rsplit('/', 1)[-1]}:{line}"
+                given = [a for a in node.args if a.keyword and a.keyword.value == "use_reentrant"]
+                if not given:
+                    yield candidate(
+                        title, source.path, [with_keyword(source, node, "use_reentrant=False")]
+                    )
+                elif source.code(given[0].value) == "True":
+                    yield candidate(title, source.path, [source.replace(given[0].value, "False")])
+
+
+STRATEGIES = (NonReentrantCheckpoint(), NoGradForInferenceMode(), WithGradMode())

@@ -1,0 +1,186 @@
+"""One run of the program in a child process, with a patch or without, and what came of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gradext.fix.child import Spec
+
+COMMAND = "<string>"  # the name of the code of `-c`
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is run.
+
+    Attributes:
+        words: as they stand behind `gradext run`, the program first.
+        command: the code of `-c`, which a patch may replace; None for others.
+        stdin: a file with what the program reads there, None for nothing.
+        seed: of the random generators, the same in all runs.
+    """
+
+    words: tuple[str, ...]
+    command: str | None = None
+    stdin: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class Ran:
+    """What one run came to.
+
+    Attributes:
+        exit_code: None where it was ended for lack of time.
+        passes: what each backward pass computed (gradext.fix.child), in order.
+        values: gradients of each pass as tensors; None where there was no room.
+        stopped: it had run far enough and was ended.
+        told: index of the pass of the first fault that is silent; None where there is none.
+    """
+
+    exit_code: int | None
+    output: str
+    error: str
+    report: dict[str, Any]
+    passes: list[dict[str, Any]]
+    values: list[list[Any]]
+    stopped: bool
+    seconds: float
+    told: int | None = None
+
+    @property
+    def diagnoses(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.report.get("diagnoses") or []
+        return found
+
+    @property
+    def failed(self) -> int:
+        """Index of the first pass that is wrong; the number of passes where none is."""
+        raised = [k for k, note in enumerate(self.passes) if note["raised"]]
+        told = [] if self.told is None else [self.told]
+        return min([*raised, *told], default=len(self.passes))
+
+    @property
+    def failed_at(self) -> list[dict[str, Any]]:
+        """The user's lines of the pass that raised, or of the last."""
+        if not self.passes:
+            return []
+        found: list[dict[str, Any]] = self.passes[min(self.failed, len(self.passes) - 1)]["at"]
+        return found
+
+
+def run(
+    program: Program,
+    *,
+    texts: Mapping[str, bytes] | None = None,
+    mode: str = "as-is",
+    until: int | None = None,
+    more: int = 3,
+    guard: bool = False,
+    limit: float | None = None,
+) -> Ran:
+    """Run the program once. `limit`: seconds, after which it is killed with all that it started."""
+    given = dict(texts or {})
+    with tempfile.TemporaryDirectory(prefix="gradext-fix-") as folder:
+        words = list(program.words)
+        if program.command is not None:
+            patched = given.pop(COMMAND, None)
+            words[1] = program.command if patched is None else patched.decode("utf-8")
+        spec = Spec(
+            words=[
+                *("run", "--json", os.path.join(folder, "report.json")),
+                *(["--guard"] if guard else []),
+                *words,
+            ],
+            texts=[(path, base64.b64encode(text).decode()) for path, text in given.items()],
+            mode=mode,
+            until=until,
+            more=more,
+            seed=program.seed,
+            result=os.path.join(folder, "result.json"),
+        )
+        path = os.path.join(folder, "spec.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(spec._asdict(), file)
+        begun = time.monotonic()
+        code, output, error = _wait(folder, path, program.stdin, limit)
+        seconds = time.monotonic() - begun
+        report = _json(spec.words[2])
+        result = _json(spec.result)
+        values: list[list[Any]] = []
+        if os.path.exists(spec.result + ".pt"):
+            import torch
+
+            with contextlib.suppress(Exception):  # killed while it wrote
+                values = torch.load(spec.result + ".pt", weights_only=True)
+        return Ran(
+            code,
+            hashlib.sha256(output).hexdigest(),
+            error,
+            report,
+            result.get("passes", []),
+            values,
+            bool(result.get("stopped")),
+            seconds,
+            result.get("told"),
+        )
+
+
+def _wait(
+    folder: str, spec: str, stdin: str | None, limit: float | None
+) -> tuple[int | None, bytes, str]:
+    environment = {"PYTHONHASHSEED": "0", **os.environ, "COLUMNS": "100"}
+    for name in ("GRADEXT_RUN", "GRADEXT_RECORD"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "gradext.fix.child", spec]
+    with (
+        open(os.path.join(folder, "output"), "w+b") as output,
+        open(os.path.join(folder, "error"), "w+b") as error,
+        open(stdin or os.devnull, "rb") as given,
+    ):
+        process = subprocess.Popen(
+            command,
+            stdin=given,
+            stdout=output,
+            stderr=error,
+            env=environment,
+            start_new_session=True,
+        )
+        code: int | None
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end(process)
+        output.seek(0)
+        error.seek(0)
+        return code, output.read(), error.read().decode("utf-8", "replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child, if it runs, and all that it has started."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -34,9 +34,10 @@ enum class Rank : uint8_t {
   kOrigins = 7,  // journal/origins.h: births and flows
   kNames = 8,    // journal/names.cpp: numbers of names; ops that were defined late
   kUncounted = 9,   // recorder/uncounted_writes.cpp: writes that no version counter has seen
-  kSnapshots = 10,  // journal/snapshot.cpp: what snapshots keep from being forgotten
-  kStacks = 11,     // stacks/stack_table.h: the table of stacks
-  kFaults = 12,     // base/faults.cpp: gradext's own errors, counted wherever they happen
+  kBefore = 10,     // recorder/before_writes.cpp: what memory held before such writes
+  kSnapshots = 11,  // journal/snapshot.cpp: what snapshots keep from being forgotten
+  kStacks = 12,     // stacks/stack_table.h: the table of stacks
+  kFaults = 13,     // base/faults.cpp: gradext's own errors, counted wherever they happen
 };
 
 #ifdef GRADEXT_LOCKS_ARE_CHECKED

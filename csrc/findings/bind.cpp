@@ -6,13 +6,18 @@
 #include "graph/bind.h"
 #include "graph/saved_items.h"
 #include "journal/origins.h"
+#include "recorder/before_writes.h"
 #include "state/identity.h"
 #include "state/state.h"
 
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 
+#include <optional>
+#include <tuple>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 namespace py = pybind11;
 
@@ -57,7 +62,9 @@ py::tuple saved_of(py::handle object) {
   }
   const auto items = graph::saved_items(node, &is_busy);
   for (const graph::SavedItem& item : items) {
-    out.append(py::make_tuple(item.label(), graph::facts_of_saved(item.facts)));
+    py::dict facts = graph::facts_of_saved(item.facts);
+    facts["is_unused"] = graph::is_unused(node, item);
+    out.append(py::make_tuple(item.label(), facts));
   }
   return py::make_tuple(out, graph::is_freed(node, items), is_busy);
 }
@@ -182,6 +189,29 @@ py::object finding_written(
   return shown(written(journal::NodeId{node.first, node.second}, at(storage), at(counter), order));
 }
 
+// Whether what was saved has other values than before the first of some writes (number, first byte,
+// one past the last byte); None where that is not known.
+std::optional<bool> is_changed(
+    int64_t storage,
+    int64_t offset,
+    int64_t itemsize,
+    const std::vector<int64_t>& sizes,
+    const std::vector<int64_t>& strides,
+    const std::vector<std::tuple<uint64_t, int64_t, int64_t>>& writes) {
+  std::vector<recorder::Suspect> suspects;
+  for (const auto& [order, begin, end] : writes) {
+    suspects.push_back({order, begin, end});
+  }
+  const recorder::Verdict verdict = recorder::compare_with_before(
+      reinterpret_cast<const c10::StorageImpl*>(storage),
+      recorder::region_of(offset * itemsize, itemsize, sizes, strides),
+      std::move(suspects));
+  if (verdict == recorder::Verdict::kUnknown) {
+    return std::nullopt;
+  }
+  return verdict == recorder::Verdict::kChanged;
+}
+
 }  // namespace
 
 void bind(py::module_& m) {
@@ -192,6 +222,7 @@ void bind(py::module_& m) {
   m.def("finding", &finding);
   m.def("place_of", &place_of);
   m.def("finding_written", &finding_written);
+  m.def("is_changed", &is_changed);
   m.def("finding_cut", &finding_cut);
   m.def("finding_hidden", &finding_hidden);
   m.def("finding_unused", &finding_unused);

@@ -4,6 +4,7 @@
 #include "graph/graph.h"
 #include "graph/saved_items.h"
 #include "journal/journal.h"
+#include "recorder/before_writes.h"
 #include "stacks/stacks.h"
 #include "state/state.h"
 
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -75,6 +77,7 @@ namespace {
 using journal::Journal;
 using journal::NodeId;
 using journal::Write;
+using recorder::Verdict;
 using torch::autograd::Node;
 
 constexpr size_t kMostNodes = 1 << 18;  // as gradext.rules.graph_copy reads
@@ -84,9 +87,10 @@ struct Item {
   Node* node;
   NodeId id;  // what its node counts as: an inner node of a CopySlices has that one's number
   graph::SavedItem saved;
-  uint64_t counter = 0, storage = 0;  // of Journal::identities; 0: in no event
-  std::vector<const Write*> writes;   // the newest first
-  const Write* before = nullptr;      // the last write of this counter that the save has seen
+  uint64_t counter = 0, storage = 0;    // of Journal::identities; 0: in no event
+  std::vector<const Write*> writes;     // the newest first
+  const Write* before = nullptr;        // the last write of this counter that the save has seen
+  Verdict verdict = Verdict::kUnknown;  // whether the writes changed it
 };
 
 }  // namespace
@@ -342,6 +346,33 @@ Finding stale(const Roots& roots, uint64_t since) {
   return finding;
 }
 
+namespace {
+
+// Whether the values are others than those that were saved, as far as gradext has seen.
+Verdict verdict_of(const Item& item) {
+  const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
+  if (!state::has_strides(impl)) {
+    return Verdict::kUnknown;
+  }
+  std::vector<recorder::Suspect> suspects;
+  for (const Write* write : item.writes) {
+    suspects.push_back({write->order, write->extent.begin, write->extent.end});
+  }
+  const auto itemsize = static_cast<int64_t>(impl.itemsize());
+  const Verdict verdict = recorder::compare_with_before(
+      state::storage(impl),
+      recorder::region_of(impl.storage_offset() * itemsize, itemsize, impl.sizes(), impl.strides()),
+      std::move(suspects));
+  // Numbers of different threads do not say whether the tensor was saved before it was written.
+  const bool is_ordered =
+      std::all_of(item.writes.begin(), item.writes.end(), [&](const Write* write) {
+        return write->thread == item.id.thread;
+      });
+  return verdict == Verdict::kChanged && !is_ordered ? Verdict::kUnknown : verdict;
+}
+
+}  // namespace
+
 Finding silent(const Roots& roots, uint64_t since) {
   Finding finding;
   const Below below(roots);
@@ -352,42 +383,54 @@ Finding silent(const Roots& roots, uint64_t since) {
            !state::is_wrapper_subclass(impl) && !is_moved(facts);
   });
   Journal& journal = Journal::get();
-  std::lock_guard lock(journal.mutex);
-  ByIdentity by_storage;
-  for (Item& item : items) {
-    const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
-    item.counter = journal.identities.known(state::counter_address(impl));
-    item.storage = journal.identities.known(state::storage(impl));
-    if (item.storage != 0 && item.id.sequence != kNoSequence) {
-      by_storage[item.storage].push_back(&item);
-    }
-  }
-  each_write_back(journal, below, since, [&](const Write& write) {
-    const auto found = by_storage.find(write.storage);
-    constexpr uint32_t kNone = journal::kNote | journal::kInferenceTensor;
-    if (found == by_storage.end() || (write.flags & kNone) != 0 ||
-        write.extent.begin == write.extent.end) {
-      return;
-    }
-    const bool is_declared_only = (write.flags & journal::kDeclaredOnly) != 0;
-    for (Item* item : found->second) {
-      const bool is_counted = write.counter == item->counter && !is_declared_only;
-      const bool is_older = write.thread == item->id.thread && write.sequence <= item->id.sequence;
-      if (!is_counted && !is_older) {
-        item->writes.push_back(&write);
+  std::deque<Write> held;  // the journal's own may be gone when its mutex is not held
+  {
+    std::lock_guard lock(journal.mutex);
+    ByIdentity by_storage;
+    for (Item& item : items) {
+      const c10::TensorImpl& impl = *item.saved.facts.tensor.unsafeGetTensorImpl();
+      item.counter = journal.identities.known(state::counter_address(impl));
+      item.storage = journal.identities.known(state::storage(impl));
+      if (item.storage != 0 && item.id.sequence != kNoSequence) {
+        by_storage[item.storage].push_back(&item);
       }
     }
-  });
-  items.erase(
-      std::remove_if(
-          items.begin(), items.end(), [](const Item& item) { return item.writes.empty(); }),
-      items.end());
+    each_write_back(journal, below, since, [&](const Write& write) {
+      const auto found = by_storage.find(write.storage);
+      constexpr uint32_t kNone = journal::kNote | journal::kInferenceTensor;
+      if (found == by_storage.end() || (write.flags & kNone) != 0 ||
+          write.extent.begin == write.extent.end) {
+        return;
+      }
+      const Write* copy = nullptr;
+      const bool is_declared_only = (write.flags & journal::kDeclaredOnly) != 0;
+      for (Item* item : found->second) {
+        const bool is_counted = write.counter == item->counter && !is_declared_only;
+        const bool is_older =
+            write.thread == item->id.thread && write.sequence <= item->id.sequence;
+        if (!is_counted && !is_older) {
+          copy = copy != nullptr ? copy : &held.emplace_back(write);
+          item->writes.push_back(copy);
+        }
+      }
+    });
+  }
+  const auto is_sound = [](Item& item) {
+    if (item.writes.empty() || graph::is_unused(*item.node, item.saved)) {
+      return true;
+    }
+    item.verdict = verdict_of(item);
+    return item.verdict == Verdict::kSame;
+  };
+  items.erase(std::remove_if(items.begin(), items.end(), is_sound), items.end());
   if (items.empty()) {
     return finding;
   }
+  std::lock_guard lock(journal.mutex);
   append_call(finding, journal);
   for (const Item& item : items) {
     append_item(finding, journal, item);
+    append(finding.places, static_cast<uint64_t>(item.verdict));
   }
   name_first(finding, items);
   return finding;

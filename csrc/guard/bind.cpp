@@ -30,24 +30,36 @@ class Watch {
     entry_ = std::make_shared<Entry>(tensor, fingerprint::of_cpu(tensor));
     entry_->last = entry_->value;
     entry_->order = journal::Journal::get().order();
-    entry_->storage = state::storage(*tensor.unsafeGetTensorImpl());
     version_ = state::version(*tensor.unsafeGetTensorImpl());
+    {
+      journal::Journal& journal = journal::Journal::get();
+      std::lock_guard lock(journal.mutex);
+      number_ = journal.identify(entry_->storage, entry_->order);
+    }
     watch_lines(entry_, tensor);
     if (after_every_op) {
       watch_storage(entry_->storage);
     }
   }
   // `object` is what an unpack hook made of it, for the node that runs now: what there is to tell
-  // if it is the same memory with other bytes, else None.
+  // if it is the same memory with other bytes, or a copy from before the op had filled it; else
+  // None.
   py::object unpacked(py::handle object) {
     const at::Tensor& tensor = unpack(object);
-    if (!fingerprint::can_fingerprint(tensor) ||
-        state::storage(*tensor.unsafeGetTensorImpl()) != entry_->storage) {
+    const auto node = torch::autograd::get_current_node();
+    if (!node || !fingerprint::can_fingerprint(tensor)) {
+      return py::none();
+    }
+    const bool is_copy = state::storage(*tensor.unsafeGetTensorImpl()) != entry_->storage;
+    if (!is_copy && !entry_->is_outline_of(tensor)) {
+      return py::none();  // what the hooks made of it
+    }
+    const uint64_t filled = is_copy ? filled_by(*node) : 0;
+    if (is_copy && filled == 0) {
       return py::none();
     }
     look_now();
-    const auto node = torch::autograd::get_current_node();
-    if (!node || fingerprint::of_cpu(tensor) == entry_->value) {
+    if ((fingerprint::of_cpu(tensor) == entry_->value) != is_copy) {
       return py::none();
     }
     graph::SavedFacts facts;
@@ -61,6 +73,9 @@ class Watch {
     py::dict out = *told.facts;
     entry_->is_hooked = true;
     add_change(out, *entry_);
+    if (is_copy) {
+      out["filled"] = filled;
+    }
     return out;
   }
   // None while it is what it was; else what is known of the change.
@@ -84,6 +99,37 @@ class Watch {
   }
 
  private:
+  // The number of the write by which the op that made the node filled the tensor after it had saved
+  // it; 0 if there is none. A batch norm in training updates what it saves and does not read.
+  uint64_t filled_by(const Node& node) const {
+    if (node.name().find("Norm") != std::string::npos) {
+      return 0;
+    }
+    journal::Journal& journal = journal::Journal::get();
+    std::lock_guard lock(journal.mutex);
+    size_t low = 0, high = journal.writes.size();
+    while (low < high) {
+      const size_t middle = (low + high) / 2;
+      if (journal.writes.at(middle).order <= entry_->order) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    for (; low < journal.writes.size(); ++low) {
+      const journal::Write& write = journal.writes.at(low);
+      if (write.thread != node.thread_id()) {
+        continue;
+      }
+      if (write.sequence > node.sequence_nr()) {
+        break;
+      }
+      if (write.storage == number_ && (write.flags & journal::kNote) == 0) {
+        return write.order;
+      }
+    }
+    return 0;
+  }
   static const at::Tensor& unpack(py::handle object) {
     if (!base::is_tensor(object.ptr())) {
       throw py::type_error("expected a torch.Tensor");
@@ -92,6 +138,7 @@ class Watch {
   }
   std::shared_ptr<Entry> entry_;
   int64_t version_ = 0;
+  uint64_t number_ = 0;  // of the storage, in the journal
 };
 
 }  // namespace

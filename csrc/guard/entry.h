@@ -1,14 +1,17 @@
 // Keeps what the guard knows of one tensor: its fingerprint, and what was seen of a change.
 #pragma once
 
+#include "base/hold.h"
 #include "fingerprint/fingerprint.h"
 #include "stacks/stacks.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/UndefinedTensorImpl.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -34,15 +37,33 @@ struct Change {
   StackId after = 0, before = 0;  // where no one line can be named: between these
 };
 
+// Which elements of which memory a tensor shows, and as what. Only of a tensor with strides.
+struct Outline {
+  explicit Outline(const at::Tensor& of);
+  bool operator==(const Outline& other) const {
+    return storage == other.storage && offset == other.offset && dtype == other.dtype &&
+           sizes == other.sizes && strides == other.strides;
+  }
+  const void* storage;
+  int64_t offset;
+  caffe2::TypeMeta dtype;
+  c10::SmallVector<int64_t, 5> sizes, strides;
+};
+
 // One tensor whose bytes are known: saved for backward, or watched.
 struct Entry {
-  Entry(const at::Tensor& of, Value bytes) : tensor(weak(of)), value(bytes) {}
+  Entry(const at::Tensor& of, Value bytes);
+  // Whether this is the same memory, looked at in the same way: what hooks that were put on it
+  // since, or an unpack hook, have made of it may be something else on purpose.
+  bool is_outline_of(const at::Tensor& other) const;
   WeakTensor tensor;
   Value value;  // when it was saved
   Value last;   // when it was last looked at between lines
   Change change;
   uint64_t order = 0;  // the journal's order when it was saved
   const void* storage = nullptr;
+  std::optional<Outline> outline;
+  std::optional<base::Hold> held;  // the storage: its address comes to mean no other one
   bool is_hooked = false;
   // On another device: row `row` of fingerprints that stay there.
   at::Tensor rows;

@@ -8,6 +8,7 @@
 #include "guard/lines/trace.h"
 #include "guard/reports.h"
 #include "journal/journal.h"
+#include "recorder/before_writes.h"
 #include "state/state.h"
 
 #include <torch/csrc/autograd/variable.h>
@@ -124,9 +125,18 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
           now[k].is_deferred != entry->rows.defined()) {
         continue;
       }
+      // Hooks that were put on it since may pack something else, less precise on purpose.
+      if (now[k].is_hooked && !entry->is_hooked) {
+        if (!entry->is_outline_of(now[k].tensor)) {
+          continue;
+        }
+        entry->is_hooked = true;
+      }
       if (now[k].is_deferred) {
         compare_later(entry, now[k].rows, now[k].row, now[k].told(*node_));
-      } else if (now[k].value != entry->value) {
+      } else if (
+          now[k].value != entry->value &&
+          !recorder::came_back_since(now[k].tensor, entry->order, entry->value)) {
         entries[k] = nullptr;  // once is enough
         tell_changed(now[k].told(*node_), *entry);
       }
@@ -186,7 +196,6 @@ void add_entries(Node& node) {
     entry->last = content.value;
     entry->order = order;
     entry->is_hooked = content.is_hooked;
-    entry->storage = state::storage(*content.tensor.unsafeGetTensorImpl());
     if (content.is_deferred) {
       entry->rows = content.rows;
       entry->row = content.row;

@@ -35,7 +35,9 @@ struct Write {
   uint64_t storage = 0;  // of Journal::identities
   uint64_t counter = 0;
   Extent extent;
-  uint64_t sequence = 0;  // autograd's sequence number on this thread at the time
+  // Autograd's sequence number on this thread when the op began: a node with this number or a
+  // later one has seen the write, or was made by the same op.
+  uint64_t sequence = 0;
   uint32_t thread = 0;
   StackId stack = 0;
   uint32_t op = 0;

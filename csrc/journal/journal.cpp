@@ -24,13 +24,14 @@ Journal& Journal::get() {
   return *journal;
 }
 
-// Three eighths for writes, an eighth for what they name (storages, counters, shapes), and one each
-// for views and for the saves of all threads (a save takes 16 bytes); the rest is for births and
-// cuts (Origins::set_memory).
+// Five sixteenths for writes and one for what memory held before some of them (before_writes.h in
+// the recorder's room), two for what they name (storages, counters, shapes), and two each for views
+// and for the saves of all threads (a save takes 16 bytes); the rest is for births and cuts
+// (Origins::set_memory).
 void Journal::set_memory(size_t bytes) {
   std::lock_guard lock(mutex);
   memory_ = bytes;
-  writes.set_capacity(bytes / 8 * 3 / kWriteBytes);
+  writes.set_capacity(bytes / 16 * 5 / kWriteBytes);
   most_identities_ = bytes / 32 * 3 / kIdentityBytes;
   identities.set_capacity(most_identities_);
   views.set_capacity(bytes / 8 / kViewBytes);
@@ -93,12 +94,12 @@ void Journal::make_room_for_identities() {
   if (oldest == 0) {
     return;  // many had died
   }
-  const size_t half = memory_ / 2;
+  const size_t room = memory_ / 16 * 7;
   const size_t more = most_identities_ + most_identities_ / 8;
-  if (writes.capacity_bytes() + more * kIdentityBytes < half) {
+  if (writes.capacity_bytes() + more * kIdentityBytes < room) {
     most_identities_ = more;
     identities.set_capacity(more);
-    writes.set_capacity((half - more * kIdentityBytes) / kWriteBytes);
+    writes.set_capacity((room - more * kIdentityBytes) / kWriteBytes);
     return;
   }
   writes.drop_through(oldest);

@@ -5,6 +5,7 @@
 #include "journal/names.h"
 #include "journal/origins.h"
 #include "journal/snapshot.h"
+#include "recorder/before_writes.h"
 #include "recorder/switch.h"
 #include "recorder/uncounted_writes.h"
 #include "stacks/stacks.h"
@@ -35,6 +36,7 @@ void lock_all() {
   Origins::get().mutex.lock();
   names_mutex().lock();
   uncounted_mutex().lock();
+  before_mutex().lock();
   snapshots_mutex().lock();
   stacks_lock();
   faults_mutex().lock();
@@ -44,6 +46,7 @@ void unlock_all() {
   faults_mutex().unlock();
   stacks_unlock();
   snapshots_mutex().unlock();
+  before_mutex().unlock();
   uncounted_mutex().unlock();
   names_mutex().unlock();
   Origins::get().mutex.unlock();

@@ -3,6 +3,7 @@
 
 #include <ATen/core/function_schema.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -26,6 +27,9 @@ struct OpFacts {
   bool gives_indices = false;  // beside its first result
   bool is_scaling = false;     // mul, div: a number without gradient is a weight
   bool is_additive = false;    // a term of a loss goes in, the loss comes out
+  // Whether a write of this op moves a version counter, as far as one has been seen.
+  enum class Counting : uint8_t { kNotSeen, kCounts, kDoesNot };
+  mutable std::atomic<Counting> counting{Counting::kNotSeen};
 };
 
 std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema);

@@ -55,7 +55,8 @@ void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument) {
           extent_of(impl),
           state::version(impl),
           argument,
-          !state::is_leaf(impl)});
+          !state::is_leaf(impl),
+          nullptr});
 }
 
 void add_targets(Targets& targets, const OpFacts& op, const Stack& stack) {
@@ -80,19 +81,42 @@ bool is_enclosed(const Enclosing* enclosing, const void* counter) {
   return false;
 }
 
+// Whether the memory belongs to tensors that this counter does not cover.
+bool is_shared(const c10::StorageImpl* storage, const void* counter) {
+  const uint32_t users = use_count(storage);
+  return users > use_count(counter) || (users > 1 && is_apart(counter));
+}
+
+// Whether a write that is about to happen may be one that no version counter sees.
+bool may_be_uncounted(const OpFacts& op, const Target& target) {
+  return !op.metadata_only && target.version >= 0 && target.extent.begin != target.extent.end &&
+         (op.counting.load(std::memory_order_relaxed) != OpFacts::Counting::kCounts ||
+          is_shared(target.storage, target.counter));
+}
+
+void note_counting(const OpFacts& op, bool counted) {
+  using Counting = OpFacts::Counting;
+  const Counting known = op.counting.load(std::memory_order_relaxed);
+  if (known == Counting::kNotSeen || (known == Counting::kCounts && !counted)) {
+    op.counting.store(counted ? Counting::kCounts : Counting::kDoesNot, std::memory_order_relaxed);
+  }
+}
+
+// `sequence`: of autograd when the op began, so that a node which it makes itself is no earlier one
+// that it overwrites.
 void record_write(
     const ThreadState& thread,
     const OpFacts& op,
     uint32_t inner_op,
-    const Targets& targets,
-    StackId stack) {
+    Targets& targets,
+    StackId stack,
+    uint64_t sequence) {
   Journal& journal = Journal::get();
-  const uint64_t sequence = at::sequence_number::peek();
   const bool grad_mode = c10::GradMode::is_enabled();
   bool uncounted = false;
   {
     std::lock_guard lock(journal.mutex);
-    for (const Target& target : targets) {
+    for (Target& target : targets) {
       const c10::TensorImpl& impl = *target.tensor.unsafeGetTensorImpl();
       if (is_enclosed(thread.enclosing, target.counter)) {
         continue;
@@ -109,10 +133,11 @@ void record_write(
       if (target.version < 0) {
         flags |= kInferenceTensor;
       } else if (!op.metadata_only && extent.begin != extent.end) {
+        note_counting(op, version != target.version);
         if (version == target.version) {
           flags |= kDeclaredOnly;
         }
-        if (storage != nullptr && use_count(storage) > use_count(target.counter)) {
+        if (is_shared(storage, target.counter)) {
           flags |= kSharedStorage;
         }
         uncounted |= (flags & (kDeclaredOnly | kSharedStorage)) != 0;
@@ -135,6 +160,9 @@ void record_write(
       }
       event.argument = target.argument;
       event.flags = static_cast<uint16_t>(flags);
+      if (target.before != nullptr && (flags & (kDeclaredOnly | kSharedStorage)) != 0) {
+        keep_before(std::move(target.before), event.order);
+      }
     }
   }
   if (uncounted) {
@@ -208,9 +236,15 @@ void WriteScope::begin() {
     if (!targets.empty()) {
       stack_ = current_stack();
     }
+    sequence_ = at::sequence_number::peek();
     for (const Target& target : targets) {
       counters_.push_back(target.counter);
       enclosing_.is_wrapper |= state::stands_on_another(*target.tensor.unsafeGetTensorImpl());
+    }
+    for (Target& target : targets) {
+      if (may_be_uncounted(*enclosing_.op, target)) {
+        target.before = look_before(target.tensor, thread_.id, sequence_);
+      }
     }
   });
   enclosing_.counters = counters_.data();
@@ -223,7 +257,9 @@ void WriteScope::end() {
   thread_.enclosing = enclosing_.outer;
   is_open_ = false;
   if (!targets.empty()) {
-    safely([&] { record_write(thread_, *enclosing_.op, enclosing_.inner_op, targets, stack_); });
+    safely([&] {
+      record_write(thread_, *enclosing_.op, enclosing_.inner_op, targets, stack_, sequence_);
+    });
   }
 }
 

@@ -2,6 +2,7 @@
 // node remembers, and Python calls that move a version counter.
 #pragma once
 
+#include "recorder/before_writes.h"
 #include "recorder/switch.h"
 #include "recorder/thread_state.h"
 
@@ -24,7 +25,8 @@ struct Target {
   Extent extent;
   int64_t version;
   uint16_t argument;
-  bool had_node;  // it was no leaf
+  bool had_node;     // it was no leaf
+  BeforePtr before;  // what was there, where a version counter may not see the write
 };
 
 using Targets = c10::SmallVector<Target, 2>;
@@ -58,6 +60,7 @@ class WriteScope {
   Enclosing enclosing_;
   c10::SmallVector<const void*, 2> counters_;
   StackId stack_ = 0;
+  uint64_t sequence_ = 0;  // autograd's number when the op began
   bool is_open_ = false;
 };
 

@@ -1,5 +1,6 @@
 #include "recorder/switch.h"
 
+#include "recorder/before_writes.h"
 #include "recorder/fork.h"
 #include "recorder/kernels/registration.h"
 #include "recorder/lost_gradients/python_crossings.h"
@@ -70,6 +71,7 @@ void stop(Wants wants) {
     forget_crossings();
     ++ended_recordings;
     forget_uncounted_writes();
+    forget_before();
     set_backward_stack(0);
   }
 }

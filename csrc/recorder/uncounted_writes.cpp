@@ -1,9 +1,17 @@
 #include "recorder/uncounted_writes.h"
 
+#include "journal/live_table.h"
+
 #include <atomic>
 
 namespace gradext::recorder {
 namespace {
+
+using journal::LiveTable;
+
+struct Apart {
+  uint64_t order = 0;  // among them
+};
 
 struct Uncounted {
   std::atomic<uint64_t> count{0};
@@ -11,6 +19,8 @@ struct Uncounted {
   // Of a thread: its sequence number at the last such write. Of two threads, no more are needed:
   // whatever node there is, it is older than one of these writes as far as anybody can tell.
   std::vector<NodeId> from;
+  LiveTable<Apart> apart;
+  std::atomic<size_t> apart_count{0};
 };
 
 // Never destroyed: threads may outlive main().
@@ -62,6 +72,29 @@ void forget_uncounted_writes() {
   std::lock_guard lock(g.mutex);
   g.from.clear();
   g.count = 0;
+  g.apart.clear();
+  g.apart_count = 0;
+}
+
+void note_apart(const void* counter) {
+  if (counter == nullptr) {
+    return;
+  }
+  Uncounted& g = uncounted();
+  std::lock_guard lock(g.mutex);
+  static uint64_t last = 0;
+  bool is_new = false;
+  g.apart.put(counter, is_new, [](const Apart&) {})->order = ++last;
+  g.apart_count = g.apart.size();
+}
+
+bool is_apart(const void* counter) {
+  Uncounted& g = uncounted();
+  if (g.apart_count.load(std::memory_order_relaxed) == 0) {
+    return false;
+  }
+  std::lock_guard lock(g.mutex);
+  return g.apart.find(counter) != nullptr;
 }
 
 base::Mutex<base::Rank::kUncounted>& uncounted_mutex() {

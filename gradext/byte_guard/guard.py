@@ -20,7 +20,7 @@ from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.ops import graph_break
-from gradext.recording import findings, incidents, own_errors, running
+from gradext.recording import findings, incidents, own_errors, running, time_share
 from gradext.recording.options import RecordOptions
 from gradext.source import live_frames
 
@@ -120,6 +120,7 @@ class guard:
         if not _guards:
             _wrap_hooks()
         _guards.append(self)
+        time_share.lift(1)
         self._entered = _C.recorder_stack()
         self._watches = [(name, _C.guard_watch(tensor, True)) for name, tensor in self._named]
         return self
@@ -133,6 +134,7 @@ class guard:
             found = interrupts.deferring(self._changed)() or []
         finally:
             _guards.remove(self)
+            time_share.lift(-1)
             if not _guards:
                 _unwrap_hooks()
             _C.guard_stop()

@@ -28,6 +28,7 @@ class Saved:
         version: of its counter now; None for an inference tensor.
         is_original: the node holds the very tensor (False: a detached copy of its output).
         tensor: id of the tensor object that the node holds.
+        is_unused: backward does not read it (running statistics of a batch norm in training).
     """
 
     attribute: str
@@ -46,6 +47,7 @@ class Saved:
     strides: tuple[int, ...]
     offset: int
     is_strided: bool
+    is_unused: bool = False
 
     @property
     def is_stale(self) -> bool:
@@ -181,6 +183,7 @@ def saved_of(facts: dict[str, Any], attribute: str) -> Saved:
         strides=tuple(facts["strides"]),
         offset=facts["offset"],
         is_strided=facts["is_strided"],
+        is_unused=facts.get("is_unused", False),
     )
 
 

@@ -1,6 +1,7 @@
 #include "recorder/python/bind.h"
 
 #include "journal/snapshot.h"
+#include "recorder/before_writes.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/python/backward.h"
 #include "recorder/python/c_entry_points.h"
@@ -57,7 +58,7 @@ py::dict memory() {
     std::lock_guard origins_lock(origins.mutex);
     births = origins.births.size();
     flows = origins.flows.size() + origins.past.size();
-    held += origins.bytes();
+    held += origins.bytes() + before_bytes();
   }
   py::dict out;
   out["write_bytes"] = kWriteBytes;

@@ -12,6 +12,8 @@
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/python/grad_mode_blocks.h"
 #include "recorder/record_writes.h"
+#include "recorder/uncounted_writes.h"
+#include "state/state.h"
 
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -318,12 +320,16 @@ bool patch(PyObject* target) {
 
 PyObject* get_data(PyObject* self, void* closure) {
   PyObject* result = data_attribute.original->get(self, closure);
-  if (result == nullptr || !cuts_are_on()) {
+  if (result == nullptr || !active()) {
     return result;
   }
   return unless(
       aside([&] {
-        if (is_tensor(self) && is_tensor(result)) {
+        if (!is_tensor(self) || !is_tensor(result)) {
+          return;
+        }
+        note_apart(state::counter_address(*THPVariable_Unpack(result).unsafeGetTensorImpl()));
+        if (cuts_are_on()) {
           note_alias(data_attribute.name, THPVariable_Unpack(self), THPVariable_Unpack(result));
         }
       }),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
+from gradext.recording.columns import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import guarded_writes, saved_tensors
@@ -27,6 +28,8 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
     """GX401 or GX402: a saved tensor's bytes are not those that were saved."""
     node, item = _node(facts), saved_of(facts["saved"], facts["attribute"])
     name, spoken = saved_tensors.tensor_text(item, names)
+    if "filled" in facts:
+        return _packed_too_early(facts, node, item, data, names)
     graph = Graph((node,), True)
     label = f"{op_names.of_node(node.name)} saves {f'`{name}`' if name else 'it'} for backward"
     victims = saved_tensors.victims_of(data, graph, node, label)
@@ -56,6 +59,40 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
         fix=_fix(blame, victims, name, hooked),
         notes=tuple(notes),
         window=window,
+    )
+
+
+def _packed_too_early(
+    facts: dict[str, Any], node: Node, item: Saved, data: Data, names: Names
+) -> Diagnosis:
+    """GX402: the op filled what it saves after a pack hook had taken a copy."""
+    _, spoken = saved_tensors.tensor_text(item, names)
+    writes = data.writes[data.writes[:, WRITES.order] == facts["filled"]]
+    write = data.write(writes[0]) if len(writes) else None
+    op = op_names.short(write.op) if write is not None else node.name.removesuffix("Backward0")
+    victims = saved_tensors.victims_of(
+        data, Graph((node,), True), node, f"{op_names.of_node(node.name)} saves it for backward"
+    )
+    label = f"{op} fills what it has saved"
+    culprit = sites.site(data.frames(write.stack), op=write.op, label=label) if write else None
+    return Diagnosis(
+        code="GX402",
+        message=(
+            f"{spoken} was saved for backward by {node.name} through saved-tensor hooks before "
+            f"{op} had filled it: the pack hook took a copy of what was there before, backward "
+            "computes with that, and the gradients are wrong without an error."
+        ),
+        culprits=sites.distinct([culprit]) if culprit else victims,
+        victims=victims,
+        fix=(
+            f"call it at {saved_tensors.place(victims)} under hooks that copy nothing, `with "
+            "torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):`; or use an op "
+            "that saves only what is ready"
+        ),
+        notes=(
+            f"{op} hands a new tensor to autograd and writes into it afterwards: without hooks, or "
+            "with a pack hook that returns the tensor itself, backward reads what was written",
+        ),
     )
 
 

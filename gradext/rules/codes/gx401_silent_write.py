@@ -1,6 +1,8 @@
 """GX401 from the journal alone: declared writes without a bump, and writes through `.data`.
 
-What a guard finds by the bytes is gradext.rules.codes.gx401_402_saved_bytes.
+An error where the recorder has seen the values from before the first such write, and they are
+others now; a warning where it has not (csrc/recorder/before_writes.h). What a guard finds by the
+bytes is gradext.rules.codes.gx401_402_saved_bytes.
 """
 
 from __future__ import annotations
@@ -9,11 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis
+from gradext.native import _C
 from gradext.recording.columns import WRITES
 from gradext.recording.events import DECLARED_ONLY, SHARED_STORAGE
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import optimizer_step
 from gradext.rules.wording import saved_tensors
+
+# Why a finding is a warning.
+NOT_SEEN = (
+    "whether the values changed was not seen: they are on another device, another thread wrote "
+    "them, or looking would have taken too much of the run; `gradext run --guard` compares them"
+)
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -34,7 +43,7 @@ def _uncounted(data: Data) -> dict[int, list[Write]]:
 
 def _suspects(by_storage: dict[int, list[Write]], saved: Saved, node: Node) -> list[Write]:
     """Writes to the saved bytes, after they were saved, that moved another counter or none."""
-    if not saved.is_strided or node.sequence is None:
+    if not saved.is_strided or node.sequence is None or saved.is_unused:
         return []
     found = []
     for write in by_storage.get(saved.storage, ()):
@@ -44,7 +53,7 @@ def _suspects(by_storage: dict[int, list[Write]], saved: Saved, node: Node) -> l
         if counted:
             continue
         if write.thread == node.thread and write.sequence <= node.sequence:
-            continue  # before the save
+            continue  # before the save, or by the op that saves
         found.append(write)
     return found
 
@@ -78,18 +87,42 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
             ]
             if not writes or saved.is_stale:
                 continue  # a stale one raises by itself
+            is_changed = _is_changed(saved, node, writes)
+            if is_changed is False:
+                continue  # put back before backward reads it
             if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES or left == 0:
                 break
             left -= 1
-            diagnosis = _silent_one(graph, node, saved, writes, data, names)
+            diagnosis = _silent_one(graph, node, saved, writes, is_changed, data, names)
             key = diagnosis.key()
             diagnoses.setdefault(key, diagnosis)
             counts[key] = counts.get(key, 0) + 1
     return [saved_tensors.with_count(d, counts[key]) for key, d in diagnoses.items()]
 
 
+def _is_changed(saved: Saved, node: Node, writes: list[Write]) -> bool | None:
+    """Whether the values are others than those that were saved; None where that was not seen."""
+    found = _C.is_changed(
+        saved.storage,
+        saved.offset,
+        saved.itemsize,
+        saved.sizes,
+        saved.strides,
+        [(write.order, write.begin, write.end) for write in writes],
+    )
+    if found and any(write.thread != node.thread for write in writes):
+        return None  # which of the two was first is not known
+    return found
+
+
 def _silent_one(
-    graph: Graph, node: Node, saved: Saved, writes: list[Write], data: Data, names: Names
+    graph: Graph,
+    node: Node,
+    saved: Saved,
+    writes: list[Write],
+    is_changed: bool | None,
+    data: Data,
+    names: Names,
 ) -> Diagnosis:
     name, spoken = saved_tensors.tensor_text(saved, names)
     culprits = saved_tensors.culprits(data, writes, name)
@@ -105,14 +138,24 @@ def _silent_one(
         fix = saved_tensors.later_step(culprits[0], victims, first)
     else:
         fix = saved_tensors.without_data(culprits[0]) if culprits else ""
+    message = f"{spoken} was saved for backward by {node.name}, and {how}"
+    notes = (saved_tensors.why_unseen(first),)
+    if is_changed:
+        message += (
+            ": backward computes with the new values, and the gradients are wrong without an error."
+        )
+    else:
+        message += (
+            ". If the values are others than before, which was not looked at, backward computes "
+            "with the new ones, and the gradients are wrong without an error."
+        )
+        notes += (NOT_SEEN,)
     return Diagnosis(
         code="GX401",
-        message=(
-            f"{spoken} was saved for backward by {node.name}, and {how}: backward computes with "
-            "the new values, and the gradients are wrong without an error."
-        ),
+        severity="error" if is_changed else "warning",
+        message=message,
         culprits=culprits,
         victims=victims,
         fix=fix,
-        notes=(saved_tensors.why_unseen(first),),
+        notes=notes,
     )

@@ -54,12 +54,12 @@ class Watch {
     if (!is_copy && !entry_->is_outline_of(tensor)) {
       return py::none();  // what the hooks made of it
     }
-    const uint64_t filled = is_copy ? filled_by(*node) : 0;
-    if (is_copy && filled == 0) {
-      return py::none();
-    }
     look_now();
     if ((fingerprint::of_cpu(tensor) == entry_->value) != is_copy) {
+      return py::none();
+    }
+    const uint64_t filled = filled_by(*node);
+    if (is_copy ? filled == 0 : filled != 0 && !is_written_after(filled)) {
       return py::none();
     }
     graph::SavedFacts facts;
@@ -107,17 +107,8 @@ class Watch {
     }
     journal::Journal& journal = journal::Journal::get();
     std::lock_guard lock(journal.mutex);
-    size_t low = 0, high = journal.writes.size();
-    while (low < high) {
-      const size_t middle = (low + high) / 2;
-      if (journal.writes.at(middle).order <= entry_->order) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    for (; low < journal.writes.size(); ++low) {
-      const journal::Write& write = journal.writes.at(low);
+    for (size_t k = first_after(journal, entry_->order); k < journal.writes.size(); ++k) {
+      const journal::Write& write = journal.writes.at(k);
       if (write.thread != node.thread_id()) {
         continue;
       }
@@ -129,6 +120,31 @@ class Watch {
       }
     }
     return 0;
+  }
+  // Whether an op has written to the memory after that.
+  bool is_written_after(uint64_t order) const {
+    journal::Journal& journal = journal::Journal::get();
+    std::lock_guard lock(journal.mutex);
+    for (size_t k = first_after(journal, order); k < journal.writes.size(); ++k) {
+      const journal::Write& write = journal.writes.at(k);
+      if (write.storage == number_ && (write.flags & journal::kNote) == 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+  // The index of the first write with a greater number.
+  static size_t first_after(const journal::Journal& journal, uint64_t order) {
+    size_t low = 0, high = journal.writes.size();
+    while (low < high) {
+      const size_t middle = (low + high) / 2;
+      if (journal.writes.at(middle).order <= order) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
   }
   static const at::Tensor& unpack(py::handle object) {
     if (!base::is_tensor(object.ptr())) {

@@ -5,38 +5,17 @@
 
 #include "base/locks.h"
 #include "fingerprint/fingerprint.h"
+#include "recorder/regions.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
-#include <c10/util/ArrayRef.h>
-#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <utility>
 #include <vector>
 
 namespace gradext::recorder {
-
-// The bytes of a tensor within its storage, in an order of their own: two tensors that show the
-// same elements, one of them transposed, have equal regions.
-struct Region {
-  int64_t offset = 0;  // of the first byte
-  int64_t run = 0;     // bytes that lie side by side
-  c10::SmallVector<std::pair<int64_t, int64_t>, 4>
-      rows;  // (how many, bytes apart), outermost first
-
-  int64_t end() const;
-  bool is_dense() const {
-    return rows.empty();
-  }
-  bool operator==(const Region& other) const {
-    return offset == other.offset && run == other.run && rows == other.rows;
-  }
-};
-Region region_of(
-    int64_t offset, int64_t itemsize, c10::IntArrayRef sizes, c10::IntArrayRef strides);
 
 // What one tensor held before one write: its bytes, or of a large one their fingerprint.
 class Before;

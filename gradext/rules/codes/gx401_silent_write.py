@@ -139,7 +139,7 @@ def _silent_one(
     else:
         fix = saved_tensors.without_data(culprits[0]) if culprits else ""
     message = f"{spoken} was saved for backward by {node.name}, and {how}"
-    notes = (saved_tensors.why_unseen(first),)
+    notes = [saved_tensors.why_unseen(first)]
     if is_changed:
         message += (
             ": backward computes with the new values, and the gradients are wrong without an error."
@@ -149,7 +149,7 @@ def _silent_one(
             ". If the values are others than before, which was not looked at, backward computes "
             "with the new ones, and the gradients are wrong without an error."
         )
-        notes += (NOT_SEEN,)
+        notes.append(NOT_SEEN)
     return Diagnosis(
         code="GX401",
         severity="error" if is_changed else "warning",
@@ -157,5 +157,5 @@ def _silent_one(
         culprits=culprits,
         victims=victims,
         fix=fix,
-        notes=notes,
+        notes=tuple(notes),
     )

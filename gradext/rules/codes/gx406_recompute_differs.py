@@ -19,7 +19,7 @@ from gradext.recording.columns import SAVES
 from gradext.rules.graph_copy import Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import saved_tensors
-from gradext.source import sites, statements
+from gradext.source import bindings, sites
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -110,7 +110,7 @@ def _spoken(item: Saved, names: Names, name: str | None) -> tuple[str | None, st
 
 def _written_name(data: Data, writes: Sequence[Write]) -> str | None:
     place = sites.site(data.frames(writes[0].stack))
-    return statements.written_name(place) if place is not None and not place.stack else None
+    return bindings.written_name(place) if place is not None and not place.stack else None
 
 
 # --- a tensor of the block's own, written after it was saved --------------------------------------

@@ -127,6 +127,7 @@ void add(
   if (saved.has_hooks()) {
     try {
       if (const auto data = saved.retrieve_unpack_hook_data()) {
+        item.hooked_with = data->second.ptr(getPyInterpreter());
         collect(item.packed, data->second.ptr(getPyInterpreter()), 3);
       }
     } catch (const c10::Error&) {
@@ -238,6 +239,17 @@ bool is_unused(Node& node, const SavedItem& item) {
       reader.training.get(stand.object(), reader.training.closure));
   PyErr_Clear();
   return !value || value.ptr() == Py_True;
+}
+
+bool has_unused(Node& node) {
+  if (is_python_function(node) || is_outer(node)) {
+    return false;
+  }
+  const Reader& reader = reader_of(node);
+  return reader.training.get != nullptr &&
+         std::any_of(reader.raw.begin(), reader.raw.end(), [](const Attribute& attribute) {
+           return std::strncmp(attribute.name, "running_", 8) == 0;
+         });
 }
 
 }  // namespace gradext::graph

@@ -19,6 +19,7 @@ struct SavedItem {
   // With saved-tensor hooks: the tensors in what the pack hook returned, as far as plain containers
   // show them. A hook that packed a copy, or something else, has none of the program's memory.
   std::vector<at::Tensor> packed;
+  const PyObject* hooked_with = nullptr;  // what it returned; an address to compare
 
   std::string label() const;
 };
@@ -40,5 +41,7 @@ bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
 // A batch norm in training saves its running statistics, changes them and does not read them in
 // backward.
 bool is_unused(torch::autograd::Node& node, const SavedItem& item);
+// Whether the node may have such a one.
+bool has_unused(torch::autograd::Node& node);
 
 }  // namespace gradext::graph

@@ -4,6 +4,7 @@
 #include "guard/device_saves.h"
 #include "guard/lines/exposed.h"
 #include "guard/lines/trace.h"
+#include "guard/recompute.h"
 #include "guard/reports.h"
 #include "guard/switch.h"
 #include "journal/journal.h"
@@ -107,6 +108,7 @@ void bind(py::module_& m) {
       .def(py::init<py::handle, bool>())
       .def("changed", &Watch::changed)
       .def("unpacked", &Watch::unpacked);
+  bind_recompute(m);
 }
 
 void bind_testing(py::module_& m) {

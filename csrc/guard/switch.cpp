@@ -10,6 +10,7 @@
 #include "guard/lines/trace.h"
 #include "guard/op_kinds.h"
 #include "guard/overlap.h"
+#include "guard/recompute.h"
 #include "guard/reports.h"
 #include "guard/saves.h"
 #include "recorder/listener.h"
@@ -106,6 +107,9 @@ void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
   }
   auto* pending = static_cast<Pending*>(context);
   guarded_op([&] {
+    if (depth == 0) {
+      finish_packs();
+    }
     const auto& outputs = fn.outputs();
     for (const c10::IValue& output : outputs) {
       graph::each_tensor(output, note_saves);
@@ -212,6 +216,10 @@ void switch_on() {
             .needsOutputs(true)
             .scopes({at::RecordScope::FUNCTION}));
   }
+}
+
+bool is_in_op() {
+  return depth > 0;
 }
 
 void switch_off() {

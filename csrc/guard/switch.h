@@ -8,4 +8,7 @@ namespace gradext::guard {
 void switch_on();
 void switch_off();
 
+// Whether this thread is within an op; known while a guard is on.
+bool is_in_op();
+
 }  // namespace gradext::guard

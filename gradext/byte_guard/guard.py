@@ -20,7 +20,7 @@ from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 from gradext.ops import graph_break
-from gradext.recording import findings, incidents, own_errors, running
+from gradext.recording import checkpoints, findings, incidents, own_errors, running
 from gradext.recording.options import RecordOptions
 from gradext.source import live_frames
 
@@ -119,6 +119,7 @@ class guard:
             raise
         if not _guards:
             _wrap_hooks()
+            checkpoints.deliver = _deliver_recompute
         _guards.append(self)
         self._entered = _C.recorder_stack()
         self._watches = [(name, _C.guard_watch(tensor, True)) for name, tensor in self._named]
@@ -135,6 +136,7 @@ class guard:
             _guards.remove(self)
             if not _guards:
                 _unwrap_hooks()
+                checkpoints.deliver = None
             _C.guard_stop()
             self._end_recording()
             self._watches = []
@@ -351,6 +353,10 @@ def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) ->
         return
     for diagnosis in dict.fromkeys(new):
         warnings.warn(f"gradext:\n{diagnosis}", GuardWarning, stacklevel=_level())
+
+
+def _deliver_recompute(found: list[Diagnosis]) -> None:
+    _deliver(found, list(_guards), may_raise=True)
 
 
 def _level() -> int:

@@ -66,4 +66,7 @@ CODES = {
     ),
     # Found by guard(watched=...) alone, which is no option of `gradext run`.
     "GX405": Code("watched-tensor-changed", "error", _WRITTEN, _SAVED),
+    "GX406": Code(
+        "recompute-differs", "error", _WRITTEN, "saved for backward in a checkpoint here"
+    ),
 }

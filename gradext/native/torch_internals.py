@@ -74,6 +74,19 @@ def _fallthrough_keys() -> Any:
     return known if isinstance(known, list) and isinstance(ops, dict) else None
 
 
+def _checkpoint_frame() -> Any:
+    """The class of torch.utils.checkpoint that packs and compares, where it works as it did."""
+    import torch.utils.checkpoint as checkpoint
+
+    frame = getattr(checkpoint, "_CheckpointFrame", None)
+    wanted = ("save_inputs", "get_inputs", "check_recomputed_tensors_match")
+    if frame is None or not all(callable(vars(frame).get(name)) for name in wanted):
+        return None
+    names = {*frame.__init__.__code__.co_names}
+    kept = {"weak_holders", "x_metadatas", "metadata_fn", "recomp_counter", "recomputed"}
+    return frame if kept <= names else None
+
+
 ENGINE = Internal(
     "torch.autograd.graph._engine_run_backward",
     "what a backward raises is not explained, and silent errors are not looked for",
@@ -109,8 +122,13 @@ HIGHER_ORDER = Internal(
     "higher-order ops may stop at gradext's dispatch keys while a recording runs",
     _fallthrough_keys,
 )
+CHECKPOINT = Internal(
+    "torch.utils.checkpoint._CheckpointFrame",
+    "what a checkpoint recomputes is not compared with its forward",
+    _checkpoint_frame,
+)
 
-ALL = (ENGINE, MARK_DIRTY, INCREMENT, SET_COUNTER, BOOTSTRAP, APPLY, HIGHER_ORDER)
+ALL = (ENGINE, MARK_DIRTY, INCREMENT, SET_COUNTER, BOOTSTRAP, APPLY, HIGHER_ORDER, CHECKPOINT)
 
 
 def is_there(internal: Internal) -> bool:

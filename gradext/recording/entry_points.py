@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradext.native import _C, torch_internals
-from gradext.recording import incidents, own_errors, time_share
+from gradext.recording import checkpoints, incidents, own_errors, time_share
 
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
@@ -91,6 +91,14 @@ def _wrap_all() -> None:
             own_errors.count(
                 RuntimeError("somebody has replaced it; not recorded"), torch_internals.APPLY.name
             )
+    if torch_internals.has(torch_internals.CHECKPOINT):
+        frame: Any = torch_internals.CHECKPOINT.find()
+        for name, before in (
+            ("save_inputs", checkpoints.on_begin),
+            ("get_inputs", checkpoints.on_recompute),
+            ("check_recomputed_tensors_match", checkpoints.on_recomputed),
+        ):
+            _replace(frame, name, _C.wrap_method(vars(frame)[name], before))
     if torch_internals.has(torch_internals.HIGHER_ORDER):
         _let_higher_order_ops_pass()
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
+    from gradext.recording.checkpoints import Recomputed
     from gradext.recording.findings import Finding
     from gradext.recording.recording import Recording
 
@@ -30,6 +31,9 @@ class Judge(Protocol):
 
     def of_silent_writes(self, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
         """Saved tensors below `outputs` that were written without a version bump."""
+
+    def of_recompute(self, what: Recomputed, recording: Recording) -> Sequence[Diagnosis]:
+        """Why a checkpoint's recompute packed something else than its forward."""
 
     def of_silent_cuts(
         self, outputs: Any, why: int, gradients: Any, recording: Recording

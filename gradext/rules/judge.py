@@ -9,15 +9,23 @@ from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
-from gradext.rules.codes import gx304_silent_cut, gx401_silent_write
+from gradext.rules.codes import gx304_silent_cut, gx401_silent_write, gx406_recompute_differs
 from gradext.rules.explain import explain
 from gradext.rules.recognise import of_error as recognise
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
+    from gradext.recording.checkpoints import Recomputed
     from gradext.recording.recording import Recording
 
-__all__ = ["explain", "of_backward", "of_silent_cuts", "of_silent_writes", "recognise"]
+__all__ = [
+    "explain",
+    "of_backward",
+    "of_recompute",
+    "of_silent_cuts",
+    "of_silent_writes",
+    "recognise",
+]
 
 
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
@@ -34,6 +42,12 @@ def of_silent_writes(outputs: Any, recording: Recording) -> list[Diagnosis]:
     if not gx401_silent_write.any_silent(data, live):
         return []
     return gx401_silent_write.silent(data, live, Names(live_frames.frames_above()))
+
+
+def of_recompute(what: Recomputed, recording: Recording) -> list[Diagnosis]:
+    """GX406: what a checkpoint recomputed is not what its forward saved."""
+    names = Names(live_frames.frames_above())
+    return gx406_recompute_differs.differs(what, recording.data, names)
 
 
 def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording) -> list[Diagnosis]:

@@ -74,6 +74,7 @@ MESSAGES = [
     "element 0 of tensors does not require grad and does not have a grad_fn",
     "Trying to backward through the graph a second time (or directly access saved tensors",
     "One of the differentiated Tensors appears to not have been used in the graph.",
+    "torch.utils.checkpoint: A different number of tensors was saved during the original forward",
 ]
 
 

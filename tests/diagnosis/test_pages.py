@@ -26,7 +26,7 @@ DIAGNOSED = [
     *("GX101", "GX102", "GX103", "GX104", "GX105", "GX106"),
     *("GX201", "GX202", "GX203", "GX204"),
     *("GX301", "GX302", "GX303", "GX304"),
-    *("GX401", "GX402", "GX403", "GX404", "GX405"),
+    *("GX401", "GX402", "GX403", "GX404", "GX405", "GX406"),
 ]
 # Torch raises nothing: what the wrong and the right example print instead.
 SILENT = {
@@ -40,6 +40,7 @@ SILENT = {
         "got [0.0, 5.0, 0.0] expected [0.0, 5.0, 0.0]\n",
     ),
     "GX405": ("the same: False\n", "the same: True\n"),
+    "GX406": ("got 22.0 expected 16.0\n", "got 16.0 expected 16.0\n"),
 }
 # `gradext run` has nothing to report: found by `gradext check --inference` alone.
 NOT_RUN = ["GX204"]

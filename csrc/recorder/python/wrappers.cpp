@@ -460,6 +460,33 @@ py::object wrap_run(py::object original, py::object on_start, py::object on_erro
       &run_method, Wrapped{"", std::move(original), std::move(on_start), std::move(on_error)});
 }
 
+// A method of Python's that is called with the same arguments after `before` was.
+PyObject* call_method(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* keywords) {
+  Wrapped& wrapped = wrapped_in(self);
+  if (active() && aside([&] {
+        py::tuple given(static_cast<size_t>(count));
+        for (Py_ssize_t k = 0; k < count; ++k) {
+          given[static_cast<size_t>(k)] = py::reinterpret_borrow<py::object>(args[k]);
+        }
+        call_back(wrapped.on_suspicion, given);
+      })) {
+    return nullptr;
+  }
+  return PyObject_Vectorcall(wrapped.original.ptr(), args, static_cast<size_t>(count), keywords);
+}
+
+PyMethodDef method_method = {
+    "method",
+    reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_method)),
+    METH_FASTCALL | METH_KEYWORDS,
+    "a method of torch's, watched by gradext"};
+
+py::object wrap_method(py::object original, py::object before) {
+  py::object wrapper =
+      make_wrapper(&method_method, Wrapped{"", std::move(original), std::move(before), {}});
+  return py::reinterpret_steal<py::object>(PyInstanceMethod_New(wrapper.ptr()));
+}
+
 // Threads that were there before the recording: each brings itself in line at its next call or
 // return, through a profile function that takes itself away.
 int wake(PyObject*, PyFrameObject*, int, PyObject*) {
@@ -485,6 +512,7 @@ void bind_hooks(py::module_& m) {
   m.def("apply_is_exchanged", [] { return apply_entry != nullptr; });
   m.def("wrap_bootstrap", &wrap_bootstrap);
   m.def("wrap_run", &wrap_run);
+  m.def("wrap_method", &wrap_method);
   m.def("recorder_wake_threads", &wake_threads);
 }
 

@@ -19,6 +19,7 @@ from gradext.rules.codes import (
     gx301_graph_cut,
     gx302_graph_freed,
     gx303_unused_input,
+    gx406_recompute_differs,
 )
 
 
@@ -55,6 +56,10 @@ RULES = (
     Rule(
         gx301_graph_cut.ANY,
         lambda case: gx301_graph_cut.no_gradient(case.error, case.data, case.outputs),
+    ),
+    Rule(
+        gx406_recompute_differs.REFUSED,
+        lambda case: gx406_recompute_differs.refused(case.error, case.data),
     ),
 )
 

@@ -210,6 +210,80 @@ std::vector<SavedItem> saved_items(Node& node, bool* is_busy) {
   return items;
 }
 
+namespace {
+
+constexpr Py_ssize_t kMostKept = 64;
+
+void keep_tensors(std::vector<ContextItem>& into, std::string name, PyObject* value, int depth) {
+  if (into.size() >= kMostKept) {
+    return;
+  }
+  if (base::is_tensor(value)) {
+    into.push_back(ContextItem{std::move(name), THPVariable_Unpack(value)});
+  } else if (depth > 0 && (PyTuple_CheckExact(value) || PyList_CheckExact(value))) {
+    const Py_ssize_t count = std::min(PySequence_Fast_GET_SIZE(value), kMostKept);
+    for (Py_ssize_t k = 0; k < count; ++k) {
+      keep_tensors(
+          into,
+          name + "[" + std::to_string(k) + "]",
+          PySequence_Fast_GET_ITEM(value, k),
+          depth - 1);
+    }
+  } else if (depth > 0 && PyDict_CheckExact(value)) {
+    PyObject *key = nullptr, *item = nullptr;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(value, &at, &key, &item)) {
+      if (const char* text = PyUnicode_CheckExact(key) ? PyUnicode_AsUTF8(key) : nullptr) {
+        keep_tensors(into, name + "['" + text + "']", item, depth - 1);
+      }
+      PyErr_Clear();
+    }
+  }
+}
+
+// Whether the class is one of torch's own Functions.
+bool is_of_torch(PyTypeObject* type) {
+  PyObject* forward = PyDict_GetItemString(type->tp_dict, "_forward_cls");
+  if (forward == nullptr || !PyType_Check(forward)) {
+    return true;
+  }
+  PyObject* module =
+      PyDict_GetItemString(reinterpret_cast<PyTypeObject*>(forward)->tp_dict, "__module__");
+  const char* name =
+      module != nullptr && PyUnicode_CheckExact(module) ? PyUnicode_AsUTF8(module) : nullptr;
+  return name == nullptr || std::strcmp(name, "torch") == 0 || std::strncmp(name, "torch.", 6) == 0;
+}
+
+}  // namespace
+
+std::vector<ContextItem> context_items(Node& node) {
+  std::vector<ContextItem> items;
+  if (!is_python_function(node)) {
+    return items;
+  }
+  py::object object =
+      py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+  PyTypeObject* type = Py_TYPE(object.ptr());
+  if (PyType_IsSubtype(type, &THPFunctionType) == 0 || is_of_torch(type)) {
+    PyErr_Clear();
+    return items;
+  }
+  py::object held =
+      py::reinterpret_steal<py::object>(PyObject_GenericGetDict(object.ptr(), nullptr));
+  if (held && PyDict_CheckExact(held.ptr())) {
+    PyObject *key = nullptr, *value = nullptr;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(held.ptr(), &at, &key, &value)) {
+      const char* name = PyUnicode_CheckExact(key) ? PyUnicode_AsUTF8(key) : nullptr;
+      if (name != nullptr) {
+        keep_tensors(items, name, value, 2);
+      }
+    }
+  }
+  PyErr_Clear();
+  return items;
+}
+
 bool is_outer(Node& node) {
   return dynamic_cast<CopySlices*>(&node) != nullptr;
 }

@@ -32,6 +32,14 @@ bool is_python_function(const torch::autograd::Node& node);
 // (`is_busy`, if given, says so).
 std::vector<SavedItem> saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
 
+// Tensors that an autograd.Function of the program's keeps as attributes of its ctx, also in plain
+// containers: torch does not check them. `name`: "weight", "cache[0]".
+struct ContextItem {
+  std::string name;
+  at::Tensor tensor;
+};
+std::vector<ContextItem> context_items(torch::autograd::Node& node);
+
 // A CopySlices, which saves nothing itself; saved_items() gives what the node within it has saved.
 bool is_outer(torch::autograd::Node& node);
 

@@ -100,6 +100,9 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
         if (!entries.empty()) {
           compare();
         }
+        if (!kept.empty()) {
+          compare_kept();
+        }
       });
     }
     return grads;
@@ -110,8 +113,31 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
   }
 
   Entries entries;  // as contents_of() lists them; null where there is nothing to compare
+  // What an autograd.Function keeps on its ctx, by name.
+  std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
 
  private:
+  // At the first use alone: backward may write what it keeps, and be run again.
+  void compare_kept() {
+    const auto before = std::exchange(kept, {});
+    look_now();
+    std::vector<graph::ContextItem> now;
+    base::under_gil([&] { now = graph::context_items(*node_); });
+    for (const auto& [name, entry] : before) {
+      for (const graph::ContextItem& item : now) {
+        if (item.name != name || !item.tensor.is_same(locked(entry->tensor)) ||
+            !fingerprint::can_fingerprint(item.tensor) ||
+            fingerprint::of_cpu(item.tensor) == entry->value) {
+          continue;
+        }
+        graph::SavedFacts facts;
+        facts.kind = "context";
+        facts.tensor = item.tensor;
+        facts.is_original = true;
+        tell_changed(told_of(*node_, "ctx." + name, facts), *entry);
+      }
+    }
+  }
   void compare() {
     look_now();
     std::vector<Content> now = contents_of(*node_);
@@ -196,9 +222,24 @@ void add_entries(Node& node) {
     entries.push_back(std::move(entry));
     any = true;
   }
-  if (any) {
+  std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
+  base::under_gil([&] {
+    for (graph::ContextItem& item : graph::context_items(node)) {
+      if (!fingerprint::can_fingerprint(item.tensor)) {
+        continue;
+      }
+      auto entry = std::make_shared<Entry>(item.tensor, fingerprint::of_cpu(item.tensor));
+      entry->last = entry->value;
+      entry->order = order;
+      entry->storage = state::storage(*item.tensor.unsafeGetTensorImpl());
+      watch_lines(entry, item.tensor);
+      kept.emplace_back(std::move(item.name), std::move(entry));
+    }
+  });
+  if (any || !kept.empty()) {
     auto hook = std::make_unique<BeforeUse>(&node);
-    hook->entries = std::move(entries);
+    hook->entries = any ? std::move(entries) : Entries{};
+    hook->kept = std::move(kept);
     node.add_pre_hook(std::move(hook));
   }
 }

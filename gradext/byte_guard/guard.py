@@ -306,8 +306,12 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
         gx403_gradient_written,
         gx404_overlapping_write,
     )
+    from gradext.rules.wording import context_attributes
 
     if not running.recordings or not _guards:
+        return None
+    is_kept = kind == "saved" and facts["saved"]["kind"] == "context"
+    if is_kept and not context_attributes.is_read(facts["node"], facts["attribute"]):
         return None
     finding, known = findings.of_guard(kind, facts), running.recordings[-1].known
     live = live_frames.frames_above()
@@ -320,7 +324,10 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
         return None
     data = running.recordings[-1].data
     if kind == "saved":
-        found = gx401_402_saved_bytes.changed(facts, data, Names(live))
+        told = gx401_402_saved_bytes.changed(facts, data, Names(live))
+        if told is None:
+            return None
+        found = told
     elif kind == "gradient":
         found = gx403_gradient_written.gradient_written(facts, data)
     else:

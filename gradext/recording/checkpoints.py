@@ -71,7 +71,8 @@ class Notes:
 
 
 def _pass(facts: tuple[Any, ...]) -> Pass:
-    return Pass(*facts[:4], tuple(facts[4]))
+    order, thread, sequence, stack, packs = facts
+    return Pass(order, thread, sequence, stack, tuple(packs))
 
 
 class _Counts(defaultdict[Any, int]):

@@ -14,7 +14,7 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
-from gradext.rules.wording import guarded_writes, saved_tensors
+from gradext.rules.wording import context_attributes, guarded_writes, saved_tensors
 from gradext.source import sites
 
 if TYPE_CHECKING:
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from gradext.recording.tables import Data
 
 
-def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
-    """GX401 or GX402: a saved tensor's bytes are not those that were saved."""
+def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis | None:
+    """GX401 or GX402: a saved tensor's bytes are not those that were saved.
+
+    None for a tensor on the ctx of a Function that writes it in its own backward: its scratch.
+    """
+    if facts["saved"]["kind"] == "context":
+        return _kept_changed(facts, data, names)
     node, item = _node(facts), saved_of(facts["saved"], facts["attribute"])
     name, spoken = saved_tensors.tensor_text(item, names)
     graph = Graph((node,), True)
@@ -57,6 +62,62 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis:
         notes=tuple(notes),
         window=window,
     )
+
+
+def _kept_changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis | None:
+    """`ctx.weight = weight` in forward, and then somebody writes `weight`."""
+    node, attribute = _node(facts), facts["attribute"]
+    item = saved_of(facts["saved"], attribute)
+    name, spoken = saved_tensors.tensor_text(item, names)
+    blame = _blame(facts, item, data, name)
+    own = context_attributes.backward_code(facts["node"])
+    if own is not None and blame.writes:
+        place = (own.co_filename, own.co_name, own.co_firstlineno)
+        if all(_is_within(data.frames(write.stack), place) for write in blame.writes):
+            return None
+    made = saved_tensors.victims_of(data, Graph((node,), True), node, f"{node.name} keeps it")
+    kept = context_attributes.keeping(facts["node"], attribute)
+    victims = sites.distinct([*made[:1], kept])
+    how = _how(blame)
+    if blame.writes and not blame.writes[0].declared_only:
+        how = f"{op_names.short(blame.writes[0].op)} has written its memory since"
+    fix = _kept_fix(blame, kept, attribute, name)
+    return Diagnosis(
+        code="GX401",
+        message=(
+            f"{spoken} is kept by {node.name} as `{attribute}`, and {how}: backward computes with "
+            "the new values, and the gradients are wrong without an error."
+        ),
+        culprits=blame.culprits,
+        victims=victims,
+        fix=fix,
+        notes=(
+            "torch checks what goes through ctx.save_for_backward(), and not what is kept as an "
+            "attribute of ctx",
+        ),
+        window=None if blame.culprits else _window(facts, data, victims),
+    )
+
+
+def _is_within(frames: tuple[Frame, ...], function: tuple[str, str, int]) -> bool:
+    file, name, first = function
+    return any(
+        frame.file == file and frame.function.rsplit(".", 1)[-1] == name and frame.line >= first
+        for frame in frames
+    )
+
+
+def _kept_fix(blame: _Blame, kept: Site | None, attribute: str, name: str | None) -> str:
+    """A copy is safe; save_for_backward lets torch raise where this happens again."""
+    copied = context_attributes.copied(kept) if kept is not None and "[" not in attribute else None
+    at = f" at {sites.where(kept.frame)}" if kept is not None else " in forward()"
+    first = f"keep a copy{at}: `{copied}`" if copied else f"keep `.clone()`s in `{attribute}`{at}"
+    if blame.culprits and not blame.exchanged:
+        culprit = blame.culprits[0]
+        better = in_place.out_of_place(culprit)
+        if better is not None and not optimizer_step.is_optimizer_step(culprit):
+            first += f"; or {better}"
+    return f"{first}; with `ctx.save_for_backward(...)` torch itself refuses a later write"
 
 
 @dataclasses.dataclass

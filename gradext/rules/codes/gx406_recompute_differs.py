@@ -200,7 +200,8 @@ def _held_by(function: Any) -> set[int]:
     from gradext.objects import naming
 
     found: set[int] = set()
-    pending, seen = [function], set()
+    pending: list[Any] = [function]
+    seen: set[int] = set()
     while pending and len(seen) < 256:
         thing = pending.pop()
         if thing is None or id(thing) in seen:
@@ -278,7 +279,7 @@ def _state(
     """A buffer, a codebook, a weight: the recompute read it as it was after the forward."""
     first = writes[0]
     state = names.of(0, first.counter) or _written_name(data, writes)
-    saved_name, spoken = _spoken(saved_of(told["saved"], "saved"), names, None)
+    saved_name, _ = _spoken(saved_of(told["saved"], "saved"), names, None)
     culprits = saved_tensors.culprits(
         data, [w for w in writes if w.counter == first.counter], state
     )

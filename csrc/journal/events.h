@@ -141,8 +141,11 @@ enum FlowFlags : uint32_t {
   kTaintPython = 1
       << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
   kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
+  // A reentrant checkpoint computed it with something to be trained, and from no input with a
+  // gradient, so that nothing in it gets one.
+  kTaintCheckpoint = 1 << 22,
 };
-constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput;
+constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput | kTaintCheckpoint;
 
 constexpr size_t kMaxParents = 4;
 

@@ -421,6 +421,7 @@ py::dict event_flags() {
   flows["TAINT_GRAD"] = int{kTaintGrad};
   flows["TAINT_PYTHON"] = int{kTaintPython};
   flows["TAINT_INPUT"] = int{kTaintInput};
+  flows["TAINT_CHECKPOINT"] = int{kTaintCheckpoint};
   out["writes"] = writes;
   out["flows"] = flows;
   return out;

@@ -9,7 +9,12 @@ from gradext.diagnosis.model import Diagnosis
 from gradext.objects.naming import Names
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
-from gradext.rules.codes import gx304_silent_cut, gx401_silent_write, gx406_recompute_differs
+from gradext.rules.codes import (
+    gx304_silent_checkpoint,
+    gx304_silent_cut,
+    gx401_silent_write,
+    gx406_recompute_differs,
+)
 from gradext.rules.explain import explain
 from gradext.rules.recognise import of_error as recognise
 from gradext.source import live_frames
@@ -54,4 +59,8 @@ def of_silent_cuts(outputs: Any, why: int, gradients: Any, recording: Recording)
     """GX304: values below `outputs` that lost their gradient, and hide it."""
     if not recording.cuts:
         return []
-    return gx304_silent_cut.silent(outputs, why, recording.data)
+    data = recording.data
+    return [
+        *gx304_silent_checkpoint.silent(outputs, data),
+        *gx304_silent_cut.silent(outputs, why, data),
+    ]

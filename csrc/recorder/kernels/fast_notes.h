@@ -90,7 +90,7 @@ inline bool has_gradient(const at::Tensor& tensor) {
 // Nothing is to be noted of most results: they require grad, as they should.
 inline bool is_noteworthy(Watch watch, const OpFacts& facts, const at::Tensor& result) {
   return watch == Watch::kBirths || facts.is_additive || !has_gradient(result) ||
-         pending_python.load(std::memory_order_relaxed) > 0;
+         notes_all_merges();
 }
 
 // Of the further results of an op only those that a program computes with on purpose are values
@@ -99,7 +99,7 @@ template <class First, class... Others>
 inline bool is_noteworthy(
     Watch watch, const OpFacts& facts, const std::tuple<First, Others...>& results) {
   return watch == Watch::kBirths || facts.gives_indices || !has_gradient(std::get<0>(results)) ||
-         pending_python.load(std::memory_order_relaxed) > 0;
+         notes_all_merges();
 }
 
 // Out of line: instantiated for every op, they would take half of the compiler's time.

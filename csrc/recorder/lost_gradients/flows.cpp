@@ -205,7 +205,7 @@ void note_results(
       continue;
     }
     if (state::requires_grad(impl)) {
-      if (op.is_additive || pending_python.load(std::memory_order_relaxed) > 0) {
+      if (op.is_additive || notes_all_merges()) {
         note_merge(watch, op, inputs, impl);
       }
       continue;
@@ -232,6 +232,9 @@ void note_results(
     {
       std::lock_guard lock(origins.mutex);
       add_values(origins, flow, op, inputs);
+      if (!thread_state().off.in_function) {
+        flow.flags &= ~kTaintCheckpoint;  // under no_grad a constant is meant
+      }
       const bool is_noted = !op.is_aten && origins.flows.find(as_target(impl)) != nullptr;
       if (!is_known(flow) || is_noted) {
         continue;  // as nearly everything in an optimizer's step
@@ -243,7 +246,8 @@ void note_results(
   }
 }
 
-void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& result) {
+void note_function_result(
+    uint32_t op, const Inputs& inputs, const at::Tensor& result, bool is_checkpoint) {
   if (!result.defined() || !is_wanted(*result.unsafeGetTensorImpl()) || in_backward()) {
     return;
   }
@@ -258,6 +262,10 @@ void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& r
     flow.mode = flow.stack;
     flow.parents[0] = low(inner->number);
   }
+  if (is_checkpoint && (flow.flags & kTaintCut) != 0) {
+    flow.flags |= kTaintCheckpoint;
+    ++pending_checkpoints;
+  }
   add_inputs(origins, flow, inputs);
   if (!at::isFloatingType(result.scalar_type()) && !at::isComplexType(result.scalar_type())) {
     flow.flags |= kNotFloating;
@@ -269,7 +277,8 @@ void note_flow_into(
     Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs, StackId stack) {
   const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
   if (state::requires_grad(impl)) {
-    if (op.is_additive && is_wanted(impl) && !in_backward()) {
+    const bool is_merge = op.is_additive || pending_checkpoints.load(std::memory_order_relaxed) > 0;
+    if (is_merge && is_wanted(impl) && !in_backward()) {
       Inputs all = inputs;
       all.push_back(&impl);
       note_merge(watch, op, all, impl);  // `loss += penalty`
@@ -340,6 +349,10 @@ void note_view(
   {
     std::lock_guard lock(origins.mutex);
     add_inputs(origins, flow, Inputs{base.unsafeGetTensorImpl()});
+  }
+  static const uint32_t detach = intern_name("aten::detach");
+  if (op.name == detach) {
+    flow.flags &= ~kTaintCheckpoint;  // a constant is meant
   }
   if (!is_known(flow)) {
     return;

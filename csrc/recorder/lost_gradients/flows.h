@@ -20,7 +20,8 @@ using Inputs = c10::SmallVector<const c10::TensorImpl*, 6>;
 void note_results(
     Watch watch, const OpFacts& op, const Inputs& inputs, c10::ArrayRef<at::Tensor> results);
 // What apply() of an autograd.Function returned, where it does not require grad.
-void note_function_result(uint32_t op, const Inputs& inputs, const at::Tensor& result);
+void note_function_result(
+    uint32_t op, const Inputs& inputs, const at::Tensor& result, bool is_checkpoint);
 // `self` has been written from `inputs`. Here and below, `stack` is where the op was called, if
 // that is known already.
 void note_flow_into(

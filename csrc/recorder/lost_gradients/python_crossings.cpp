@@ -16,6 +16,7 @@ using namespace detail;
 std::atomic<uint64_t> pending_merges{0};
 std::atomic<uint64_t> pending_rebuilt{0};
 std::atomic<uint64_t> pending_python{0};
+std::atomic<uint64_t> pending_checkpoints{0};
 
 namespace {
 
@@ -154,7 +155,8 @@ void note_merge(
         continue;
       }
       const bool is_term = op.is_additive && !is_step && (known->flags & kTaintGrad) != 0;
-      if (is_term || (!op.is_scaling && (known->flags & kTaintPython) != 0)) {
+      if (is_term || (known->flags & kTaintCheckpoint) != 0 ||
+          (!op.is_scaling && (known->flags & kTaintPython) != 0)) {
         flow.flags = kMerge | (known->flags & kTaints);
         flow.parents[0] = low(known->number);
         break;
@@ -335,6 +337,7 @@ void forget_crossings() {
   pending_merges = 0;
   pending_rebuilt = 0;
   pending_python = 0;
+  pending_checkpoints = 0;
 }
 
 }  // namespace gradext::recorder

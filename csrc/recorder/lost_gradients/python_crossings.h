@@ -12,10 +12,16 @@
 namespace gradext::recorder {
 
 // What a backward is looked at for before it runs.
-extern std::atomic<uint64_t> pending_merges;   // values that went in as constants, not yet used
-extern std::atomic<uint64_t> pending_rebuilt;  // leaves that were made of what came from Python
-extern std::atomic<uint64_t> pending_python;   // values that have come back from Python
+extern std::atomic<uint64_t> pending_merges;       // values that went in as constants, not yet used
+extern std::atomic<uint64_t> pending_rebuilt;      // leaves that were made of what came from Python
+extern std::atomic<uint64_t> pending_python;       // values that have come back from Python
+extern std::atomic<uint64_t> pending_checkpoints;  // results that are kTaintCheckpoint
 void forget_crossings();
+// Whether it is noted of every op what constants it takes in, and not of sums alone.
+inline bool notes_all_merges() {
+  return pending_python.load(std::memory_order_relaxed) > 0 ||
+         pending_checkpoints.load(std::memory_order_relaxed) > 0;
+}
 
 // A value went to Python.
 void note_exit(uint32_t op, const at::Tensor& tensor, double value);

@@ -236,8 +236,9 @@ class FunctionScope {
     }
   }
 
-  // With the arguments and the result of apply(); null where it raised `error`.
-  void left(PyObject* const* args, Py_ssize_t count, PyObject* result, PyObject* error) {
+  // With the class, the arguments and the result of apply(); null where it raised `error`.
+  void left(
+      PyObject* cls, PyObject* const* args, Py_ssize_t count, PyObject* result, PyObject* error) {
     if (!is_on_) {
       return;
     }
@@ -253,9 +254,14 @@ class FunctionScope {
       note_misuse(name, inputs, text_of(error));
       return;
     }
+    static PyObject* checkpoint = import_module("torch.utils.checkpoint")
+                                      .attr("CheckpointFunction")
+                                      .cast<py::object>()
+                                      .release()
+                                      .ptr();
     const auto note = [&](PyObject* item) {
       if (is_tensor(item) && !THPVariable_Unpack(item).requires_grad()) {
-        note_function_result(name, inputs, THPVariable_Unpack(item));
+        note_function_result(name, inputs, THPVariable_Unpack(item), cls == checkpoint);
       }
     };
     if (PyTuple_Check(result)) {
@@ -289,11 +295,12 @@ void before_apply(FunctionScope& scope) {
 
 void after_apply(
     FunctionScope& scope,
+    PyObject* cls,
     PyObject* const* args,
     Py_ssize_t count,
     PyObject* result,
     PyObject* error) {
-  scope.left(args, count, result, error);
+  scope.left(cls, args, count, result, error);
   const Taps* tap = result != nullptr ? listener() : nullptr;
   if (tap != nullptr) {
     tap->applied(result);
@@ -324,7 +331,8 @@ PyObject* call_apply(PyObject* self, PyObject* const* args, Py_ssize_t count, Py
     return nullptr;
   }
   PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
-  return unless(aside([&] { after_apply(scope, args + 1, count - 1, result, error); }), result);
+  return unless(
+      aside([&] { after_apply(scope, args[0], args + 1, count - 1, result, error); }), result);
 }
 
 PyMethodDef apply_method = {
@@ -355,7 +363,7 @@ PyObject* apply_with_keywords(PyObject* cls, PyObject* args, PyObject* keywords)
   PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
   return unless(
       aside([&] {
-        after_apply(scope, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
+        after_apply(scope, cls, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
       }),
       result);
 }
@@ -370,7 +378,7 @@ PyObject* apply_plain(PyObject* cls, PyObject* args) {
   PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
   return unless(
       aside([&] {
-        after_apply(scope, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
+        after_apply(scope, cls, PySequence_Fast_ITEMS(args), PyTuple_GET_SIZE(args), result, error);
       }),
       result);
 }

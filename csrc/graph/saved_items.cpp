@@ -320,10 +320,9 @@ bool has_unused(Node& node) {
     return false;
   }
   const Reader& reader = reader_of(node);
-  return reader.training.get != nullptr &&
-         std::any_of(reader.raw.begin(), reader.raw.end(), [](const Attribute& attribute) {
-           return std::strncmp(attribute.name, "running_", 8) == 0;
-         });
+  return std::any_of(reader.raw.begin(), reader.raw.end(), [](const Attribute& attribute) {
+    return std::strncmp(attribute.name, "running_", 8) == 0;
+  });
 }
 
 }  // namespace gradext::graph

@@ -46,6 +46,15 @@ fine("instance_norm_with_running_stats", """
     x = torch.rand(4, 3, 5, requires_grad=True)
     (checkpoint(net, x, use_reentrant=False) ** 2).sum().backward()
     """)  # fmt: skip
+fine("the_op_that_updates_the_statistics_itself", """
+    w, b = torch.ones(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    mean, var = torch.zeros(4), torch.ones(4)
+    def block(x):
+        y, *_ = torch.ops.aten._batch_norm_with_update(x.exp(), w, b, mean, var, 0.1, 1e-5)
+        return y.sin()
+    x = torch.rand(3, 4, requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    """)  # fmt: skip
 fine("rrelu_draws_into_what_it_saves", """
     net = nn.Sequential(nn.Linear(4, 4), nn.RReLU(), nn.Linear(4, 1), nn.Tanh())
     x = torch.rand(3, 4, requires_grad=True)

@@ -17,7 +17,7 @@ from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.wording import refused_writes
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites
+from gradext.source import bindings, sites
 
 if TYPE_CHECKING:
     from gradext.recording.events import Refused, View
@@ -69,9 +69,11 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
     seen = _seen_in(event) if event is not None else None
     stack = (data.frames(event.stack) if event is not None and data is not None else ()) or trace
     op = event.op if event is not None else None
-    culprit = sites.site(stack, op=op, label=refused_writes.label(code, op))
+    culprit = sites.site(stack, op=op)
     if culprit is None:
         return []
+    name = bindings.written_name(culprit) if not culprit.stack else None
+    culprit = dataclasses.replace(culprit, label=refused_writes.label(code, op, name))
     culprits: tuple[Site, ...] = (culprit,)
     if event is None and data is not None and "has been used in an in-place" in text:
         culprits = _written_in_function(data, culprit) or culprits

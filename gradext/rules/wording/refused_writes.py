@@ -77,14 +77,17 @@ def _viewed(maker: Site | None, line: str, mode: str) -> str:
     )
 
 
-def label(code: str, op: str | None) -> str:
-    what = {
-        "GX102": "writes a leaf that requires grad",
-        "GX103": "writes a view of a leaf that requires grad",
-        "GX104": "writes the view with grad mode on",
-        "GX105": "writes one of several views",
-        "GX106": "writes a view that a custom Function returned",
+def label(code: str, op: str | None, name: str | None = None) -> str:
+    """Beside the line that wrote; `name` is what that line calls the tensor."""
+    kind, how = {
+        "GX102": ("a leaf that requires grad", ""),
+        "GX103": ("a view of a leaf that requires grad", ""),
+        "GX104": ("the view", " with grad mode on"),
+        "GX105": ("one of several views", ""),
+        "GX106": ("a view that a custom Function returned", ""),
     }[code]
+    what = f"writes `{name}`, {kind},{how}" if name else f"writes {kind}{how}"
+    what = what.rstrip(",")
     return f"{op_names.short(op)} {what}" if op else what
 
 

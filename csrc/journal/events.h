@@ -147,7 +147,8 @@ enum FlowFlags : uint32_t {
   // An op without a derivative (a comparison, argmax) made it of something that has had no gradient
   // from any backward so far.
   kTaintDecision = 1 << 20,
-  // Its memory was made by Python or numpy, which may have computed it from what had left for there.
+  // Its memory was made by Python or numpy, which may have computed it from what had left for
+  // there.
   kTaintGuess = 1 << 21,
   // A reentrant checkpoint computed it with something to be trained, and from no input with a
   // gradient, so that nothing in it gets one.

@@ -321,7 +321,8 @@ bool has_unused(Node& node) {
   }
   const Reader& reader = reader_of(node);
   return std::any_of(reader.raw.begin(), reader.raw.end(), [](const Attribute& attribute) {
-    return std::strncmp(attribute.name, "running_", 8) == 0;
+    return std::strncmp(attribute.name, "running_", 8) == 0 ||
+           std::strcmp(attribute.name, "log_alpha") == 0;
   });
 }
 

@@ -246,7 +246,9 @@ py::tuple unread_below() {
       }
       bool is_busy = false;
       for (const graph::SavedItem& item : graph::saved_items(*at.node, &is_busy)) {
-        if (item.hooked_with != nullptr && is_unused(*at.node, item)) {
+        // Of CTC's table only the part that belongs to a target is written.
+        const bool is_partial = std::strcmp(item.attribute, "log_alpha") == 0;
+        if (item.hooked_with != nullptr && (is_partial || is_unused(*at.node, item))) {
           found.add(py::int_(reinterpret_cast<uintptr_t>(item.hooked_with)));
         }
       }

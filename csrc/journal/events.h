@@ -145,7 +145,8 @@ enum FlowFlags : uint32_t {
   // An op without a derivative (a comparison, argmax) made it of something that has had no gradient
   // from any backward so far.
   kTaintDecision = 1 << 20,
-  // Its memory was made by Python or numpy, which may have computed it from what had left for there.
+  // Its memory was made by Python or numpy, which may have computed it from what had left for
+  // there.
   kTaintGuess = 1 << 21,
 };
 constexpr uint32_t kTaints =

@@ -50,9 +50,8 @@ bool LeafSets::are_reached(uint32_t set) const {
     return true;
   }
   const auto& indices = sets_[set - 1];
-  return std::all_of(indices.begin(), indices.end(), [&](uint32_t leaf) {
-    return leaves_[leaf].is_reached;
-  });
+  return std::all_of(
+      indices.begin(), indices.end(), [&](uint32_t leaf) { return leaves_[leaf].is_reached; });
 }
 
 void LeafSets::reached(const c10::TensorImpl& leaf) {
@@ -68,19 +67,20 @@ std::vector<LeafSets::Facts> LeafSets::facts_of(uint32_t set) const {
   if (set != 0 && set <= sets_.size()) {
     for (uint32_t index : sets_[set - 1]) {
       const Leaf& leaf = leaves_[index];
-      found.push_back(Facts{
-          state::opaque_id(static_cast<const c10::TensorImpl*>(
-              static_cast<const c10::intrusive_ptr_target*>(leaf.hold.target()))),
-          leaf.is_reached,
-          !leaf.hold.is_dead()});
+      found.push_back(
+          Facts{
+              state::opaque_id(
+                  static_cast<const c10::TensorImpl*>(
+                      static_cast<const c10::intrusive_ptr_target*>(leaf.hold.target()))),
+              leaf.is_reached,
+              !leaf.hold.is_dead()});
     }
   }
   return found;
 }
 
 bool LeafSets::is_reached(int64_t tensor) const {
-  const auto known =
-      by_address_.find(as_target(*reinterpret_cast<const c10::TensorImpl*>(tensor)));
+  const auto known = by_address_.find(as_target(*reinterpret_cast<const c10::TensorImpl*>(tensor)));
   return known != by_address_.end() && leaves_[known->second].is_reached;
 }
 

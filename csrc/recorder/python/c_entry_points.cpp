@@ -373,13 +373,13 @@ bool is_never_filled(const at::Tensor& tensor) {
 
 PyObject* get_grad(PyObject* self, void* closure) {
   PyObject* result = grad_attribute.original->get(self, closure);
-  if (result != Py_None || !cuts_are_on() || !is_tensor(self) ||
-      !is_never_filled(THPVariable_Unpack(self))) {
+  if (result != Py_None || !cuts_are_on()) {
     return result;
   }
   return unless(
       aside([&] {
-        if (on_empty_grad != nullptr) {
+        if (on_empty_grad != nullptr && is_tensor(self) &&
+            is_never_filled(THPVariable_Unpack(self))) {
           call_back(*on_empty_grad, py::make_tuple(py::handle(self)));
         }
       }),

@@ -171,8 +171,9 @@ void add_number(Flow& flow, const c10::TensorImpl& impl) {
   if (type != at::kDouble && type != at::kLong) {
     return;
   }
-  const double value = type == at::kDouble ? *static_cast<const double*>(data)
-                                           : static_cast<double>(*static_cast<const int64_t*>(data));
+  const double value = type == at::kDouble
+                           ? *static_cast<const double*>(data)
+                           : static_cast<double>(*static_cast<const int64_t*>(data));
   const uint64_t recording = ended_recordings.load();
   bool may_be = false;
   for (size_t back = 1; back <= known; ++back) {
@@ -305,8 +306,8 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
       tensor.device().is_cpu() && has_data(impl)) {
     left.begin = static_cast<const char*>(impl.unsafe_storage().data());
     left.end = left.begin + impl.unsafe_storage().nbytes();
-    left.storage = std::make_shared<base::Hold>(
-        static_cast<const c10::intrusive_ptr_target*>(impl.unsafe_storage().unsafeGetStorageImpl()));
+    left.storage = std::make_shared<base::Hold>(static_cast<const c10::intrusive_ptr_target*>(
+        impl.unsafe_storage().unsafeGetStorageImpl()));
   }
   complete(flow, op);
   const bool has_graph = c10::GradMode::is_enabled() && !c10::InferenceMode::is_enabled();

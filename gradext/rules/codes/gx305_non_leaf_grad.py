@@ -6,6 +6,7 @@ import ast
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis
+from gradext.recording.columns import NODES
 from gradext.rules import graph_copy
 from gradext.rules.wording.owners import Owners
 from gradext.source import frames, live_frames, sites, statements
@@ -22,7 +23,10 @@ def read(tensor: Any, data: Data) -> list[Diagnosis]:
         return []
     thread, sequence = rows[0][2], rows[0][3]
     passed = any(
-        ((backward.nodes[:, 0] == thread) & (backward.nodes[:, 1] == sequence)).any()
+        (
+            (backward.nodes[:, NODES.thread] == thread)
+            & (backward.nodes[:, NODES.sequence] == sequence)
+        ).any()
         for backward in data.backwards
     )
     stack, _ = data.node_stack(thread, sequence)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 HEAD = """
 import contextlib
 import torch
+from torch.utils.checkpoint import checkpoint
 
 
 class Viewed(torch.autograd.Function):
@@ -36,6 +37,10 @@ class Scaled(torch.autograd.Function):
 
 def written(grad):
     TABLE.add_(1.0)
+
+
+def shifted(hidden):
+    return hidden * BUFFER
 
 
 with torch.inference_mode():
@@ -150,6 +155,9 @@ FAULTS: dict[str, Fault] = {
         "inner = torch.tensor(x.exp().tolist(), requires_grad=True)\n"
         "loss = (inner * 2.0).sum()\nloss.backward()",
     ),
+    "GX305, the .grad of no leaf": Fault(
+        "GX305", "record", f"{_EXP}loss.backward()\nunfilled = hidden.grad"
+    ),
     "GX401, a write through .data": Fault(
         "GX401", "record", f"{_EXP}hidden.data.add_(1.0)\nloss.backward()"
     ),
@@ -169,6 +177,12 @@ FAULTS: dict[str, Fault] = {
     ),
     "GX404, overlapping memory": Fault(
         "GX404", "guard", "rows = torch.zeros(8).expand(4, 8)\nrows[1] = 1.0"
+    ),
+    "GX406, a buffer written before the recompute": Fault(
+        "GX406",
+        "guard",
+        "hidden = checkpoint(shifted, x.exp(), use_reentrant=False)\nBUFFER.add_(1.0)\n"
+        "hidden.sum().backward()",
     ),
     "clean: a write through .data to what is not saved": Fault(
         None, "record", f"{_EXP}BUFFER.data.add_(1.0)\nloss.backward()"

@@ -146,8 +146,8 @@ def test_every_entry_is_protected() -> None:
 UNPROTECTED = [
     (
         "recorder/python/wrappers.cpp",
-        "aside([&] { after_apply(scope, args + 1",
-        "plainly([&] { after_apply(scope, args + 1",
+        "aside([&] { after_apply(scope, args[0], args + 1",
+        "plainly([&] { after_apply(scope, args[0], args + 1",
         "call_apply",
     ),
     (

@@ -18,7 +18,7 @@ from gradext.native import _C
 from gradext.recording import findings, incidents, judge, own_errors, running
 from gradext.source import live_frames
 
-_MOST = 64  # findings that are explained
+_MOST = 64  # findings that are explained while recordings run
 _MOST_LISTED = 8  # tensors of one recompute that are told of
 
 # Tells what was found where a guard is on (gradext.byte_guard.guard sets it).
@@ -104,6 +104,12 @@ class Recomputed:
     facts: tuple[dict[str, Any], ...]
     keeps_random_state: bool
     function: Any
+
+
+def forget() -> None:
+    """Begin to count anew: the last recording has ended."""
+    global _explained
+    _explained = 0
 
 
 def notes_of(frame: Any) -> Notes | None:

@@ -54,6 +54,7 @@ def uninstall() -> None:
         while _undo:
             _undo.pop()()
         incidents.forget()
+        checkpoints.forget()
 
 
 def _wrap_all() -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
+import torch
 from cases import Case, Cases, run
+from torch.utils.checkpoint import checkpoint
+
+import gradext
+from gradext.recording import incidents
 
 CHECKPOINT = "from torch.utils.checkpoint import checkpoint, checkpoint_sequential\n"
 
@@ -232,3 +239,22 @@ def test_nothing_is_said_of_checkpoints_that_are_right(case: Case, guard: bool) 
     ran = run(CHECKPOINT + case.shown, f"{case.name}-{guard}", guard=guard)
     assert ran.error is None
     assert ran.diagnoses == []
+
+
+def test_a_process_with_many_recordings_is_told_each_time() -> None:
+    """The limit on what is explained is one of the recordings that run, not of the process."""
+    buffer = torch.zeros(3)
+    heard: list[object] = []
+    stop = incidents.subscribe(heard.append)
+    try:
+        for _ in range(70):
+            with gradext.record(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", gradext.GuardWarning)
+                with gradext.guard():
+                    x = torch.ones(3, requires_grad=True)
+                    out = checkpoint(lambda t: t * buffer, x.exp(), use_reentrant=False)
+                    buffer.add_(1.0)
+                    out.sum().backward()
+    finally:
+        stop()
+    assert len(heard) == 70

@@ -225,6 +225,17 @@ def test_state_is_cut_off_where_it_is_read() -> None:
     assert "        self.h, self.c = self.h.detach(), self.c.detach()\n        i = " in lines
 
 
+def test_a_view_is_made_with_grad_mode_on() -> None:
+    text = """
+    def slots(canvas):
+        with torch.no_grad(), timed():
+            for row in canvas:
+                found.append(row[0])
+    """
+    data = patched(case_of(text, "GX104", 1, victims=(4,)), "leave grad mode on").decode()
+    assert "    with torch.enable_grad(), timed():\n" in data
+
+
 def test_what_cuts_is_taken_out() -> None:
     case = case_of("loss = torch.tensor(\n    f(x).item())  # kept\n", "GX301", 1)
     assert patched(case, "what cuts") == b"loss = (f(x))  # kept\n"

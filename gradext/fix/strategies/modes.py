@@ -41,21 +41,26 @@ class NoGradForInferenceMode:
 class WithGradMode:
     """Grad mode stays on where the loss is computed."""
 
-    codes = frozenset({"GX301", "GX302", "GX303", "GX304"})
+    codes = frozenset({"GX104", "GX301", "GX302", "GX303", "GX304"})
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for place in (*case.culprits, *case.victims):
             source = case.source(place)
-            if source is not None:
-                yield self._block(source, place)
-                yield self._switch(source, place)
+            if source is None:
+                continue
+            yield self._block(source, place, place.line)
+            yield self._switch(source, place)
+            if case.code == "GX104":  # the line is within the block that made the view
+                statement = source.small_statement_at(place.line)
+                for outer in source.above(statement) if statement is not None else ():
+                    yield self._block(source, place, source.lines_of(outer)[0])
 
-    def _block(self, source: Source, place: Place) -> Candidate | None:
+    def _block(self, source: Source, place: Place, line: int) -> Candidate | None:
         import libcst as cst
 
         edits: list[Edit | None] = []
         for node in source.nodes():
-            if source.lines_of(node)[0] != place.line:
+            if source.lines_of(node)[0] != line:
                 continue
             if isinstance(node, cst.Decorator) and "no_grad" in source.code(node.decorator):
                 edits.append(Edit(*source.lines_span(node), ""))

@@ -225,6 +225,15 @@ def test_state_is_cut_off_where_it_is_read() -> None:
     assert "        self.h, self.c = self.h.detach(), self.c.detach()\n        i = " in lines
 
 
+def test_a_hook_returns_what_it_wrote() -> None:
+    text = "def clip(grad, bound=1):\n    norm = grad.norm()\n    grad *= bound / norm\n"
+    expected = text.replace("grad *= bound / norm", "grad = grad * (bound / norm)\n    return grad")
+    assert patched(case_of(text, "GX403", 3), "hand on a new gradient").decode() == expected
+    text = "def backward(ctx, g):\n    g.mul_(ctx.scale)\n    return g, None\n"
+    expected = text.replace("g.mul_(ctx.scale)", "g = g.mul(ctx.scale)")
+    assert patched(case_of(text, "GX403", 2), "hand on a new gradient").decode() == expected
+
+
 def test_a_view_is_made_with_grad_mode_on() -> None:
     text = """
     def slots(canvas):

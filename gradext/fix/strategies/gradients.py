@@ -28,10 +28,11 @@ class ReturnIt:
             if source is None or not isinstance(statement, (cst.AugAssign, cst.Expr)):
                 continue
             function = source.function_of(statement)
-            edits = OutOfPlace().edits(source, statement)
+            returns = isinstance(function, cst.FunctionDef) and _returns(source, function)
+            edits = OutOfPlace().edits(source, statement, is_handed_on=not returns)
             if not edits or not isinstance(function, cst.FunctionDef):
                 continue
-            if not _returns(source, function):
+            if not returns:
                 name = _bound(source, statement)
                 block = source.block_of(statement)
                 if name is None or block is None:

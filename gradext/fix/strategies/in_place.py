@@ -90,13 +90,19 @@ class OutOfPlace:
                 title = f"make a new tensor in place of the write at {at(place)}"
                 yield candidate(title, source.path, self.edits(source, statement))
 
-    def edits(self, source: Source, statement: Any) -> list[Edit | None]:
-        """What takes the write out of one statement; empty where it is none."""
+    def edits(
+        self, source: Source, statement: Any, *, is_handed_on: bool = False
+    ) -> list[Edit | None]:
+        """What takes the write out of one statement; empty where it is none.
+
+        `is_handed_on`: the new tensor is returned, by a further edit.
+        """
         import libcst as cst
 
         owner = owner_of_write(source, statement)
         binds = isinstance(statement, (cst.AugAssign, cst.Expr))
-        if binds and owner is not None and not is_read_after(source, statement, owner):
+        is_read = is_handed_on or owner is None or is_read_after(source, statement, owner)
+        if binds and not is_read:
             return []  # the new tensor would reach nobody
         if isinstance(statement, cst.AugAssign):
             return [self._augmented(source, statement)]

@@ -536,7 +536,9 @@ bool came_back_since(const at::Tensor& saved, uint64_t order, const Value& value
   const std::vector<Step> steps = steps_of(region, std::move(suspects));
   const c10::Storage alive = storage_of(steps, storage);
   Window window;
-  if (!alive || !are_copies(steps) || region.end() - offset > kMostWindow ||
+  // A storage may have been made smaller since.
+  if (!alive || region.end() > static_cast<int64_t>(storage->nbytes()) || !are_copies(steps) ||
+      region.end() - offset > kMostWindow ||
       !undo(*alive.unsafeGetStorageImpl(), region, steps, window) ||
       !is_same(region, steps, window)) {
     return false;

@@ -8,6 +8,7 @@ prints and how it ends must be what it is without gradext. Processes, for a faul
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -219,3 +220,16 @@ def test_a_destructor_written_in_place_is_found(tmp_path: Path) -> None:
 def test_a_folder_without_entries_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "csrc").mkdir()
     assert check(tmp_path / "csrc")[0] == 1
+
+
+def test_no_static_is_initialised_by_running_python() -> None:
+    """Python may hand the GIL to a thread that then waits for the static, with the GIL held."""
+    runs_python = r"import_module|\.attr\(|PyObject_Call|PyImport_|py::module_::import"
+    initialised = re.compile(rf"\bstatic\b[^;{{}}()]*=[^;{{}}]*(?:{runs_python})[^;]*;")
+    assert initialised.search('static PyObject* a = import_module("b").attr("c");')
+    found = [
+        f"{path.name}: {match[0][:60]}"
+        for path in sorted((ROOT / "csrc").rglob("*.cpp"))
+        for match in initialised.finditer(path.read_text())
+    ]
+    assert found == []

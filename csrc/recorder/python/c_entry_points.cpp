@@ -433,8 +433,10 @@ void unpatch_all() {
 
 // The names of those that are of an unknown kind.
 py::list patch_all(py::object empty_grad) {
-  delete on_empty_grad;
-  on_empty_grad = new py::object(std::move(empty_grad));
+  if (on_empty_grad == nullptr) {
+    on_empty_grad = new py::object;  // never freed: a thread may be calling it
+  }
+  *on_empty_grad = std::move(empty_grad);
   py::list left;
   const auto tried = [&](bool done, const char* name) {
     if (!done) {

@@ -58,13 +58,25 @@ bool is_given(PyObject* const* args, Py_ssize_t count, PyObject* keywords, const
   return false;
 }
 
+// A class of torch's, looked up once. Not as a static that the look-up initialises: that may let
+// another thread have the GIL, which would wait for the static with the GIL held.
+PyObject* class_once(PyObject*& known, const char* module, const char* name) {
+  if (known == nullptr) {
+    py::object found = import_module(module).attr(name);
+    if (known == nullptr) {
+      known = found.release().ptr();
+    }
+  }
+  return known;
+}
+
 // Gradients that come out of grad() and cannot be differentiated themselves.
 void note_constant_gradients(PyObject* roots, PyObject* inputs, PyObject* result) {
   if (!PyTuple_Check(result)) {
     return;
   }
-  static PyObject* parameter =
-      import_module("torch.nn.parameter").attr("Parameter").cast<py::object>().release().ptr();
+  static PyObject* known_parameter = nullptr;
+  PyObject* parameter = class_once(known_parameter, "torch.nn.parameter", "Parameter");
   std::vector<at::Tensor> gradients;
   std::vector<std::pair<int64_t, bool>> by;
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(result); ++k) {
@@ -254,14 +266,12 @@ class FunctionScope {
       note_misuse(name, inputs, text_of(error));
       return;
     }
-    static PyObject* checkpoint = import_module("torch.utils.checkpoint")
-                                      .attr("CheckpointFunction")
-                                      .cast<py::object>()
-                                      .release()
-                                      .ptr();
+    static PyObject* known = nullptr;
+    const bool is_checkpoint =
+        cls == class_once(known, "torch.utils.checkpoint", "CheckpointFunction");
     const auto note = [&](PyObject* item) {
       if (is_tensor(item) && !THPVariable_Unpack(item).requires_grad()) {
-        note_function_result(name, inputs, THPVariable_Unpack(item), cls == checkpoint);
+        note_function_result(name, inputs, THPVariable_Unpack(item), is_checkpoint);
       }
     };
     if (PyTuple_Check(result)) {

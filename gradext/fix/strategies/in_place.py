@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
+from gradext.fix.case import Candidate, Case, at, candidate
 from gradext.fix.edits import Edit, Source, is_read_after, written
 
 # In-place methods without an out-of-place twin of that name. {0}: the receiver, {1}: the argument.
@@ -216,14 +216,6 @@ class ModuleWithoutInplace:
             if edits:
                 many = f"{len(edits)} modules" if len(edits) > 1 else "the module"
                 yield candidate(f"construct {many} without inplace=True", source.path, edits)
-
-
-def place_of_step(place: Place) -> Place:
-    """The call of `step()`, where a class of the user's wrote within it."""
-    for inner, outer in zip(place.way, place.way[1:], strict=False):
-        if inner.function.rsplit(".", 1)[-1] == "step" and ".step(" in outer.code:
-            return outer
-    return place
 
 
 STRATEGIES = (OutOfPlace(), ModuleWithoutInplace())

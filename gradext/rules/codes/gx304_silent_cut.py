@@ -354,29 +354,12 @@ def _constant_term(
     data: Data, merge: Flow, cut: Cut, live: Sequence[Any], names: Owners
 ) -> Diagnosis | None:
     """A penalty on gradients that are constants."""
-    term = sites.site(
-        data.frames(merge.stack), op=merge.op, label="adds the term, a constant, to the loss"
+    message = (
+        f"A term of this loss was computed from the result of {cut.what}, at "
+        f"{sites.where(cut.sites[0].frame)}: it is a constant for backward(), and changes no "
+        "gradient."
     )
-    backward = sites.site(stack_of(live), label="backward() takes the term for a constant")
-    if term is None:
-        return None
-    where = sites.where(cut.sites[0].frame)
-    lost = names.trainable
-    notes = []
-    if lost:
-        several = "" if len(lost) > 1 else "s"
-        notes.append(f"{listed(lost)} get{several} no gradient from this term")
-    return Diagnosis(
-        code="GX304",
-        message=(
-            f"A term of this loss was computed from the result of {cut.what}, at {where}: it is a "
-            "constant for backward(), and changes no gradient."
-        ),
-        culprits=cut.sites,
-        victims=sites.distinct([term, backward]),
-        fix=fix(data, cut),
-        notes=(*notes, _SILENCE),
-    )
+    return _term(data, merge, cut, live, "the term", message, names.trainable)
 
 
 _READ_IN_SOURCE = (
@@ -393,22 +376,38 @@ def _number_term(
     is_read: bool,
 ) -> Diagnosis | None:
     """A number that was computed from what is trained, as a term of the loss."""
+    message = (
+        f"A term of this loss is a number: {cut.what}, at {sites.where(cut.sites[0].frame)}, "
+        "took it out of the graph, so it changes no gradient."
+    )
+    more = (_READ_IN_SOURCE,) if is_read else ()
+    return _term(data, merge, cut, live, "the number", message, behind, more)
+
+
+def _term(
+    data: Data,
+    merge: Flow,
+    cut: Cut,
+    live: Sequence[Any],
+    what: str,
+    message: str,
+    lost: Sequence[str],
+    more: Sequence[str] = (),
+) -> Diagnosis | None:
+    """A term that is a constant: where it was added, and what gets no gradient from it."""
     into = sites.site(
-        data.frames(merge.stack), op=merge.op, label="adds the number, a constant, to the loss"
+        data.frames(merge.stack), op=merge.op, label=f"adds {what}, a constant, to the loss"
     )
     backward = sites.site(stack_of(live), label="backward() takes the term for a constant")
     if into is None:
         return None
-    several = "" if len(behind) > 1 else "s"
-    notes = [f"{listed(behind)} get{several} no gradient from this term"]
-    if is_read:
-        notes.append(_READ_IN_SOURCE)
+    notes = list(more)
+    if lost:
+        several = "" if len(lost) > 1 else "s"
+        notes.insert(0, f"{listed(lost)} get{several} no gradient from this term")
     return Diagnosis(
         code="GX304",
-        message=(
-            f"A term of this loss is a number: {cut.what}, at {sites.where(cut.sites[0].frame)}, "
-            "took it out of the graph, so it changes no gradient."
-        ),
+        message=message,
         culprits=cut.sites,
         victims=sites.distinct([into, backward]),
         fix=fix(data, cut),

@@ -56,6 +56,7 @@ class Candidate:
 
     title: str
     edits: tuple[tuple[str, Edit], ...]  # (path, edit)
+    instead: bool = False  # another form of the candidate before it: only if that one fails
 
 
 class Sources:

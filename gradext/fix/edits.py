@@ -178,6 +178,42 @@ class Source:
             return Edit(start, start, f"{text}; ")  # behind a `;`, or after `if x:`
         return None
 
+    def line_of(self, statement: cst.CSTNode) -> cst.CSTNode | None:
+        """The entry of a block that holds a statement: the whole line, or a compound statement."""
+        found = self.block_of(statement)
+        return None if found is None else found[1][found[2]]
+
+    def insert_lines(self, statement: cst.CSTNode, text: str, *, after: bool) -> Edit | None:
+        """Lines before or after the line of a statement, indented like it.
+
+        None where that line is no line of its own (`if x: y()`).
+        """
+        line = self.line_of(statement)
+        if line is None:
+            return None
+        start, end = self.lines_span(line)
+        indent = self.text[start : self.span(line)[0]]
+        if indent.strip():
+            return None
+        lines = "".join(f"{indent}{one}{self.newline}" for one in text.split("\n"))
+        if not after:
+            return Edit(start, start, lines)
+        if not self.text[:end].endswith(("\n", "\r")):
+            lines = self.newline + lines
+        return Edit(end, end, lines)
+
+    def loops_around(self, node: cst.CSTNode) -> list[Any]:
+        """The loops that hold a node within its function, the innermost first."""
+        import libcst as cst
+
+        found: list[Any] = []
+        for outer in self.above(node):
+            if isinstance(outer, (cst.FunctionDef, cst.Lambda, cst.ClassDef)):
+                break
+            if isinstance(outer, (cst.For, cst.While)):
+                found.append(outer)
+        return found
+
     def lines_span(self, statement: cst.CSTNode) -> tuple[int, int]:
         """Offsets of all lines of a statement, its indentation and line end with it."""
         first, last = self.lines_of(statement)

@@ -16,6 +16,8 @@ from gradext.fix.trial import Ran
 
 VERIFIED, CHANGES, UNPROVED, FAILS = "verified", "changes-meaning", "unproved", "fails"
 
+WARNS = "gradext warns of it"  # how the reason begins where a patch leads to a new diagnosis
+
 # How the reference is run, by code; for the others there is none.
 REFERENCES = {
     **dict.fromkeys(("GX101", "GX401", "GX402"), "as-saved"),
@@ -64,7 +66,7 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
     more = max(0, len(tried.passes) - failed - 1)
     warned = _warning(broken, tried)
     if warned is not None:
-        return Verdict(UNPROVED, f"gradext warns of it: {warned}", more=more)
+        return Verdict(UNPROVED, f"{WARNS}: {warned}", more=more)
     if not references:
         return Verdict(UNPROVED, "there is no reference for this kind of fault", more=more)
     wanted = references[0]

@@ -14,9 +14,14 @@ from gradext.fix import proof, strategies, trial
 from gradext.fix.case import Case, Sources
 from gradext.fix.edits import CannotEdit
 from gradext.fix.proof import Verdict
+from gradext.fix.strategies.copies import writes_unrecorded
 from gradext.fix.trial import Program, Ran
 
 _LONGEST_CHAIN = 4  # faults that one patch may have to mend, one after another
+_RAW = ("GX401", "GX402")
+_NO_DERIVATIVE = (
+    "the write itself has no derivative, as in the program; whether it should, its author knows"
+)
 _ORDER = (proof.VERIFIED, proof.CHANGES, proof.UNPROVED, proof.FAILS)
 
 
@@ -150,9 +155,12 @@ class Search:
         sources = Sources(given, package.is_user_file)
         case = Case.of(diagnosis, failing.failed_at, sources)
         behind: list[tuple[Ran, str, dict[str, bytes]]] = []
+        failed = True
         for candidate in strategies.propose(case):
             if len(tried) >= self.limits.tries or self._is_over or _is_found(tried):
                 return
+            if candidate.instead and not failed:
+                continue
             try:
                 texts = sources.patched(candidate)
             except CannotEdit:
@@ -160,16 +168,19 @@ class Search:
             title = f"{before}; then {candidate.title}" if before else candidate.title
             self.say(f"trying {len(tried) + 1} of at most {self.limits.tries}: {title}")
             ran = self._run(texts=texts, until=broken.failed + 1 + self.limits.steps)
-            verdict = self._judged(broken, ran, diagnosis["code"])
+            verdict = self._judged(broken, ran, diagnosis)
+            if verdict.level == proof.VERIFIED and case.code in _RAW and writes_unrecorded(case):
+                verdict = dataclasses.replace(verdict, level=proof.UNPROVED, why=_NO_DERIVATIVE)
             originals = Sources({}, package.is_user_file)
             olds = {path: self._original(originals, path) for path in texts}
             changed = {path: text for path, text in texts.items() if text != olds[path]}
             tried.append(Tried(title, changed, olds, verdict))
+            failed = verdict.level == proof.FAILS
             following = self._chosen(ran)
-            if verdict.level != proof.FAILS or following is None:
+            if following is None or not (failed or verdict.why.startswith(proof.WARNS)):
                 continue
-            if _key(following) == _key(diagnosis) and ran.failed <= failing.failed:
-                continue  # the same fault
+            if _is_same(following, diagnosis) and ran.failed <= failing.failed:
+                continue
             if following["code"] == diagnosis["code"] and depth < _LONGEST_CHAIN:
                 # This one is mended, and the next of its kind shows.
                 self._try_all(broken, ran, following, texts, title, tried, depth + 1)
@@ -186,10 +197,11 @@ class Search:
         source = sources.get(path)
         return b"" if source is None else source.data
 
-    def _judged(self, broken: Ran, ran: Ran, code: str) -> Verdict:
+    def _judged(self, broken: Ran, ran: Ran, diagnosis: Mapping[str, Any]) -> Verdict:
+        code = diagnosis["code"]
         steps = self.limits.steps
         verdict = proof.judge(broken, ran, (), steps)
-        mode = proof.REFERENCES.get(code)
+        mode = None if " as `ctx." in diagnosis["message"] else proof.REFERENCES.get(code)
         if verdict.level == proof.FAILS or mode is None:
             return verdict
         if mode not in self._references:
@@ -213,9 +225,18 @@ def _rank(verdict: Verdict) -> tuple[int, float, int]:
     return _ORDER.index(verdict.level), -share, -verdict.more
 
 
-def _key(diagnosis: Mapping[str, Any]) -> tuple[str, str]:
-    """What a diagnosis keeps when lines above it, or its own, change."""
-    return diagnosis["code"], re.sub(r":\d+", "", diagnosis["message"])
+def _is_same(following: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> bool:
+    """Whether a patched program shows the fault that the patch was for.
+
+    Its lines have moved, and the culprit's own has perhaps got more text.
+    """
+    texts = []
+    for one in (following, diagnosis):
+        first: dict[str, Any] = next(iter(one.get("culprits") or ()), {})
+        texts.append(str(first.get("code") or "").strip())
+    said = [re.sub(r":\d+", "", one["message"]) for one in (following, diagnosis)]
+    same = following["code"] == diagnosis["code"] and said[0] == said[1]
+    return same and (texts[1] in texts[0] or texts[0] in texts[1])
 
 
 def _nothing(broken: Ran) -> str:

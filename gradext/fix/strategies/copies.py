@@ -8,7 +8,7 @@ from typing import Any
 
 from gradext.fix.case import Candidate, Case, Place, at, candidate
 from gradext.fix.edits import Edit, Source, is_read_after, written
-from gradext.fix.strategies.in_place import owner_of_write
+from gradext.fix.strategies.in_place import is_namespace, owner_of_write
 
 _NAMED = re.compile(r"`([A-Za-z_][\w.]*(?:\[\d+\])?)`")
 
@@ -116,6 +116,220 @@ class OfTheViews:
                     yield candidate(title, source.path, [source.replace(node, text)])
 
 
+class ByIndex:
+    """`for row in x: row.mul_(2)` takes the rows by index, each of which is a view of its own.
+
+    Iterating a tensor is unbind(), whose views may not be written. The writes reach `x` as before.
+    """
+
+    codes = frozenset({"GX105"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        for place in (*case.victims, *case.culprits):
+            source = case.source(place)
+            loop = source.compound_at(place.line) if source is not None else None
+            if source is not None and loop is not None:
+                yield self._of(source, loop, place)
+
+    def _of(self, source: Source, loop: Any, place: Place) -> Candidate | None:
+        import libcst as cst
+
+        if not isinstance(loop, cst.For) or not isinstance(loop.body, cst.IndentedBlock):
+            return None
+        iterated, targets = loop.iter, [loop.target]
+        counter, edits = "index", []
+        used = {n.value for n in source.nodes() if isinstance(n, cst.Name)}
+        while counter in used:
+            counter += "_"
+        called = source.code(iterated.func) if isinstance(iterated, cst.Call) else ""
+        rows: list[Any] = [iterated]
+        if isinstance(iterated, cst.Call):
+            if called not in {"zip", "enumerate"}:
+                return None
+            rows = [a.value for a in iterated.args]
+            if not isinstance(loop.target, cst.Tuple):
+                return None
+            targets = [element.value for element in loop.target.elements]  # type: ignore[misc]
+        if called == "enumerate":
+            if not isinstance(targets[0], cst.Name) or len(rows) != 1 or len(targets) != 2:
+                return None
+            counter, targets = targets[0].value, targets[1:]
+        else:
+            start, end = source.outer_span(loop.target)
+            target = source.code(loop.target)
+            if isinstance(loop.target, cst.Tuple) and not loop.target.lpar:
+                target = f"({target})"
+            edits.append(Edit(start, end, f"{counter}, {target}"))
+            edits.append(source.replace(iterated, f"enumerate({source.code(iterated)})"))
+        lines = [
+            f"{target.value} = {text}[{counter}]"
+            for row, target in zip(rows, targets, strict=False)
+            if (text := written(source, row)) is not None and isinstance(target, cst.Name)
+        ]
+        if called == "zip":  # of several only what is written has to be a view of its own
+            names = _written_in(source, loop)
+            lines = [line for line in lines if line.split(" ", 1)[0] in names]
+        if not lines:
+            return None
+        first = source.insert_lines(loop.body.body[0], "\n".join(lines), after=False)
+        if first is None:
+            return None
+        return candidate(
+            f"take what is written by index at {at(place)}", source.path, [*edits, first]
+        )
+
+
+def _written_in(source: Source, loop: Any) -> set[str]:
+    """The names that the lines of a loop write in place."""
+    import libcst as cst
+
+    return {
+        owner
+        for node in source.nodes(loop.body)
+        if isinstance(node, cst.BaseSmallStatement)
+        and (owner := owner_of_write(source, node)) is not None
+    }
+
+
+class OfWhatIsAliased:
+    """`mem = q.detach().numpy()`: the memory that is written becomes a copy of `q`'s.
+
+    The name itself is bound to the copy, so that whoever reads `q` below sees the writes as before.
+    """
+
+    codes = frozenset({"GX401", "GX402"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:2]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            function = source.function_of(statement)
+            names = {n.value for n in source.nodes(statement) if isinstance(n, cst.Name)}
+            end = source.span(statement)[0]
+            for node in source.nodes(function):
+                if not isinstance(node, cst.Assign) or source.span(node)[1] > end:
+                    continue
+                name = _aliased(source, node.value)
+                bound = source.code(node.targets[0].target)
+                if name is None or bound not in names or source.function_of(node) is not function:
+                    continue
+                if is_read_after(source, node, name):
+                    edit = source.insert_before(node, f"{name} = {name}.clone()")
+                    title = f"copy `{name}` before {source.path.rsplit('/', 1)[-1]}"
+                    title += f":{source.lines_of(node)[0]}, where its memory gets a second name"
+                    yield candidate(title, source.path, [edit])
+
+
+_ALIASES = {"detach", "numpy", "data", "view", "reshape", "view_as", "data_ptr", "T", "t"}
+
+
+def _aliased(source: Source, node: Any) -> str | None:
+    """`q` of `q.detach().numpy()`; None where no call or attribute of the chain is an alias."""
+    import libcst as cst
+
+    found = False
+    while True:
+        if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute):
+            node = node.func
+        elif isinstance(node, cst.Attribute) and node.attr.value in _ALIASES:
+            node, found = node.value, True
+        else:
+            return written(source, node) if found and not isinstance(node, cst.Call) else None
+
+
+def writes_unrecorded(case: Case) -> bool:
+    """Whether the write goes through `.data` or `.detach()`: autograd had a part in the tensor.
+
+    The write has no derivative then, and whether it ought to have one only the author knows. Within
+    the forward() of an autograd.Function it is what the Function's backward() is written for.
+    """
+    import libcst as cst
+
+    for place in case.culprits[:1]:
+        source = case.source(place)
+        statement = source.small_statement_at(place.line) if source is not None else None
+        if source is None or statement is None:
+            return True
+        function = source.function_of(statement)
+        if isinstance(function, cst.FunctionDef) and function.name.value == "forward":
+            first = [*function.params.params][:1]
+            if first and first[0].name.value == "ctx":
+                return False
+        names = {n.value for n in source.nodes(statement) if isinstance(n, cst.Name)}
+        nodes = [statement]
+        for node in source.nodes(function):
+            if isinstance(node, cst.Assign) and source.code(node.targets[0].target) in names:
+                nodes.append(node)
+        return any(
+            isinstance(n, cst.Attribute) and n.attr.value in {"data", "detach"}
+            for node in nodes
+            for n in source.nodes(node)
+        )
+    return False
+
+
+class RecordedWrite:
+    """`h.data.clamp_(0, 1)` becomes `h = h.clamp(0, 1)`, which autograd takes part in."""
+
+    codes = frozenset({"GX401"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:1]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            owner = owner_of_write(source, statement)
+            if owner is None or not owner.endswith(".data"):
+                continue
+            name = owner.removesuffix(".data")
+            edits: list[Edit | None] = [
+                Edit(source.span(n.value)[1], source.span(n)[1], "")
+                for n in source.nodes(statement)
+                if isinstance(n, cst.Attribute) and written(source, n) == owner
+            ]
+            if not is_read_after(source, statement, name):
+                continue
+            call = statement.value if isinstance(statement, cst.Expr) else None
+            called = call.func if isinstance(call, cst.Call) else None
+            if isinstance(called, cst.Attribute) and written(source, called.value) == owner:
+                start = source.span(call)[0]  # type: ignore[arg-type]
+                edits += [Edit(start, start, f"{name} = ")]
+                edits += [source.replace(called.attr, called.attr.value.removesuffix("_"))]
+                title = f"let autograd see the write at {at(place)}"
+                yield candidate(title, source.path, edits)
+                continue
+            target = getattr(statement, "target", None)
+            if isinstance(statement, cst.AugAssign) and written(source, target) == owner:
+                sign = source.text[
+                    source.span(statement.target)[1] : source.outer_span(statement.value)[0]
+                ]
+                sign = sign.strip().removesuffix("=")
+                text = f"{name} = {name} {sign} ({source.code(statement.value)})"
+                edits = [source.replace(statement, text)]
+            else:
+                edits.append(source.insert_before(statement, f"{name} = {name}.clone()"))
+            yield candidate(f"let autograd see the write at {at(place)}", source.path, edits)
+
+
+_SHARES_MEMORY = {"from_numpy", "as_tensor", "asarray", "frombuffer", "from_dlpack", "from_file"}
+
+
+def _is_copied(source: Source, call: Any) -> bool:
+    """Whether the call is of no function of torch's, or a copy is made of what it gives."""
+    import libcst as cst
+
+    outer = source.parent(call)
+    copied = isinstance(outer, cst.Attribute) and outer.attr.value == "clone"
+    return copied or not is_namespace(source, call.func.value)
+
+
 class OfNumpyMemory:
     """torch gets memory of its own: `torch.from_numpy(buffer).clone()`."""
 
@@ -128,7 +342,7 @@ class OfNumpyMemory:
             for node in source.nodes():
                 if not isinstance(node, cst.Call) or not isinstance(node.func, cst.Attribute):
                     continue
-                if node.func.attr.value in {"from_numpy", "frombuffer", "from_dlpack", "from_file"}:
+                if node.func.attr.value in _SHARES_MEMORY and not _is_copied(source, node):
                     line = source.lines_of(node)[0]
                     name = source.path.rsplit("/", 1)[-1]
                     end = source.span(node)[1]
@@ -136,4 +350,12 @@ class OfNumpyMemory:
                     yield candidate(title, source.path, [Edit(end, end, ".clone()")])
 
 
-STRATEGIES = (BeforeTheWrite(), AtTheSave(), OfTheViews(), OfNumpyMemory())
+STRATEGIES = (
+    ByIndex(),
+    RecordedWrite(),
+    OfWhatIsAliased(),
+    BeforeTheWrite(),
+    AtTheSave(),
+    OfTheViews(),
+    OfNumpyMemory(),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,8 @@ class WithoutTheCut:
                 continue
             edits = _without_cuts(source, statement)
             if edits:
+                if not _HIDES.search(source.code(statement)):
+                    edits += _hiding(case, source)
                 per_line.append((place, source, edits))
                 title = f"take what cuts the graph out at {at(place)}"
                 yield candidate(title, source.path, edits)
@@ -54,13 +57,27 @@ def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
         if is_rebuilt and node.args and not node.args[0].star:
             given = node.args[0].value
             start, end = source.span(node)
-            if isinstance(given, (cst.List, cst.ListComp)):
+            if (isinstance(given, cst.Name) and _is_list(source, given)) or isinstance(
+                given, (cst.List, cst.ListComp)
+            ):
                 edits.append(Edit(start, source.span(given)[0], "torch.stack("))
                 edits.append(Edit(source.span(given)[1], end, ")"))
             else:
                 edits.append(Edit(start, source.outer_span(given)[0], "("))
                 edits.append(Edit(source.outer_span(given)[1], end, ")"))
     return edits
+
+
+def _is_list(source: Source, name: Any) -> bool:
+    """Whether the function binds a name to a list that it writes down, or appends to."""
+    import libcst as cst
+
+    for node in source.nodes(source.function_of(name)):
+        if isinstance(node, cst.Assign) and isinstance(node.value, (cst.List, cst.ListComp)):
+            targets = [target.target for target in node.targets]
+            if any(isinstance(t, cst.Name) and t.value == name.value for t in targets):
+                return True
+    return False
 
 
 class CreateGraph:
@@ -88,6 +105,157 @@ class CreateGraph:
                 )
 
 
+# What torch computes under the name that numpy has for it, and under another one.
+_SAME_NAME = (
+    "exp exp2 expm1 log log2 log10 log1p sqrt square sin cos tan sinh cosh tanh abs sign floor "
+    "ceil round sum mean prod cumsum maximum minimum where stack hstack vstack matmul dot outer "
+    "einsum reshape squeeze diff argmax argmin argsort zeros_like ones_like full_like isnan clip "
+    "hypot tril triu diag trace flip roll tile linalg.norm linalg.inv linalg.det amax amin"
+)
+_OTHER_NAME = (
+    "absolute=abs fabs=abs power=pow concatenate=cat divide=div arccos=acos arcsin=asin "
+    "arctan=atan arctan2=atan2 arccosh=acosh arcsinh=asinh arctanh=atanh expand_dims=unsqueeze "
+    "add=add subtract=sub multiply=mul max=amax min=amin"
+)
+_OF_NUMPY = {name: name for name in _SAME_NAME.split()}
+_OF_NUMPY |= dict(pair.split("=") for pair in _OTHER_NAME.split())
+_KEYWORDS = {"axis": "dim", "keepdims": "keepdim"}
+_FROM_TENSOR = {"detach", "numpy", "cpu", "tolist", "item"}
+_TO_TENSOR = {"from_numpy", "tensor", "as_tensor", "FloatTensor", "Tensor"}
+
+
+class TorchForNumpy:
+    """The lines of a function that compute with numpy compute the same with torch."""
+
+    codes = frozenset({"GX301", "GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:1]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            function = source.function_of(statement)
+            scope = function if isinstance(function, cst.FunctionDef) else statement
+            edits: list[Edit | None] = list(_in_torch(source, scope))
+            title = f"compute with torch in place of numpy at {at(place)}"
+            yield candidate(title, source.path, [*edits, *_hiding(case, source)] if edits else [])
+
+
+def _hiding(case: Case, source: Source) -> Iterator[Edit]:
+    """Takes out `loss.requires_grad = True`, which hid the cut: of what has a history it raises."""
+    import libcst as cst
+
+    for place in (*case.culprits[1:], *case.victims):
+        if "leaf" not in place.label or place.file != source.path:
+            continue
+        statement = source.small_statement_at(place.line)
+        if statement is None or not _HIDES.search(source.code(statement)):
+            continue
+        block, line = source.block_of(statement), source.line_of(statement)
+        if block is None or not isinstance(line, cst.SimpleStatementLine) or len(line.body) > 1:
+            continue
+        if len(block[1]) > 1:
+            yield Edit(*source.lines_span(line), "")
+        else:
+            yield Edit(*source.span(line.body[0]), "pass")
+
+
+_HIDES = re.compile(r"(\.requires_grad *= *True|\.requires_grad_\((True|requires_grad=True)?\))$")
+
+
+def _in_torch(source: Source, scope: Any) -> Iterator[Edit]:
+    import libcst as cst
+
+    for node in source.nodes(scope):
+        if not isinstance(node, cst.Call):
+            continue
+        name = source.code(node.func)
+        root, _, called = name.partition(".")
+        if root in {"np", "numpy"} and called in _OF_NUMPY:
+            yield Edit(*source.span(node.func), f"torch.{_OF_NUMPY[called]}")
+            for argument in node.args:
+                if argument.keyword is not None and argument.keyword.value in _KEYWORDS:
+                    yield Edit(*source.span(argument.keyword), _KEYWORDS[argument.keyword.value])
+        elif isinstance(node.func, cst.Attribute) and node.func.attr.value in _FROM_TENSOR:
+            if not any(isinstance(outer, cst.SubscriptElement) for outer in source.above(node)):
+                yield Edit(source.outer_span(node.func.value)[1], source.span(node)[1], "")
+        elif name.rsplit(".", 1)[-1] in _TO_TENSOR and root == "torch" and node.args:
+            given = node.args[0].value
+            start, end = source.span(node)
+            yield Edit(start, source.outer_span(given)[0], "(")
+            yield Edit(source.outer_span(given)[1], end, ")")
+
+
+_STEPS = {"round", "floor", "ceil", "trunc", "sign", "bernoulli"}
+
+
+class StraightThrough:
+    """A hard decision keeps its value, and hands back the gradient of what it was made from.
+
+    Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons"
+    (2013), section 3.4.
+    """
+
+    codes = frozenset({"GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:2]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            for node in source.nodes(statement) if source and statement is not None else ():
+                soft = _decided(source, node) if source is not None else None
+                if source is None or soft is None:
+                    continue
+                whole: Any = node
+                while _is_cast(source, source.parent(source.parent(whole) or whole), whole):
+                    whole = source.parent(source.parent(whole))  # type: ignore[arg-type]
+                hard = source.code(whole)
+                if isinstance(node, cst.Comparison) and whole is node:
+                    continue  # the truth values are used as such
+                title = f"hand the gradient through the decision at {at(place)}"
+                made = f"({soft} + ({hard} - {soft}).detach())"
+                yield candidate(title, source.path, [source.replace(whole, made)])
+                break
+
+
+def _decided(source: Source, node: Any) -> str | None:
+    """What a decision is made from: `a - b` of `a > b`, `x` of `x.round()`."""
+    import libcst as cst
+
+    if isinstance(node, cst.Comparison) and len(node.comparisons) == 1:
+        sign = node.comparisons[0].operator
+        left, right = source.code(node.left), source.code(node.comparisons[0].comparator)
+        if isinstance(sign, (cst.GreaterThan, cst.GreaterThanEqual)):
+            return f"({left} - ({right}))"
+        if isinstance(sign, (cst.LessThan, cst.LessThanEqual)):
+            return f"({right} - ({left}))"
+        return None
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute):
+        if node.func.attr.value not in _STEPS:
+            return None
+        if source.code(node.func.value) == "torch":
+            return f"({source.code(node.args[0].value)})" if node.args else None
+        return f"({source.code(node.func.value)})"
+    return None
+
+
+def _is_cast(source: Source, call: Any, inner: Any) -> bool:
+    """Whether `call` is `(inner).float()` or `(inner).to(dtype)`."""
+    import libcst as cst
+
+    return (
+        isinstance(call, cst.Call)
+        and isinstance(call.func, cst.Attribute)
+        and call.func.value is inner
+        and call.func.attr.value in {"float", "to", "double", "type", "type_as", "half"}
+    )
+
+
 def with_keyword(source: Source, call: Any, text: str) -> Edit:
     """One more keyword argument at the end of a call."""
     if not call.args:
@@ -98,4 +266,4 @@ def with_keyword(source: Source, call: Any, text: str) -> Edit:
     return Edit(end, end, f", {text}")
 
 
-STRATEGIES = (CreateGraph(), WithoutTheCut())
+STRATEGIES = (CreateGraph(), WithoutTheCut(), TorchForNumpy(), StraightThrough())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +35,12 @@ def assigned(source: Source, statement: Any) -> list[str]:
     return found
 
 
+def _is_assignment(node: Any) -> bool:
+    import libcst as cst
+
+    return isinstance(node, (cst.Assign, cst.AugAssign, cst.AnnAssign))
+
+
 class OneCallLess:
     """The second backward() of one loss is taken out."""
 
@@ -52,6 +60,185 @@ class OneCallLess:
                 yield candidate(f"call backward() once: not at {at(place)}", source.path, [edit])
 
 
+class DetachAfterBackward:
+    """`h = h.detach()` below the backward() that frees the graph which `h` leads back into.
+
+    What was computed up to there keeps its gradients, whatever the next graph starts from.
+    """
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        held = [name for name in _HELD.findall(case.message) if name]
+        for name in [*held, *self._written_name(case)]:
+            for place in _freeing(case):
+                source = case.source(place)
+                statement = source.small_statement_at(place.line) if source is not None else None
+                if source is None or statement is None:
+                    continue
+                for known in _held_elsewhere(case, source, statement, name):
+                    yield from _cuts_after(source, statement, known, place)
+                if not _is_known(source, statement, name):
+                    continue
+                if not _is_carried(source, place, name, case):
+                    break
+                yield from _cuts_after(source, statement, name, place)
+                break
+
+    def _written_name(self, case: Case) -> Iterator[str]:
+        """What the line that carries the state on assigns."""
+        for place in case.culprits[:1]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is not None and statement is not None:
+                yield from assigned(source, statement)
+
+
+def _held_elsewhere(case: Case, source: Source, statement: Any, name: str) -> Iterator[str]:
+    """`env.pos` for `self.pos`, an attribute of Env, where `env = Env()` stands in reach."""
+    import libcst as cst
+
+    kind = re.search(r"`, (?:an attribute|a buffer) of (\w+),? was used", case.message)
+    if kind is None or not name.startswith("self."):
+        return
+    function = source.function_of(statement)
+    for node in source.nodes():
+        if not isinstance(node, cst.Assign) or not isinstance(node.value, cst.Call):
+            continue
+        if source.code(node.value.func).rsplit(".", 1)[-1] != kind[1]:
+            continue
+        holder = written(source, node.targets[0].target)
+        place = source.function_of(node)
+        if holder is not None and (place is function or not isinstance(place, cst.FunctionDef)):
+            yield f"{holder}.{name.removeprefix('self.')}"
+
+
+_HELD = re.compile(r"`([A-Za-z_][\w.]*(?:\[[^\]`]+\])?)`, (?:a|an) ")
+
+
+def _freeing(case: Case) -> Iterator[Place]:
+    """The lines of the backward() that freed the graph, with those that called it."""
+    named = [place for place in (*case.culprits, *case.victims) if "freed the graph" in place.label]
+    for place in named:
+        yield from place.way
+    # In a loop the call that fails is, one round earlier, the call that freed the graph.
+    yield from case.failed_at
+
+
+def _is_carried(source: Source, freed: Place, name: str, case: Case) -> bool:
+    """Whether `name` may be cut after the backward() that freed its graph.
+
+    Where the failing backward() stands below that one and nothing between binds the name anew, both
+    are of one forward pass: cut there, the second loss would train nothing behind it.
+    """
+    if "." in name or "[" in name:
+        return True
+    for place in case.failed_at:
+        same = (place.file, place.function) == (freed.file, freed.function)
+        if not same or place.file != source.path or place.line <= freed.line:
+            continue
+        return any(
+            name in assigned(source, node) and freed.line < source.lines_of(node)[0] <= place.line
+            for node in source.nodes()
+            if _is_assignment(node)
+        )
+    return True
+
+
+def _is_known(source: Source, statement: Any, name: str) -> bool:
+    """Whether a name means the same, at a statement, as where the state is carried on.
+
+    A plain name is carried on where a loop around the statement binds it anew.
+    """
+    import libcst as cst
+
+    root = name.split(".")[0].split("[")[0]
+    function = source.function_of(statement)
+    if root == "self":
+        return isinstance(function, cst.FunctionDef) and any(
+            isinstance(outer, cst.ClassDef) for outer in source.above(function)
+        )
+    loops = source.loops_around(statement)
+    if root == name:
+        return any(
+            name in assigned(source, node)
+            for loop in loops[-1:] or [function]
+            for node in source.nodes(loop.body if loops else function)
+        )
+    within = source.module if not isinstance(function, cst.FunctionDef) else function
+    return any(
+        (isinstance(n, cst.Name) and n.value == root) for n in source.nodes(within)
+    ) or not isinstance(function, cst.FunctionDef)
+
+
+def _cuts_after(
+    source: Source, statement: Any, name: str, place: Place
+) -> Iterator[Candidate | None]:
+    title = f"cut the history of `{name}` after the backward() at {at(place)}"
+    if name.endswith("]"):
+        holder, key = name[:-1].rsplit("[", 1)
+        each = f"for key, entry in {holder}.items():"
+        if key.lstrip("-").isdigit():
+            each = f"for key, entry in enumerate({holder}):"
+        text = f"{each}\n    {holder}[key] = entry.detach()"
+        title = f"cut the history of what `{holder}` holds after the backward() at {at(place)}"
+        yield candidate(title, source.path, [source.insert_lines(statement, text, after=True)])
+        return
+    for text, instead in ((f"{name} = {name}.detach()", False), (several(name), True)):
+        named = f"{title} (a tuple, or None)" if instead else title
+        found = candidate(named, source.path, [source.insert_lines(statement, text, after=True)])
+        yield found and dataclasses.replace(found, instead=instead)
+
+
+def several(name: str) -> str:
+    """Detaches a tensor, the tensors of a tuple, or nothing where there is None yet."""
+    return (
+        f"{name} = tuple(s.detach() for s in {name}) if isinstance({name}, tuple) "
+        f"else {name} if {name} is None else {name}.detach()"
+    )
+
+
+class StartTheSumAnew:
+    """A sum that leads back into the graph of an earlier backward() starts at zero again."""
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        if "a running sum" not in case.message:
+            return
+        name = next(iter(_HELD.findall(case.message)), None)
+        for place in case.culprits[1:2]:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            loops = source.loops_around(statement) if source and statement is not None else []
+            if source is None or not loops or name is None:
+                continue
+            edit = source.insert_lines(loops[0], f"{name} = 0", after=False)
+            yield candidate(f"start `{name}` anew before {at(place)}", source.path, [edit])
+
+
+class DetachedReset:
+    """`buffer.zero_()` becomes `buffer.zero_().detach_()`: its values go, and its history too."""
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits:
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or not isinstance(statement, cst.Expr):
+                continue
+            call = statement.value
+            if not isinstance(call, cst.Call) or not isinstance(call.func, cst.Attribute):
+                continue
+            if call.func.attr.value in {"zero_", "fill_", "copy_", "normal_", "uniform_"}:
+                end = source.span(call)[1]
+                title = f"cut the history of what is reset at {at(place)}"
+                yield candidate(title, source.path, [Edit(end, end, ".detach_()")])
+
+
 class DetachCarried:
     """`h = h.detach()` before the line that carries `h` on into the next graph."""
 
@@ -63,10 +250,10 @@ class DetachCarried:
                 source = case.source(at_place)
                 statement = source.small_statement_at(at_place.line) if source else None
                 if source is not None and statement is not None:
-                    yield from self._of(source, statement, at_place, case.code)
+                    yield from self._of(source, statement, at_place, case)
 
     def _of(
-        self, source: Source, statement: Any, place: Place, code: str
+        self, source: Source, statement: Any, place: Place, case: Case
     ) -> Iterator[Candidate | None]:
         import libcst as cst
 
@@ -85,26 +272,33 @@ class DetachCarried:
                 title = f"cut the history of `{name}` before {at(place)}"
                 edit = source.insert_before(statement, f"{name} = {name}.detach()")
                 yield candidate(title, source.path, [edit])
-                several = (
-                    f"{name} = tuple(s.detach() for s in {name}) if isinstance({name}, tuple) "
-                    f"else {name} if {name} is None else {name}.detach()"
-                )
-                edit = source.insert_before(statement, several)
-                yield candidate(title + " (a tuple, or None)", source.path, [edit])
+                edit = source.insert_before(statement, several(name))
+                found = candidate(title + " (a tuple, or None)", source.path, [edit])
+                yield found and dataclasses.replace(found, instead=True)
             elif (
-                code == "GX302"
-            ):  # elsewhere it would cut what is to be trained, to be rid of an error
-                block = source.block_of(statement)
-                if block is None:
-                    continue
-                end = source.lines_span(block[1][block[2]])[1]
-                start, first = source.lines_span(block[1][block[2]])[0], source.span(statement)[0]
-                indent = source.text[start:first]
-                if indent.strip():
-                    continue
-                line = f"{indent}{name} = {name}.detach(){source.newline}"
+                case.code == "GX302"
+                and _is_bound_again(source, statement, case)
+                and all(_is_carried(source, freed, name, case) for freed in _freeing(case))
+            ):
+                # Elsewhere it would cut what is to be trained, to be rid of an error.
+                edit = source.insert_lines(statement, f"{name} = {name}.detach()", after=True)
                 title = f"cut the history of `{name}` after {at(place)}"
-                yield candidate(title, source.path, [Edit(end, end, line)])
+                yield candidate(title, source.path, [edit])
+
+
+def _is_bound_again(source: Source, statement: Any, case: Case) -> bool:
+    """Whether the statement runs once for each backward(), and not once for all of them."""
+    function = source.function_of(statement)
+    for place in case.failed_at:
+        if place.file != source.path:
+            continue
+        other = source.small_statement_at(place.line)
+        if other is not None and source.function_of(other) is function:
+            loops = source.loops_around(other)
+            return not loops or bool(
+                set(map(id, loops)) & set(map(id, source.loops_around(statement)))
+            )
+    return True
 
 
 class DetachState:
@@ -138,8 +332,14 @@ class DetachState:
             if not reads & set(carried):
                 continue
             values = ", ".join(f"{name}.detach()" for name in carried)
-            edit = source.insert_before(statement, f"{', '.join(carried)} = {values}")
+            text = f"{', '.join(carried)} = {values}"
             title = f"cut the history of {' and '.join(carried)} before {at(place)}"
+            # The steps of one sequence are one graph: it is cut where the method begins.
+            loops = source.loops_around(statement)
+            if loops:
+                edit = source.insert_lines(loops[-1], text, after=False)
+            else:
+                edit = source.insert_before(statement, text)
             yield candidate(title, source.path, [edit])
 
 
@@ -151,13 +351,14 @@ class RetainGraph:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in (*case.culprits, *case.victims):
-            if "freed the graph" not in place.label:
-                continue
+        places = [p for p in (*case.culprits, *case.victims) if "freed the graph" in p.label]
+        for place in places or case.failed_at[:1]:
             source = case.source(place)
             statement = source.small_statement_at(place.line) if source is not None else None
             for node in source.nodes(statement) if source and statement is not None else ():
                 if not isinstance(node, cst.Call) or source is None:
+                    continue
+                if any(a.keyword and a.keyword.value == "retain_graph" for a in node.args):
                     continue
                 if source.code(node.func).rsplit(".", 1)[-1] in {"backward", "grad"}:
                     edit = with_keyword(source, node, "retain_graph=True")
@@ -166,4 +367,12 @@ class RetainGraph:
                     break
 
 
-STRATEGIES = (OneCallLess(), DetachState(), DetachCarried(), RetainGraph())
+STRATEGIES = (
+    OneCallLess(),
+    StartTheSumAnew(),
+    DetachedReset(),
+    DetachState(),
+    DetachAfterBackward(),
+    DetachCarried(),
+    RetainGraph(),
+)

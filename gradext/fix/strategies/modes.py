@@ -50,25 +50,29 @@ class WithGradMode:
                 continue
             yield self._block(source, place, place.line)
             yield self._switch(source, place)
-            if case.code == "GX104":  # the line is within the block that made the view
-                statement = source.small_statement_at(place.line)
-                for outer in source.above(statement) if statement is not None else ():
-                    yield self._block(source, place, source.lines_of(outer)[0])
+        if case.code != "GX104":
+            return
+        for place in (p for site in (*case.victims, *case.culprits) for p in site.way):
+            source = case.source(place)  # the line is within the block that made the view
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is None or statement is None:
+                continue
+            for outer in source.above(statement):
+                yield self._of(source, outer)
 
     def _block(self, source: Source, place: Place, line: int) -> Candidate | None:
-        import libcst as cst
-
         edits: list[Edit | None] = []
         for node in source.nodes():
-            if source.lines_of(node)[0] != line:
-                continue
-            if isinstance(node, cst.Decorator) and "no_grad" in source.code(node.decorator):
-                edits.append(Edit(*source.lines_span(node), ""))
-            if isinstance(node, cst.With):
-                for item in node.items:
-                    if "no_grad" in source.code(item.item):
-                        edits.append(source.replace(item.item, "torch.enable_grad()"))
+            if source.lines_of(node)[0] == line:
+                edits += _without_mode(source, node)
         return candidate(f"leave grad mode on at {at(place)}", source.path, edits)
+
+    def _of(self, source: Source, outer: Any) -> Candidate | None:
+        edits = _without_mode(source, outer)
+        for decorator in getattr(outer, "decorators", ()):
+            edits += _without_mode(source, decorator)
+        where = f"{source.path.rsplit('/', 1)[-1]}:{source.lines_of(outer)[0]}"
+        return candidate(f"leave grad mode on at {where}", source.path, edits)
 
     def _switch(self, source: Source, place: Place) -> Candidate | None:
         import libcst as cst
@@ -82,6 +86,46 @@ class WithGradMode:
                 edit = source.replace(value, "True")
                 return candidate(f"leave grad mode on at {at(place)}", source.path, [edit])
         return None
+
+
+_OFF = ("no_grad", "inference_mode")
+
+
+def _without_mode(source: Source, node: Any) -> list[Edit | None]:
+    """The edits that let a decorator or a `with` leave grad mode on."""
+    import libcst as cst
+
+    edits: list[Edit | None] = []
+    if isinstance(node, cst.Decorator) and any(n in source.code(node.decorator) for n in _OFF):
+        edits.append(Edit(*source.lines_span(node), ""))
+    if isinstance(node, cst.With):
+        for item in node.items:
+            if any(name in source.code(item.item) for name in _OFF):
+                edits.append(source.replace(item.item, "torch.enable_grad()"))
+    return edits
+
+
+class InputThatRequiresGrad:
+    """What goes into a reentrant checkpoint, or another Function, is made to require grad."""
+
+    codes = frozenset({"GX301", "GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.victims:
+            if "does not require grad" not in place.label:
+                continue
+            source = case.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            value = getattr(statement, "value", None)
+            if source is None or not isinstance(statement, cst.Assign) or value is None:
+                continue
+            text = source.code(value)
+            simple = isinstance(value, (cst.Call, cst.Name, cst.Attribute, cst.Subscript))
+            made = f"{text if simple else f'({text})'}.requires_grad_()"
+            title = f"let what goes in require grad at {at(place)}"
+            yield candidate(title, source.path, [source.replace(value, made)])
 
 
 class NonReentrantCheckpoint:
@@ -110,4 +154,9 @@ class NonReentrantCheckpoint:
                     yield candidate(title, source.path, [source.replace(given[0].value, "False")])
 
 
-STRATEGIES = (NonReentrantCheckpoint(), NoGradForInferenceMode(), WithGradMode())
+STRATEGIES = (
+    NonReentrantCheckpoint(),
+    InputThatRequiresGrad(),
+    NoGradForInferenceMode(),
+    WithGradMode(),
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at
+from gradext.fix.case import Candidate, Case, Place, at, candidate
 from gradext.fix.edits import Edit, Source
+from gradext.fix.strategies.cuts import with_keyword
+from gradext.fix.strategies.graph import assigned
 
 
 class BelowTheBackward:
@@ -24,6 +26,8 @@ class BelowTheBackward:
             )
             for inner, outer in both:
                 found = self._moved(case, inner, outer)
+                if found is not None and EachItsOwn().of(case, inner, outer) is not None:
+                    break  # the first optimizer would step with what the second loss adds
                 if found is not None:
                     yield found
                     break  # further out the two are on one line
@@ -76,4 +80,177 @@ def _in_one_block(source: Source, first: Any, last: Any) -> tuple[Any, int, int]
     return None
 
 
-STRATEGIES = (BelowTheBackward(),)
+class EachItsOwn:
+    """Both backward() calls run before either step, and each for its own optimizer's parameters.
+
+    What the second one adds to the parameters of the first would otherwise be stepped with.
+    """
+
+    codes = frozenset({"GX101"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        for culprit in case.culprits[:2]:
+            both = (
+                (inner, outer)
+                for inner in culprit.way
+                for outer in case.failed_at
+                if (inner.file, inner.function) == (outer.file, outer.function)
+            )
+            for inner, outer in both:
+                yield self.of(case, inner, outer)
+                break
+
+    def of(self, case: Case, step: Place, backward: Place) -> Candidate | None:
+        source = case.source(step)
+        if source is None:
+            return None
+        lines = [source.small_statement_at(place.line) for place in (step, backward)]
+        found = _in_one_block(source, *lines) if None not in lines else None
+        if found is None:
+            return None
+        body, begin, end = found
+        first = next(
+            (n for n in range(begin - 1, -1, -1) if _call(source, body[n], "backward")), None
+        )
+        second_step = next(
+            (n for n in range(end + 1, len(body)) if _call(source, body[n], "step")), None
+        )
+        if not begin < end or first is None or second_step is None:
+            return None
+        calls = [_call(source, body[first], "backward"), _call(source, body[end], "backward")]
+        owners = [
+            source.code(call.func.value)
+            for n in (begin, second_step)
+            if (call := _call(source, body[n], "step")) is not None
+        ]
+        if len(set(owners)) < 2 or any(
+            a.keyword is not None and a.keyword.value == "inputs" for c in calls for a in c.args
+        ):
+            return None
+        edits = [
+            with_keyword(
+                source, call, f'inputs=[p for g in {owner}.param_groups for p in g["params"]]'
+            )
+            for call, owner in zip(calls, owners, strict=True)
+        ]
+        start, stop = source.lines_span(body[begin])
+        target = source.lines_span(body[end])[1]
+        text = source.text[start:stop]
+        edits += [Edit(start, stop, ""), Edit(target, target, text)]
+        title = f"move {at(step)} below the backward() at {at(backward)}, each for its own leaves"
+        return Candidate(title, tuple((source.path, edit) for edit in edits))
+
+
+def _call(source: Source, statement: Any, method: str) -> Any:
+    """The call `x.method(...)` of a simple line; None where it has none."""
+    import libcst as cst
+
+    if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) > 1:
+        return None
+    for node in source.nodes(statement):
+        is_call = isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute)
+        if is_call and node.func.attr.value == method:  # type: ignore[attr-defined]
+            return node
+    return None
+
+
+class ComputeAnew:
+    """What was computed with the old values is computed below the write, from the new ones."""
+
+    codes = frozenset({"GX101", "GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        used = case.victims[:2] if case.code == "GX101" else case.culprits[:1]
+        for place in used:
+            both = (
+                (inner, outer)
+                for inner in place.way
+                for outer in case.failed_at
+                if (inner.file, inner.function) == (outer.file, outer.function)
+            )
+            for inner, outer in both:
+                yield self._of(case, inner, outer)
+                break
+
+    def _of(self, case: Case, save: Place, backward: Place) -> Candidate | None:
+        import libcst as cst
+
+        source = case.source(save)
+        if source is None:
+            return None
+        lines = [source.small_statement_at(place.line) for place in (save, backward)]
+        if not isinstance(lines[0], cst.Assign) or lines[1] is None:
+            return None
+        found = _in_one_block(source, *lines)
+        if found is None:
+            return None
+        body, begin, end = found
+        if not begin < end:
+            return None
+        title = f"compute {at(save)} anew before the backward() at {at(backward)}"
+        if isinstance(body[end], (cst.For, cst.While)):
+            loop = body[end]
+            first = loop.body.body[0] if isinstance(loop.body, cst.IndentedBlock) else None
+            text = source.code(lines[0])
+            if first is None or "\n" in text:
+                return None
+            edits = [source.insert_lines(first, text, after=False)]
+            if not _reads(source, body[begin + 1 : end], set(assigned(source, lines[0]))):
+                edits.append(Edit(*source.lines_span(body[begin]), ""))
+            title = f"compute {at(save)} anew in each round"
+            return candidate(title, source.path, edits)
+        if case.code != "GX101":
+            return None
+        return self._moved(source, body, begin, end, title)
+
+    def _moved(
+        self, source: Source, body: Any, begin: int, end: int, title: str
+    ) -> Candidate | None:
+        """The lines from `begin` on that the loss is computed by, below all before line `end`."""
+        tainted: set[str] = set()
+        chain: list[int] = []
+        for n in range(begin, end):
+            names = _bound(source, body[n])
+            if names and (n == begin or _reads(source, [body[n]], tainted)):
+                tainted |= names
+                chain.append(n)
+        needed, kept = _names_in(source, body[end]), []
+        for n in reversed(chain):
+            if _bound(source, body[n]) & needed:
+                needed |= _names_in(source, body[n])
+                kept.append(n)
+        if begin not in kept:
+            return None
+        kept.reverse()
+        text, edits = "", []
+        for n in kept:
+            start, stop = source.lines_span(body[n])
+            text += source.text[start:stop]
+            others = [body[k] for k in range(n + 1, end) if k not in kept]
+            if not _reads(source, others, _bound(source, body[n])):
+                edits.append(Edit(start, stop, ""))
+        target = source.lines_span(body[end])[0]
+        edits.append(Edit(target, target, text))
+        return Candidate(title, tuple((source.path, edit) for edit in edits))
+
+
+def _bound(source: Source, statement: Any) -> set[str]:
+    """The plain names that a simple line assigns; nothing where it does more than that."""
+    import libcst as cst
+
+    if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) > 1:
+        return set()
+    return set(assigned(source, statement.body[0]))
+
+
+def _names_in(source: Source, node: Any) -> set[str]:
+    import libcst as cst
+
+    return {n.value for n in source.nodes(node) if isinstance(n, cst.Name)}
+
+
+def _reads(source: Source, statements: Any, names: set[str]) -> bool:
+    return any(_names_in(source, statement) & names for statement in statements)
+
+
+STRATEGIES = (EachItsOwn(), BelowTheBackward(), ComputeAnew())

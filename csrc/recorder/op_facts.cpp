@@ -57,10 +57,19 @@ bool gives_indices(const std::string& name) {
   return names.count(name) != 0;
 }
 
-// Steps: they have a derivative, and it is zero everywhere.
+// Steps and draws: they have a derivative, and it is zero everywhere.
 bool is_flat(const std::string& name) {
   static const std::unordered_set<std::string> names = {
-      "aten::round", "aten::floor", "aten::ceil", "aten::trunc", "aten::sign", "aten::sgn"};
+      "aten::round",
+      "aten::floor",
+      "aten::ceil",
+      "aten::trunc",
+      "aten::sign",
+      "aten::sgn",
+      // Draws: of what the distribution is made of.
+      "aten::bernoulli",
+      "aten::normal",
+      "aten::poisson"};
   return names.count(name) != 0;
 }
 

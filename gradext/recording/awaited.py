@@ -42,30 +42,38 @@ class Waiting:
     """Those of one recording, by the finding that they are."""
 
     def __init__(self) -> None:
-        self._found: dict[Any, tuple[list[Awaited], int]] = {}
+        self._found: dict[Any, list[_Look]] = {}  # the looks that were taken at it, latest last
 
     def add(self, key: Any, found: Sequence[Awaited]) -> None:
-        known, count = self._found.get(key, ([], 0))
-        if known or len(self._found) < _MOST:
-            self._found[key] = ([*known, *found], count + 1)
+        if key in self._found or len(self._found) < _MOST:
+            self._found.setdefault(key, []).append(_Look(tuple(found), 1))
 
     def again(self, key: Any) -> list[Diagnosis]:
         """The finding has been made once more: what is told of it now, each time it happened."""
         known = self._found.get(key)
-        if known is None:
+        if not known:
             return []
-        found, count = known
-        self._found[key] = (found, count + 1)
-        return self._told(key) if count + 1 >= OFTEN else []
+        known[-1].count += 1
+        return self._told(key) if sum(look.count for look in known) >= OFTEN else []
 
     def settle(self) -> list[Diagnosis]:
         """Nothing more is to come."""
         return [diagnosis for key in list(self._found) for diagnosis in self._told(key)]
 
     def _told(self, key: Any) -> list[Diagnosis]:
-        found, count = self._found[key]
-        told = [diagnosis for one in found if (diagnosis := one.diagnosis()) is not None]
-        self._found[key] = (found, 0)
+        told: list[Diagnosis] = []
+        for look in self._found[key]:
+            said = [found for one in look.found if (found := one.diagnosis()) is not None]
+            told += said * look.count
+            look.count = 0
         if not told:
             del self._found[key]
-        return told * count
+        return told
+
+
+@dataclasses.dataclass
+class _Look:
+    """What was found when a finding was looked at, and how often that has been so."""
+
+    found: tuple[Awaited, ...]
+    count: int

@@ -105,9 +105,13 @@ class Known:
         variants.append(_variant(finding, diagnoses, live))
 
 
+_LOST_LEAVES = _C.SUSPICIONS["LOST_LEAVES"]
+
+
 def of_hidden_cuts(outputs: Any, why: int) -> Finding | None:
     """GX304, or that there is none: by the call, and by what its leaves and terms were made of."""
-    _, places, details, tensor, counter = _C.finding_hidden(outputs, why)
+    # What has left the graph is looked at once for each place; it makes no other finding.
+    _, places, details, tensor, counter = _C.finding_hidden(outputs, why & ~_LOST_LEAVES)
     if places is None:
         return None
     return Finding(("hidden", places), (details,), "", tensor, counter)

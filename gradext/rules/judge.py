@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import raw
 from gradext.diagnosis.model import Diagnosis
+from gradext.native import _C
 from gradext.objects.naming import Names
 from gradext.recording.awaited import Awaited
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
 from gradext.rules.codes import (
+    gx304_lost_leaf,
     gx304_silent_checkpoint,
     gx304_silent_cut,
     gx305_non_leaf_grad,
@@ -34,6 +36,10 @@ __all__ = [
     "of_silent_writes",
     "recognise",
 ]
+
+
+# A value left the graph, and no backward has reached what is behind it.
+LOST_LEAVES = _C.SUSPICIONS["LOST_LEAVES"]
 
 
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
@@ -65,10 +71,13 @@ def of_silent_cuts(
     if not recording.cuts:
         return []
     data = recording.data
-    return [
+    found: list[Diagnosis | Awaited] = [
         *gx304_silent_checkpoint.silent(outputs, data),
         *gx304_silent_cut.silent(outputs, why, data),
     ]
+    if why & LOST_LEAVES and not found:
+        found += gx304_lost_leaf.silent(outputs, data)
+    return found
 
 
 def of_empty_grad(tensor: Any, recording: Recording) -> list[Diagnosis]:

@@ -109,10 +109,60 @@ case(
 )  # fmt: skip
 
 
+case(
+    "GX303", "target_is_detached_beside_the_cut", """
+    head = nn.Linear(3, 2)
+    def evaluate(e):
+        return head(e.data[:, 0])  #C
+    def perturb(e, state):
+        noise = torch.zeros_like(e).requires_grad_()
+        out = evaluate(e.detach() + noise)
+        off = F.mse_loss(out, state.softmax(-1).detach())  #V
+        return torch.autograd.grad(off, noise)  #V
+    e = torch.rand(4, 5, 3)
+    perturb(e, evaluate(e))
+    """,
+    ("e.data[:, 0]", "e[:, 0]"),
+    text=("`noise`", "its path to them ends at `.data`"),
+)  # fmt: skip
+case(
+    "GX303", "teacher_is_detached_nearer_to_the_loss", """
+    student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)
+    class Warp:
+        def __call__(self, image, shift):
+            moved = image + shift
+            return moved.detach()  #C
+    shift = torch.zeros(2, requires_grad=True)
+    image = torch.rand(6, 2)
+    features = student(Warp()(image, shift))  #V
+    goal = teacher(image).detach()
+    loss = (features - goal).pow(2).sum()
+    torch.autograd.grad(loss, shift)  #V
+    """,
+    ("moved.detach()", "moved"),
+    text=("`shift`", "its path to them ends at `.detach()`"),
+)  # fmt: skip
+case(
+    "GX303", "one_of_two_inputs_goes_through_numpy", """
+    net = nn.Linear(4, 1)
+    def encode(p):
+        return torch.from_numpy(p.detach().numpy() * 3)  #C
+    p = torch.rand(5, 2, requires_grad=True)
+    q = torch.rand(5, 2, requires_grad=True)
+    weight = (q * 0.5).detach()
+    out = (net(torch.cat([encode(p), q], 1)) * weight.mean()).sum()  #V
+    torch.autograd.grad(out, [q, p])  #V
+    """,
+    ("torch.from_numpy(p.detach().numpy() * 3)", "p * 3"),
+    text=("`p`", "its path to them ends at"),
+)  # fmt: skip
+
+
 def test_what_is_not_known_is_not_said() -> None:
-    """What was detached is gone, so that it was made of `t` cannot be read off its graph."""
+    """The leaves behind what was detached are known, and the tensors in between are gone."""
     found = next(c for c in case if c.name == "network_is_fed_a_detached_copy")
-    (diagnosis,) = run(found.shown, found.name).diagnoses
+    text = found.shown.replace("u = forward(x, t)", "t = t * 2\nu = forward(x, t)")
+    (diagnosis,) = run(text, found.name).diagnoses
     assert any("whether `t` did is not known" in note for note in diagnosis.notes)
 
 

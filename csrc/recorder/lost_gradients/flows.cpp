@@ -385,6 +385,9 @@ void note_view(
   complete(flow, op.name, stack);
   add_leaves(watch, flow, Inputs{base.unsafeGetTensorImpl()});
   std::lock_guard lock(origins.mutex);
+  if (watch == Watch::kGrad && (flow.flags & kCut) != 0) {
+    add_lost(flow);  // a parameter may be made of it
+  }
   keep(origins, impl, flow);
 }
 
@@ -409,6 +412,9 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
       flow,
       Inputs{of.unsafeGetTensorImpl()});
   std::lock_guard lock(origins.mutex);
+  if (c10::GradMode::is_enabled() && (flow.flags & kCut) != 0) {
+    add_lost(flow);
+  }
   keep(origins, impl, flow);
 }
 

@@ -35,6 +35,21 @@ std::unordered_set<StackId>& judged_stacks() {
   return *stacks;
 }
 
+constexpr size_t kMostLost = 1024;
+
+struct Lost {
+  uint32_t behind = 0;
+  bool is_new = false;  // since the last backward
+  bool was_looked_at = false;
+  bool was_told = false;  // it is counted each time
+};
+
+// Guarded likewise, by where it was lost.
+std::unordered_map<StackId, Lost>& lost_values() {
+  static auto* values = new std::unordered_map<StackId, Lost>;
+  return *values;
+}
+
 // Too common to say where a number comes from.
 bool is_telling(double value) {
   return value == value && value != 0 && std::abs(value) != 1 && std::abs(value) != 2 &&
@@ -279,6 +294,63 @@ void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& r
   add_flat_node(NodeId{node->thread_id(), node->sequence_nr()});
 }
 
+void add_lost(const Flow& flow) {
+  if (Origins::get().leaves.are_reached(flow.behind)) {
+    return;
+  }
+  auto& lost = lost_values();
+  if (lost.size() >= kMostLost && lost.count(flow.stack) == 0) {
+    return;
+  }
+  Lost& at = lost[flow.stack];
+  at.behind = flow.behind;
+  at.is_new = true;
+}
+
+bool has_lost() {
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  bool found = false;
+  for (auto& [stack, lost] : lost_values()) {
+    const bool is_asked = lost.is_new && (lost.was_told || !lost.was_looked_at);
+    if (is_asked && !origins.leaves.are_reached(lost.behind)) {
+      lost.was_looked_at = true;
+      found = true;
+    }
+    lost.is_new = false;
+  }
+  return found;
+}
+
+void lost_was_told(const std::vector<StackId>& stacks) {
+  std::lock_guard lock(Origins::get().mutex);
+  for (const StackId stack : stacks) {
+    const auto known = lost_values().find(stack);
+    if (known != lost_values().end()) {
+      known->second.was_told = true;
+    }
+  }
+}
+
+void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value) {
+  const c10::TensorImpl& impl = *leaf.unsafeGetTensorImpl();
+  const c10::TensorImpl& given = *value.unsafeGetTensorImpl();
+  if (!cuts_are_on() || !c10::GradMode::is_enabled() || in_backward() || !is_wanted(impl) ||
+      !is_wanted(given) || !state::requires_grad(given) || state::is_leaf(given) ||
+      !state::is_leaf(impl)) {
+    return;
+  }
+  Flow flow;
+  flow.flags = kWritten;
+  complete(flow, op);
+  flow.behind = leaves_behind(Inputs{&given}, flow.stack);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  add_inputs(origins, flow, Inputs{&given});
+  add_lost(flow);
+  keep(origins, impl, flow);
+}
+
 void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   if (!tensor.defined() || !is_wanted(*tensor.unsafeGetTensorImpl()) || in_backward()) {
     return;
@@ -318,9 +390,22 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
     if (!origins.leaves.are_reached(flow.behind)) {
       ++pending_python;
     }
+    if (has_graph && at::isFloatingType(tensor.scalar_type())) {
+      add_lost(flow);
+    }
   }
   left.number = flow.number;
   thread.exits[thread.exit_count++ % thread.exits.size()] = std::move(left);
+}
+
+bool has_just_left(double value) {
+  const ThreadState& thread = thread_state();
+  if (thread.exit_count == 0) {
+    return false;
+  }
+  const Exit& last = thread.exits[(thread.exit_count - 1) % thread.exits.size()];
+  return last.value == value && last.epoch == thread.epoch &&
+         last.recording == ended_recordings.load();
 }
 
 void note_shared(uint32_t op, const at::Tensor& tensor) {
@@ -366,6 +451,11 @@ void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, dou
   }
   Origins& origins = Origins::get();
   complete(flow, op);
+  if (c10::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const auto* in) {
+        return state::requires_grad(*in);
+      })) {
+    flow.behind = leaves_behind(inputs, flow.stack);
+  }
   std::lock_guard lock(origins.mutex);
   add_inputs(origins, flow, inputs);
   if (is_floating && (flow.flags & kTaintCut) != 0) {
@@ -464,6 +554,7 @@ void judged(const std::vector<StackId>& stacks) {
 void forget_crossings() {
   forget_leaves();
   judged_stacks().clear();
+  lost_values().clear();
   merge_nodes().clear();
   pending_merges = 0;
   pending_rebuilt = 0;

@@ -23,8 +23,18 @@ inline bool notes_all_merges() {
          pending_checkpoints.load(std::memory_order_relaxed) > 0;
 }
 
+// A value with these leaves behind it has left the graph, as a number or as a constant, and no
+// backward has reached them: the next one is worth a look. Under the mutex of the origins.
+void add_lost(const Flow& flow);
+// Whether there has been such a value since the last call, and still no backward reaches what lies
+// behind it. Of one place of the program once, and from then on if it was told.
+bool has_lost();
+// Something was said of what is lost at these places.
+void lost_was_told(const std::vector<StackId>& stacks);
 // A value went to Python.
 void note_exit(uint32_t op, const at::Tensor& tensor, double value);
+// Whether the last value that went to Python from here and now was this number.
+bool has_just_left(double value);
 // numpy was given the memory of a tensor without gradient, and may write to it.
 void note_shared(uint32_t op, const at::Tensor& tensor);
 // A tensor was made by a function of Python's that no op shows. `inputs`: tensors among its data.
@@ -45,6 +55,8 @@ void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& r
 bool uses_merge(const std::vector<NodeId>& nodes);
 // Marks call sites as already diagnosed: later merges at the same sites are not recorded.
 void judged(const std::vector<StackId>& stacks);
+// `leaf.data = value`, of a value that has a history.
+void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value);
 // The program set `requires_grad`.
 void note_flag(const at::Tensor& tensor, bool value);
 

@@ -153,6 +153,7 @@ uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, 
   if (accumulates && cuts_are_on()) {
     suspicious |= has_leaf_root(roots) ? kLeafRoot : 0;
     suspicious |= uses_merge(event.nodes) ? kConstantTerm : 0;
+    suspicious |= awaited && !event.nodes.empty() && has_lost() ? kLostLeaves : 0;
     suspicious |= pending_rebuilt.exchange(0) > 0 ? kRebuiltLeaf : 0;
     pending_python = 0;
     ++thread_state().epoch;

@@ -17,6 +17,7 @@ enum Suspicion : uint32_t {
   kLeafRoot = 2,        // backward() of a tensor that has no history
   kConstantTerm = 4,    // a term that should have a gradient was added as a number
   kRebuiltLeaf = 8,     // requires_grad was set on a value that had been to Python
+  kLostLeaves = 16,     // a value left the graph, and no backward has reached what is behind it
 };
 // The engine is about to run on the graph below `roots` (tensors or GradientEdges); the sum of what
 // speaks against it. `accumulates`: it is backward(), not grad().

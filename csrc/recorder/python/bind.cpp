@@ -98,10 +98,12 @@ void bind(py::module_& m) {
   suspicions["LEAF_ROOT"] = int{kLeafRoot};
   suspicions["CONSTANT_TERM"] = int{kConstantTerm};
   suspicions["REBUILT_LEAF"] = int{kRebuiltLeaf};
+  suspicions["LOST_LEAVES"] = int{kLostLeaves};
   m.attr("SUSPICIONS") = suspicions;
   m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
   m.def("recorder_active", &active);
   m.def("recorder_judged", &judged);
+  m.def("recorder_lost_told", &lost_was_told);
   bind_snapshot(m);
   m.def("recorder_frames", &frames);
   m.def("recorder_stack", [] { return pinned(capture_stack()); });

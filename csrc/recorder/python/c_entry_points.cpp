@@ -38,6 +38,7 @@ enum Entry : size_t {
   kRequiresGrad,
   kNumpy,
   kToList,
+  kFloat,
   kTensor,
   kAsTensor,
   kAsArray,
@@ -57,6 +58,7 @@ constexpr std::array<const char*, kEntries> kNames = {
     "Tensor.requires_grad_",
     "Tensor.numpy",
     "Tensor.tolist",
+    "Tensor.__float__",
     "torch.tensor",
     "torch.as_tensor",
     "torch.asarray",
@@ -192,6 +194,13 @@ void after(
       if (entry == kNumpy) {
         note_shared(name, THPVariable_Unpack(self));
       }
+    }
+    return;
+  }
+  if (entry == kFloat) {
+    // `float(t)` is an op, which says so; torch.Tensor([t]) converts where no op is seen.
+    if (cuts_are_on() && is_tensor(self) && !has_just_left(number_in(result))) {
+      note_exit(name, THPVariable_Unpack(self), number_in(result));
     }
     return;
   }
@@ -344,11 +353,15 @@ PyObject* get_data(PyObject* self, void* closure) {
 // `tensor.data = other`: the tensor has other memory now, and its counter says nothing.
 int set_data(PyObject* self, PyObject* value, void* closure) {
   const int status = data_attribute.original->set(self, value, closure);
-  const bool is_stopped = status == 0 && active() && aside([&] {
-                            if (is_tensor(self)) {
-                              note_exchange(data_attribute.name, THPVariable_Unpack(self));
-                            }
-                          });
+  const bool is_stopped =
+      status == 0 && active() && aside([&] {
+        if (is_tensor(self)) {
+          note_exchange(data_attribute.name, THPVariable_Unpack(self));
+          if (is_tensor(value)) {
+            note_given(data_attribute.name, THPVariable_Unpack(self), THPVariable_Unpack(value));
+          }
+        }
+      });
   return is_stopped ? -1 : status;
 }
 
@@ -454,6 +467,7 @@ py::list patch_all(py::object empty_grad) {
   tried(patch<kRequiresGrad>(of_tensor("requires_grad_").ptr()), "Tensor.requires_grad_");
   tried(patch<kNumpy>(of_tensor("numpy").ptr()), "Tensor.numpy");
   tried(patch<kToList>(of_tensor("tolist").ptr()), "Tensor.tolist");
+  tried(patch<kFloat>(of_tensor("__float__").ptr()), "Tensor.__float__");
   tried(patch<kNewTensor>(of_tensor("new_tensor").ptr()), "Tensor.new_tensor");
   tried(patch<kDataPtr>(of_tensor("data_ptr").ptr()), "Tensor.data_ptr");
   tried(patch<kStorage>(of_tensor("untyped_storage").ptr()), "Tensor.untyped_storage");

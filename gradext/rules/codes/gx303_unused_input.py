@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradext.base import package, raw
 from gradext.diagnosis.model import Diagnosis, Site
+from gradext.native import _C
 from gradext.recording.events import Flow
 from gradext.rules.graph_copy import Graph
 from gradext.rules.wording import constants, cuts, node_sites
@@ -117,13 +118,21 @@ def _where_it_ends(data: Data, graph: Graph, call: Any, wanted: _Unused) -> _End
         # the functions tell, may be of any other tensor.
         if not isinstance(step.origin, Flow) or not step.is_sure:
             continue
-        is_taken = step.origin.source == wanted.tensor or _leads_to(step.origin.source, wanted)
+        is_taken = step.origin.source == wanted.tensor or _lies_behind(step.origin, wanted)
         if is_taken is False:
             continue
         told = cuts.describe(data, step)
         if told is not None and told.sites:
             ends.append(_End(told, bool(is_taken)))
     return min(ends, key=lambda end: (not end.is_sure, end.cut.step.depth), default=None)
+
+
+def _lies_behind(cut: Flow, wanted: _Unused) -> bool | None:
+    """Whether what was cut off was computed from the input; None where nobody knows."""
+    known = _C.leaves_behind(cut.number)
+    if known and wanted.node is None:
+        return any(leaf == wanted.tensor for leaf, _, _ in known)
+    return _leads_to(cut.source, wanted)
 
 
 def _leads_to(source: int, wanted: _Unused) -> bool | None:
@@ -241,7 +250,6 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
     """The inputs that no node of the outputs' graph belongs to; that of the message first."""
     import torch
 
-    from gradext.native import _C
     from gradext.objects import naming
 
     local = dict(naming.locals_of(frame))

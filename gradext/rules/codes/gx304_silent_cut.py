@@ -34,6 +34,9 @@ LEAF_ROOT, CONSTANT_TERM = _C.SUSPICIONS["LEAF_ROOT"], _C.SUSPICIONS["CONSTANT_T
 REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 
+_DECIDES = ("integer", "op", "function", "step")  # kinds of cuts
+
+
 def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis | Awaited]:
     """GX304: what is about to run backward carries no gradient where it should."""
     from gradext.source import live_frames
@@ -182,7 +185,7 @@ def _straight(rows: Sequence[Any]) -> frozenset[tuple[int, int]]:
 def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis | Awaited]:
     """Values that were made of gradients, rebuilt from numbers, or decided, within this graph."""
     graph = _Graph.below(outputs)
-    found: dict[tuple[str, int], Diagnosis | Awaited] = {}
+    found: dict[tuple[str, int], _Told] = {}
     names = Owners(live)
     leaves = LostLeaves(graph.leaves, names)
     merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
@@ -198,15 +201,36 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
         if told is None:
             harmless |= {merge.stack, *(step.origin.stack for step in _guessed(chain))}
             continue
-        line, diagnosis = told
         harmful.add(merge.stack)
-        found.setdefault(line, diagnosis)
+        found.setdefault(told.line, told)
     # Those are counted each time (gradext.recording.findings); the others are not looked at again.
     _C.recorder_judged([*harmless - harmful])
-    return list(found.values())
+    return _without_echoes([*found.values()])
 
 
-_Told = tuple[tuple[str, int], "Diagnosis | Awaited"]  # by the culprit's line
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What is told of one merge.
+
+    Attributes:
+        line: the culprit's. copied, decided: the leaves that lose their gradient to a number or a
+            copy; to a comparison, an index or a draw.
+    """
+
+    line: tuple[str, int]
+    diagnosis: Diagnosis | Awaited
+    copied: frozenset[int] = frozenset()
+    decided: frozenset[int] = frozenset()
+
+
+def _without_echoes(found: Sequence[_Told]) -> list[Diagnosis | Awaited]:
+    """Without decisions on values that a number or a copy has taken from the graph as well.
+
+    The score of an action that was drawn (`log_prob`) is what its policy learns by: where that has
+    become a number, the draw is not to blame.
+    """
+    copied = {leaf for told in found for leaf in told.copied}
+    return [told.diagnosis for told in found if not told.decided or not told.decided <= copied]
 
 
 def _of_gradients(
@@ -227,7 +251,7 @@ def _of_gradients(
     diagnosis = _constant_term(data, merge, cut, live, names)
     if diagnosis is None or optimizer_step.is_step_along(diagnosis.victims[0], cut.sites[0]):
         return None
-    return sites.line_of(cut.sites[0]), diagnosis
+    return _Told(sites.line_of(cut.sites[0]), diagnosis)
 
 
 def _guessed(chain: Chain) -> list[Step]:
@@ -286,7 +310,7 @@ def _of_constants(
         (cut, is_read)
         for cut, is_read in _cuts_behind(data, merge, chain)
         # no_grad says that a constant is meant
-        if cut.kind in ("read", "copy", "detach", "integer", "op", "function", "step")
+        if cut.kind in ("read", "copy", "detach", *_DECIDES)
     ]
     if not cuts:
         return None
@@ -295,14 +319,15 @@ def _of_constants(
         read = [
             (cut, is_read, leaves.behind(cut.step.origin))
             for cut, is_read in cuts
-            if cut.kind in ("read", "copy") or _goes_to_python(cut)
+            if cut.kind in ("read", "copy") or _goes_to_python(data, cut)
         ]
         read = [entry for entry in read if entry[2]]
-        if not read:
-            return None
-        cut, is_read, behind = min(read, key=lambda entry: entry[0].step.depth)
-        term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
-        return (sites.line_of(cut.sites[0]), term) if term is not None else None
+        if read:
+            cut, is_read, behind = min(read, key=lambda entry: entry[0].step.depth)
+            term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
+            line = sites.line_of(cut.sites[0])
+            return _Told(line, term, copied=frozenset(behind)) if term is not None else None
+        cuts = [(cut, is_read) for cut, is_read in cuts if cut.kind in _DECIDES]
     lost = [
         (cut, is_read, missed)
         for cut, is_read in cuts
@@ -322,19 +347,30 @@ def _of_constants(
     backward = sites.site(stack_of(live), label="backward() ends at this constant")
     if into is None:
         return None
-    say = _decided if cut.kind in ("integer", "op", "function", "step") else _rebuilt_value
+    decides = cut.kind in _DECIDES
+    say = _decided if decides else _rebuilt_value
     mend, notes = fix(data, cut), (_READ_IN_SOURCE,) if is_read else ()
     known = dataclasses.replace(
         cut, step=cast(Any, None)
     )  # what waits keeps no copy of the recording
-    return line, Awaited(missed, lambda names: say(known, into, backward, names, mend, notes))
+    awaited = Awaited(missed, lambda names: say(known, into, backward, names, mend, notes))
+    ids = frozenset(missed)
+    return _Told(line, awaited, frozenset() if decides else ids, ids if decides else frozenset())
 
 
-def _goes_to_python(cut: Cut) -> bool:
-    return any(
-        isinstance(step.origin, Flow) and step.origin.has(events.TO_PYTHON)
-        for step in cut.step.way()
-    )
+def _goes_to_python(data: Data, cut: Cut) -> bool:
+    """Whether the function that detached a value made a number of it.
+
+    What is detached and handed to another function is a constant by intention.
+    """
+    here = cut.sites[0].frame
+    for step in cut.step.way():
+        origin = step.origin
+        if isinstance(origin, Flow) and origin.has(events.TO_PYTHON):
+            left = next((f for f in data.frames(origin.stack) if f.is_user), None)
+            if left is not None and (left.file, left.function) == (here.file, here.function):
+                return True
+    return False
 
 
 def _described(data: Data, step: Step, known: dict[tuple[object, ...], Cut | None]) -> Cut | None:

@@ -42,6 +42,7 @@ _STAND_INS = {
 _LEAVES = re.compile(r"\.(?:detach\(\)|data)(?:\.\w+\([^()]*\))*\.(?:numpy|tolist|item)\(\)")
 _READS = {
     "aten::_local_scalar_dense": "item()",
+    "Tensor.__float__": "__float__()",
     "Tensor.numpy": "numpy()",
     "Tensor.tolist": "tolist()",
 }
@@ -92,6 +93,10 @@ def describe(data: Data, step: Step) -> Cut | None:
         return Cut(step, (here,), "`torch.autograd.grad()` without create_graph=True", "grad")
     if origin.has(events.TO_PYTHON):
         read = _READS.get(op, op)
+        made = re.search(r"\b(torch\.(?:\w+)?Tensor)\(", here.frame.code)
+        if op == "Tensor.__float__" and made:
+            label = f"{made[1]}() copies the values, not their history"
+            return Cut(step, (dataclasses.replace(here, label=label),), f"`{made[1]}()`", "copy")
         if op == "aten::_local_scalar_dense" and ".item(" not in here.frame.code:
             converted = re.search(r"\b(float|int|bool)\(", here.frame.code)
             if converted:

@@ -7,8 +7,6 @@ import textwrap
 import pytest
 from cases import Case, Cases, check_broken, check_mended, run
 
-from gradext.recording import time_share
-
 case = Cases()
 
 # --- numbers that Python computes with ------------------------------------------------------------
@@ -401,13 +399,3 @@ def test_silent(name: str) -> None:
     ran = run(textwrap.dedent(SILENT[name]).lstrip("\n"), f"lost-leaves-{name}")
     assert ran.error is None
     assert ran.diagnoses == []
-
-
-def test_what_is_told_is_counted_each_time() -> None:
-    told = next(known for known in case if known.name == "factor_that_is_a_float")
-    again = told.shown.replace("torch.rand(2, 4, 3)", "torch.rand(9, 4, 3)")
-    time_share.lift(1)  # a loaded machine would leave some out
-    try:
-        assert len(run(again, "nine-times").diagnoses) == 9
-    finally:
-        time_share.lift(-1)

@@ -120,7 +120,12 @@ def describe(data: Data, step: Step) -> Cut | None:
         here = dataclasses.replace(here, label=f"{name} leaves the graph here")
         after = step.after.origin if step.after is not None else None
         # numpy() takes no tensor that requires grad: detach() alone is not to blame.
-        needed = isinstance(after, Flow) and after.op == "Tensor.numpy"
+        # Where another function makes an array of it, a constant was handed over by intention.
+        needed = (
+            isinstance(after, Flow)
+            and after.op == "Tensor.numpy"
+            and _function_of(data, after) == _function_of(data, origin)
+        )
         return Cut(step, (here,), f"`{name}`", "read" if needed else "detach")
     if origin.has(events.NOT_FLOATING):
         what = _SPOKEN.get(op_names.bare(op), f"`{op_names.bare(op)}`")
@@ -132,6 +137,12 @@ def describe(data: Data, step: Step) -> Cut | None:
         return Cut(step, (here,), f"`{op_names.bare(op)}`", "step")
     here = dataclasses.replace(here, label=f"{op_names.bare(op)} is not differentiable")
     return Cut(step, (here,), f"`{op_names.bare(op)}`", "op")
+
+
+def _function_of(data: Data, flow: Flow) -> tuple[str, str] | None:
+    """The function of the program that a flow was noted in."""
+    frame = next((frame for frame in data.frames(flow.stack) if frame.is_user), None)
+    return (frame.file, frame.function) if frame is not None else None
 
 
 def _of_inference(data: Data, step: Step, here: Site) -> Cut:

@@ -279,28 +279,45 @@ struct FlagChange {
   X(thread, e.thread)           \
   X(sequence, e.sequence)
 
-// Positions in a row, by name.
+// The kinds of events that the journal keeps the latest of, in one ring each: X(table, Event,
+// COLUMNS, sixteenths). `table` is the ring's name and Python's, a plural with an s; `Event` has an
+// `order` and a `stack`; `COLUMNS` names the list above; `sixteenths` is the ring's share of a
+// recording's memory. A row here is all that a new kind needs to be kept, copied out, counted where
+// it is dropped, and to have its stacks held (docs/architecture.md has the other places).
+#define GRADEXT_RINGS(X)     \
+  X(writes, Write, WRITE, 5) \
+  X(views, View, VIEW, 2)
+
+// All tables of a snapshot: also those whose events are kept by thread, or by what lives.
+#define GRADEXT_TABLES(X)    \
+  GRADEXT_RINGS(X)           \
+  X(saves, Save, SAVE, 2)    \
+  X(births, Birth, BIRTH, 1) \
+  X(flows, Flow, FLOW, 3)    \
+  X(flags, FlagChange, FLAG, 0)
+
+#define GRADEXT_SHARE(table, Event, COLUMNS, sixteenths) table = sixteenths,
+struct Sixteenths {
+  enum : size_t { GRADEXT_TABLES(GRADEXT_SHARE) };
+};
+#undef GRADEXT_SHARE
+
+#define GRADEXT_SHARE(table, Event, COLUMNS, sixteenths) +sixteenths
+constexpr size_t kSixteenthsOfTables = GRADEXT_TABLES(GRADEXT_SHARE);
+#undef GRADEXT_SHARE
+
+// WriteColumn, ViewColumn ...: positions in a row by name, and the names in their order.
 #define GRADEXT_COLUMN_NAME(name, value) name,
-struct WriteColumn {
-  enum : size_t { GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct ViewColumn {
-  enum : size_t { GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct SaveColumn {
-  enum : size_t { GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct BirthColumn {
-  enum : size_t { GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct FlowColumn {
-  enum : size_t { GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct FlagColumn {
-  enum : size_t { GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
-struct NodeColumn {
-  enum : size_t { GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_NAME) kCount };
-};
+#define GRADEXT_COLUMN_TEXT(name, value) #name,
+#define GRADEXT_COLUMN_STRUCT(table, Event, COLUMNS, sixteenths)                                \
+  struct Event##Column {                                                                        \
+    enum : size_t { GRADEXT_##COLUMNS##_COLUMNS(GRADEXT_COLUMN_NAME) kCount };                  \
+    static constexpr const char* kNames[] = {GRADEXT_##COLUMNS##_COLUMNS(GRADEXT_COLUMN_TEXT)}; \
+  };
+GRADEXT_TABLES(GRADEXT_COLUMN_STRUCT)
+GRADEXT_COLUMN_STRUCT(nodes, NodeId, NODE, 0)  // the table of one Backward
+#undef GRADEXT_COLUMN_STRUCT
+#undef GRADEXT_COLUMN_TEXT
+#undef GRADEXT_COLUMN_NAME
 
 }  // namespace gradext::journal

@@ -24,24 +24,28 @@ Journal& Journal::get() {
   return *journal;
 }
 
-// Five sixteenths for writes and one for what memory held before some of them (before_writes.h in
-// the recorder's room), two for what they name (storages, counters, shapes), and two each for views
-// and for the saves of all threads (a save takes 16 bytes); the rest is for births and cuts
-// (Origins::set_memory).
+// The shares of the tables are in events.h (births, flows and flags take theirs in
+// Origins::set_memory). One more sixteenth is for what memory held before some of the writes
+// (before_writes.h in the recorder's room), and two for what events name: storages and counters
+// (one and a half), shapes (a half).
+constexpr size_t kSixteenthsOfNames = 2;
+static_assert(kSixteenthsOfTables + 1 + kSixteenthsOfNames == 16);
+
 void Journal::set_memory(size_t bytes) {
   std::lock_guard lock(mutex);
   memory_ = bytes;
-  writes.set_capacity(bytes / 16 * 5 / kWriteBytes);
   most_identities_ = bytes / 32 * 3 / kIdentityBytes;
   identities.set_capacity(most_identities_);
-  views.set_capacity(bytes / 8 / kViewBytes);
-  save_blocks.limit = std::max<size_t>(1, bytes / 8 / sizeof(decltype(SaveLog::saves)::Block));
+  each_ring([&](const char*, auto& ring, size_t sixteenths) {
+    ring.set_capacity(bytes / 16 * sixteenths / ring.event_bytes());
+  });
+  save_blocks.limit =
+      std::max<size_t>(1, bytes / 16 * Sixteenths::saves / sizeof(decltype(SaveLog::saves)::Block));
 }
 
 void Journal::clear() {
   std::lock_guard lock(mutex);
-  writes.clear();
-  views.clear();
+  each_ring([](const char*, auto& ring, size_t) { ring.clear(); });
   backwards.clear();
   refused.clear();
   backward_nodes = backwards_dropped = refused_dropped = 0;
@@ -94,16 +98,15 @@ void Journal::make_room_for_identities() {
   if (oldest == 0) {
     return;  // many had died
   }
-  const size_t room = memory_ / 16 * 7;
+  const size_t room = memory_ / 16 * (Sixteenths::writes + kSixteenthsOfNames);
   const size_t more = most_identities_ + most_identities_ / 8;
   if (writes.capacity_bytes() + more * kIdentityBytes < room) {
     most_identities_ = more;
     identities.set_capacity(more);
-    writes.set_capacity((room - more * kIdentityBytes) / kWriteBytes);
+    writes.set_capacity((room - more * kIdentityBytes) / sizeof(Write));
     return;
   }
-  writes.drop_through(oldest);
-  views.drop_through(oldest);
+  each_ring([&](const char*, auto& ring, size_t) { ring.drop_through(oldest); });
 }
 
 uint32_t Journal::intern_geometry(const c10::TensorImpl& impl) {

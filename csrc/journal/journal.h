@@ -66,8 +66,10 @@ class Journal {
   // room.
   uint32_t intern_geometry(const c10::TensorImpl& impl);
   Identities identities;
-  Ring<Write> writes;
-  Ring<View> views;
+  // `writes`, `views` ...: a ring for each kind of event of GRADEXT_RINGS.
+#define GRADEXT_RING(table, Event, COLUMNS, sixteenths) Ring<Event> table;
+  GRADEXT_RINGS(GRADEXT_RING)
+#undef GRADEXT_RING
   std::deque<Backward> backwards;
   std::deque<Refused> refused;
   Budget save_blocks;
@@ -76,6 +78,14 @@ class Journal {
   size_t backward_nodes = 0;
   size_t backwards_dropped = 0;
   size_t refused_dropped = 0;
+
+  // visit(name, ring, sixteenths) for each ring.
+  template <class Visit>
+  void each_ring(Visit&& visit) {
+#define GRADEXT_RING(table, Event, COLUMNS, sixteenths) visit(#table, table, sixteenths);
+    GRADEXT_RINGS(GRADEXT_RING)
+#undef GRADEXT_RING
+  }
 
   size_t geometry_bytes() const {
     return geometry_bytes_;
@@ -95,9 +105,7 @@ class Journal {
   size_t geometries_refused_ = 0;  // how many more are refused before old ones are looked for
 };
 
-// What one event costs.
-constexpr size_t kWriteBytes = sizeof(Write);
-constexpr size_t kViewBytes = sizeof(View);
+// What one save costs.
 constexpr size_t kSaveBytes = sizeof(Save);
 // What one known storage or counter costs: an entry and its place in a table.
 constexpr size_t kIdentityBytes = 64;

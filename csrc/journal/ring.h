@@ -56,6 +56,9 @@ class Ring {
   size_t size() const {
     return blocks_.empty() ? 0 : (blocks_.size() - 1) * kBlock + used_;
   }
+  static constexpr size_t event_bytes() {
+    return sizeof(Event);
+  }
   size_t capacity_bytes() const {
     return blocks_.size() * sizeof(Block);
   }

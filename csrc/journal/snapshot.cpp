@@ -12,9 +12,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <initializer_list>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -81,8 +83,9 @@ void name_stacks(std::vector<StackId>& stacks) {
   Journal& journal = Journal::get();
   {
     std::lock_guard lock(journal.mutex);
-    journal.writes.each([&](const Write& e) { name(stacks, e.stack); });
-    journal.views.each([&](const View& e) { name(stacks, e.stack); });
+    journal.each_ring([&](const char*, auto& ring, size_t) {
+      ring.each([&](const auto& e) { name(stacks, e.stack); });
+    });
     for (const auto& log : journal.save_logs) {
       std::lock_guard log_lock(log->mutex);
       log->saves.each([&](const Save& e) { name(stacks, e.stack); });
@@ -117,10 +120,15 @@ struct Table {
   void reserve(size_t rows) {
     values.reserve(rows * kWidth);
   }
-  // Adds what stands in one column to a set.
-  void collect(size_t column, std::unordered_set<int64_t>& into) const {
-    for (size_t k = column; k < values.size(); k += kWidth) {
-      into.insert(values[k]);
+  // Adds the numbers of ops, which stand in the columns of these names.
+  void collect_ops(std::unordered_set<int64_t>& into) const {
+    for (size_t column = 0; column < kWidth; ++column) {
+      const std::string_view name = Column::kNames[column];
+      if (name == "op" || name == "inner_op") {
+        for (size_t k = column; k < values.size(); k += kWidth) {
+          into.insert(values[k]);
+        }
+      }
     }
   }
   // The array takes the values over: a full journal's are tens of megabytes, and several threads
@@ -144,18 +152,14 @@ int64_t number(uint64_t value) {
 // Everything that a snapshot takes from the journal, as plain C++: no Python object may be made
 // under the journal's mutex (a collection may run anything), nor the GIL be waited for.
 struct Copied {
-  Table<WriteColumn> writes;
-  Table<ViewColumn> views;
-  Table<SaveColumn> saves;
-  Table<BirthColumn> births;
-  Table<FlowColumn> flows;
-  Table<FlagColumn> flags;
+#define GRADEXT_TABLE(table, Event, COLUMNS, sixteenths) Table<Event##Column> table;
+  GRADEXT_TABLES(GRADEXT_TABLE)
+#undef GRADEXT_TABLE
   std::vector<Backward> backwards;
   std::vector<std::pair<int64_t, Refused>> refused;  // with the storage as shown
   std::vector<std::vector<int64_t>> geometries;
   std::unique_ptr<Held> held = std::make_unique<Held>();
-  size_t dropped_writes = 0, dropped_views = 0, dropped_saves = 0, dropped_backwards = 0;
-  size_t dropped_flows = 0, dropped_births = 0;
+  std::map<std::string, size_t> dropped;  // by the name of the table
   uint64_t order = 0;
 };
 
@@ -200,8 +204,8 @@ void copy_origins(Copied& out) {
     const int64_t key = address(target);
     out.flags.row({GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_VALUE)});
   });
-  out.dropped_flows = origins.past.dropped() + origins.flows.dropped();
-  out.dropped_births = origins.births.dropped();
+  out.dropped["flows"] = origins.past.dropped() + origins.flows.dropped();
+  out.dropped["births"] = origins.births.dropped();
 }
 
 Copied copy_journal(uint64_t since) {
@@ -228,28 +232,26 @@ Copied copy_journal(uint64_t since) {
     return place->second;
   };
   std::vector<StackId> stacks;
-  if (since == 0) {
-    out.writes.reserve(journal.writes.size());
-    out.views.reserve(journal.views.size());
-  }
-  journal.writes.each([&](const Write& e) {
-    if (e.order > since) {
-      name(stacks, e.stack);
-      out.writes.row({GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_VALUE)});
-    }
-  });
-  journal.views.each([&](const View& e) {
-    if (e.order > since) {
-      name(stacks, e.stack);
-      out.views.row({GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_VALUE)});
-    }
-  });
+#define GRADEXT_COPY(table, Event, COLUMNS, sixteenths)                   \
+  if (since == 0) {                                                       \
+    out.table.reserve(journal.table.size());                              \
+  }                                                                       \
+  journal.table.each([&](const Event& e) {                                \
+    if (e.order > since) {                                                \
+      name(stacks, e.stack);                                              \
+      out.table.row({GRADEXT_##COLUMNS##_COLUMNS(GRADEXT_COLUMN_VALUE)}); \
+    }                                                                     \
+  });                                                                     \
+  out.dropped[#table] = journal.table.dropped();
+  GRADEXT_RINGS(GRADEXT_COPY)
+#undef GRADEXT_COPY
   size_t save_count = 0;
   for (const auto& log : journal.save_logs) {
     std::lock_guard log_lock(log->mutex);
     save_count += log->saves.size();
   }
   out.saves.reserve(save_count);
+  out.dropped["saves"] = 0;
   for (const auto& held : journal.save_logs) {
     const SaveLog& log = *held;
     std::lock_guard log_lock(held->mutex);
@@ -260,7 +262,7 @@ Copied copy_journal(uint64_t since) {
       name(stacks, e.stack);
       out.saves.row({GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_VALUE)});
     });
-    out.dropped_saves += log.saves.dropped();
+    out.dropped["saves"] += log.saves.dropped();
   }
   for (const Backward& e : journal.backwards) {
     if (e.order > since) {
@@ -276,9 +278,7 @@ Copied copy_journal(uint64_t since) {
   }
   out.held->add_stacks(std::move(stacks));
   out.geometries = journal.geometries;
-  out.dropped_writes = journal.writes.dropped();
-  out.dropped_views = journal.views.dropped();
-  out.dropped_backwards = journal.backwards_dropped;
+  out.dropped["backwards"] = journal.backwards_dropped;
   out.order = journal.order();
   return out;
 }
@@ -322,7 +322,7 @@ py::dict snapshot(uint64_t since) {
   }
   py::list backwards, refused;
   for (const Backward& call : copied.backwards) {
-    Table<NodeColumn> nodes;
+    Table<NodeIdColumn> nodes;
     for (const NodeId& e : call.nodes) {
       nodes.row({GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_VALUE)});
     }
@@ -340,42 +340,28 @@ py::dict snapshot(uint64_t since) {
     refused.append(shown_refused(storage, e));
   }
   std::unordered_set<int64_t> ops;
-  copied.writes.collect(WriteColumn::op, ops);
-  copied.writes.collect(WriteColumn::inner_op, ops);
-  copied.views.collect(ViewColumn::op, ops);
-  copied.births.collect(BirthColumn::op, ops);
-  copied.flows.collect(FlowColumn::op, ops);
-  py::dict names, dropped, out;
+  py::dict names, out;
+#define GRADEXT_ARRAY(table, Event, COLUMNS, sixteenths) \
+  copied.table.collect_ops(ops);                         \
+  out[#table] = copied.table.array();
+  GRADEXT_TABLES(GRADEXT_ARRAY)
+#undef GRADEXT_ARRAY
   for (int64_t op : ops) {
     names[py::int_(op)] = op_name(static_cast<uint32_t>(op));
   }
-  dropped["writes"] = copied.dropped_writes;
-  dropped["views"] = copied.dropped_views;
-  dropped["saves"] = copied.dropped_saves;
-  dropped["backwards"] = copied.dropped_backwards;
-  dropped["births"] = copied.dropped_births;
-  dropped["flows"] = copied.dropped_flows;
   out["held"] = py::cast(std::move(copied.held));
   out["order"] = copied.order;
-  out["writes"] = copied.writes.array();
-  out["views"] = copied.views.array();
-  out["saves"] = copied.saves.array();
-  out["births"] = copied.births.array();
-  out["flows"] = copied.flows.array();
-  out["flags"] = copied.flags.array();
   out["backwards"] = backwards;
   out["refused"] = refused;
   out["geometries"] = copied.geometries;
   out["ops"] = names;
-  out["dropped"] = dropped;
+  out["dropped"] = copied.dropped;
   return out;
 }
 
-#define GRADEXT_COLUMN_TEXT(name, value) #name,
-
 // The columns of each table, in their order.
 py::dict event_columns() {
-  const auto names = [](std::initializer_list<const char*> columns) {
+  const auto names = [](const auto& columns) {
     py::list out;
     for (const char* column : columns) {
       out.append(column);
@@ -383,13 +369,10 @@ py::dict event_columns() {
     return py::tuple(out);
   };
   py::dict out;
-  out["writes"] = names({GRADEXT_WRITE_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["views"] = names({GRADEXT_VIEW_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["saves"] = names({GRADEXT_SAVE_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["births"] = names({GRADEXT_BIRTH_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["flows"] = names({GRADEXT_FLOW_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["flags"] = names({GRADEXT_FLAG_COLUMNS(GRADEXT_COLUMN_TEXT)});
-  out["nodes"] = names({GRADEXT_NODE_COLUMNS(GRADEXT_COLUMN_TEXT)});
+#define GRADEXT_NAMES(table, Event, COLUMNS, sixteenths) out[#table] = names(Event##Column::kNames);
+  GRADEXT_TABLES(GRADEXT_NAMES)
+  GRADEXT_NAMES(nodes, NodeId, NODE, 0)
+#undef GRADEXT_NAMES
   return out;
 }
 

@@ -1,4 +1,4 @@
-"""The events of a recording as plain data: columns, records and the queries that diagnoses ask.
+"""The kinds of events of a recording as plain data: of each its columns and its record.
 
 Owns no switch and no live tensor; everything here can be made by hand or read from a file.
 """
@@ -6,6 +6,7 @@ Owns no switch and no live tensor; everything here can be made by hand or read f
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 from gradext.native import _C
 from gradext.recording.arrays import Array
@@ -27,6 +28,60 @@ TAINT_PYTHON, IS_VIEW = _OF_FLOWS["TAINT_PYTHON"], _OF_FLOWS["IS_VIEW"]
 TAINT_CHECKPOINT = _OF_FLOWS["TAINT_CHECKPOINT"]
 TAINT_DECISION, TAINT_GUESS = _OF_FLOWS["TAINT_DECISION"], _OF_FLOWS["TAINT_GUESS"]
 BY_SIZE = _OF_FLOWS["BY_SIZE"]
+
+
+class Columns:
+    """The columns of one table, each an attribute that is its position in a row: `WRITES.order`.
+
+    The order of the columns is C++'s (csrc/journal/events.h), which exports it. A subclass names
+    the columns that Python knows; a compiled part that has others fails the import of this module.
+
+    Attributes:
+        table: the table's name; in_file: what it is called in a recording's file.
+        names: the columns, in the order of a row.
+        may_lack: files of earlier versions have no such table, and are read as if it were empty.
+        is_counted: it is counted how many of its events were dropped.
+
+    Raises:
+        ImportError: the compiled part has other columns than the class names; one line.
+    """
+
+    def __init__(
+        self, table: str, in_file: str = "", *, may_lack: bool = False, is_counted: bool = True
+    ) -> None:
+        self.table, self.in_file = table, in_file or table
+        self.may_lack, self.is_counted = may_lack, is_counted
+        self.names: tuple[str, ...] = tuple(_C.EVENT_COLUMNS.get(table, ()))
+        known = set(inspect.get_annotations(type(self)))
+        if set(self.names) != known or len(self.names) != len(known):
+            differing = ", ".join(sorted(known.symmetric_difference(self.names)))
+            raise ImportError(
+                f"gradext: the table of {table} has other columns in the compiled part than in "
+                f"gradext/recording/events.py ({differing or 'one twice'}); build gradext again"
+            )
+        for position, name in enumerate(self.names):
+            setattr(self, name, position)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class _Writes(Columns):
+    order: int
+    storage: int
+    counter: int
+    begin: int
+    end: int
+    sequence: int
+    thread: int
+    stack: int
+    op: int
+    inner_op: int
+    version_before: int
+    version_after: int
+    geometry: int
+    argument: int
+    flags: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +128,19 @@ class Write:
     has_unknown_holes: bool = False
 
 
+class _Views(Columns):
+    order: int
+    storage: int
+    begin: int
+    end: int
+    sequence: int
+    tensor: int
+    thread: int
+    stack: int
+    op: int
+    creation_meta: int
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """A view that no graph node remembers: made without grad mode, or one of several of its op."""
@@ -87,6 +155,19 @@ class View:
     sequence: int
     stack: int
     creation_meta: str
+
+
+class _Saves(Columns):
+    thread: int
+    sequence: int
+    stack: int
+    origin_thread: int
+    origin_sequence: int
+
+
+class _Nodes(Columns):
+    thread: int
+    sequence: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +212,18 @@ class Refused:
     chain: tuple[tuple[str, int, int], ...]
 
 
+class _Births(Columns):
+    storage: int
+    order: int
+    number: int
+    tensor: int
+    stack: int
+    mode: int
+    op: int
+    thread: int
+    has_gradient_behind: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Birth:
     """How the memory of an inference tensor that lives came to be.
@@ -155,6 +248,27 @@ class Birth:
     thread: int
     has_gradient_behind: bool
     is_inference: bool = True
+
+
+class _Flows(Columns):
+    order: int
+    number: int
+    tensor: int
+    source: int
+    source_thread: int
+    source_sequence: int
+    value: int
+    stack: int
+    mode: int
+    thread: int
+    op: int
+    flags: int
+    parent0: int
+    parent1: int
+    parent2: int
+    parent3: int
+    lives: int
+    unused: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +304,16 @@ class Flow:
         return bool(self.flags & flag)
 
 
+class _Flags(Columns):
+    tensor: int
+    order: int
+    stack: int
+    thread: int
+    value: int
+    taints: int
+    parent: int
+
+
 @dataclasses.dataclass(frozen=True)
 class FlagChange:
     """The last time that a program set `requires_grad` of a tensor that lives, itself."""
@@ -210,3 +334,19 @@ CREATION_META = (
 
 def creation_meta_of(value: int) -> str | None:
     return CREATION_META[value] if 0 <= value < len(CREATION_META) else None
+
+
+WRITES = _Writes("writes")
+VIEWS = _Views("views")
+SAVES = _Saves("saves", "saved")  # a file's "saves" says whether there are any
+BIRTHS = _Births("births", "born")
+FLOWS = _Flows("flows")
+FLAGS = _Flags("flags", is_counted=False)
+TABLES = {each.table: each for each in (WRITES, VIEWS, SAVES, BIRTHS, FLOWS, FLAGS)}
+NODES = _Nodes("nodes")  # of one call of the backward engine
+
+# Columns whose numbers look something up: in the table of stacks, in that of ops.
+STACK_COLUMNS = frozenset({"stack", "mode"})
+OP_COLUMNS = frozenset({"op", "inner_op"})
+# The kinds of events of which it is counted how many were dropped.
+COUNTED = (*(each.table for each in TABLES.values() if each.is_counted), "backwards")

@@ -20,8 +20,16 @@ import numpy
 
 from gradext.base.text import clean
 from gradext.diagnosis.model import Frame
-from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, NODES, SAVES, VIEWS, WRITES
-from gradext.recording.events import CREATION_META, Backward, Refused
+from gradext.recording.events import (
+    COUNTED,
+    CREATION_META,
+    NODES,
+    OP_COLUMNS,
+    STACK_COLUMNS,
+    TABLES,
+    Backward,
+    Refused,
+)
 from gradext.recording.tables import table
 
 FORMAT = "gradext-recording"
@@ -35,17 +43,7 @@ MAX_GROWTH = 64
 SMALL = 1 << 20
 MAX_DEPTH = 8  # a document is 5 deep: the document, backwards, one of them, its nodes, a node
 
-TABLES = {
-    "writes": WRITES.names,
-    "views": VIEWS.names,
-    "saved": SAVES.names,
-    "born": BIRTHS.names,
-    "flows": FLOWS.names,
-    "flags": FLAGS.names,
-}
-# Columns whose numbers look something up, by what they look up in.
-_STACKS = {"stack", "mode"}
-_OPS = {"op", "inner_op"}
+_OF_VERSION_1 = {"writes", "views", "saved"}
 _SMALL_NUMBERS = {
     "creation_meta": len(CREATION_META),
     "has_gradient_behind": 2,
@@ -205,24 +203,13 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
     if type(document["version"]) is not int:
         raise Damaged("version is no whole number")
     if document["version"] == 1:  # before births and cuts
-        document = {**document, **{name: [] for name in ("born", "flows", "flags")}}
-        document |= {"births": False, "cuts": False}
-        document["dropped"] = {**_dict(document, "dropped"), "births": 0, "flows": 0}
+        document = {**document, "births": False, "cuts": False}
         document["refused"] = [
             {**_is(dict, r, "refused"), "is_leftover": False} for r in _list(document, "refused")
         ]
-        columns = {}
+        present = _OF_VERSION_1
     else:
-        columns = {name: list(names) for name, names in TABLES.items()}
-    if columns and document["columns"] != columns:
-        found_columns = _dict(document, "columns")
-        for name, names in columns.items():
-            others = _list(found_columns, name)
-            if not all(type(other) is str for other in others):
-                raise Damaged("columns: something else than names")
-            if set(others) != set(names):
-                raise OtherColumns(name)
-        raise Damaged("its columns are not those of its version")
+        present = _tables_of(_dict(document, "columns"))
     frames = [_frame(item) for item in _list(document, "frames")]
     stacks = {
         _key(number, "stacks"): tuple(frames[index] for index in _indices(item, len(frames)))
@@ -239,22 +226,41 @@ def _checked(document: dict[str, Any]) -> dict[str, Any]:
         "cuts": _is(bool, document["cuts"], "cuts"),
         "order": _count(document["order"], "order"),
         "memory": {name: _count(n, "memory") for name, n in _dict(document, "memory").items()},
-        "dropped": {name: _count(n, "dropped") for name, n in _dict(document, "dropped").items()},
+        "dropped": _dropped(_dict(document, "dropped"), present),
         "ops": ops,
         "stacks": stacks,
         "geometries": geometries,
     }
-    kinds = {"writes", "views", "saves", "backwards", "births", "flows"}
-    if set(found["dropped"]) != kinds:
-        raise Damaged("dropped does not count the six kinds of events")
-    for name, columns_of in TABLES.items():
+    for columns in TABLES.values():
+        name = columns.in_file
         # The parsed rows go as soon as they are an array, which is several times smaller.
-        rows = _table(document.pop(name), columns_of, name)
-        _check_columns(rows, columns_of, name, stacks, ops, len(geometries))
+        rows = _table(document.pop(name) if name in present else [], columns.names, name)
+        _check_columns(rows, columns.names, name, stacks, ops, len(geometries))
         found[name] = rows
     found["backwards"] = [_backward(item, stacks) for item in _list(document, "backwards")]
     found["refused"] = [_refused(item, stacks) for item in _list(document, "refused")]
     return found
+
+
+def _tables_of(found: dict[str, Any]) -> set[str]:
+    """The tables that a file has, by its `columns`: those of this version, in the same order."""
+    known = {columns.in_file: columns for columns in TABLES.values()}
+    for name in (*known, *found):
+        others = _list(found, name) if name in found or not known[name].may_lack else []
+        if not all(type(other) is str for other in others):
+            raise Damaged("columns: something else than names")
+        if name not in known or (name in found and set(others) != set(known[name].names)):
+            raise OtherColumns(_short(clean(name)))
+    if any(tuple(found[name]) != known[name].names for name in found):
+        raise Damaged("its columns are not those of its version")
+    return set(found)
+
+
+def _dropped(found: dict[str, Any], present: set[str]) -> dict[str, int]:
+    lacking = {each.table for each in TABLES.values() if each.in_file not in present}
+    if set(found) - lacking != set(COUNTED) - lacking:
+        raise Damaged("dropped does not count the kinds of events that the file has")
+    return {name: _count(found.get(name, 0), "dropped") for name in COUNTED}
 
 
 def _is(kind: type, value: Any, name: str) -> Any:
@@ -345,9 +351,9 @@ def _check_columns(
         if not len(values):
             continue
         sound = True
-        if column in _STACKS:
+        if column in STACK_COLUMNS:
             sound = bool(numpy.isin(values, known_stacks).all())
-        elif column in _OPS:
+        elif column in OP_COLUMNS:
             sound = bool(numpy.isin(values, known_ops).all())
         elif column == "geometry":
             sound = int(values.min()) >= 0 and int(values.max()) <= geometries

@@ -31,8 +31,16 @@ from gradext.recording import (
     judge,
     running,
 )
-from gradext.recording.columns import WRITES
-from gradext.recording.events import Backward, Birth, Flow, Refused, View, Write
+from gradext.recording.events import (
+    TABLES,
+    WRITES,
+    Backward,
+    Birth,
+    Flow,
+    Refused,
+    View,
+    Write,
+)
 from gradext.recording.options import RecordOptions
 from gradext.recording.overlap import extent
 from gradext.recording.tables import Data
@@ -255,13 +263,8 @@ class Recording:
             "memory": self.memory,
             "ops": {str(number): name for number, name in data.ops.items()},
             "geometries": data.geometries,
-            "columns": {name: list(names) for name, names in file_format.TABLES.items()},
-            "writes": data.writes.tolist(),
-            "views": data.views.tolist(),
-            "saved": data.saves.tolist(),
-            "born": data.births.tolist(),
-            "flows": data.flows.tolist(),
-            "flags": data.flags.tolist(),
+            "columns": {columns.in_file: list(columns.names) for columns in TABLES.values()},
+            **{TABLES[name].in_file: rows.tolist() for name, rows in data.tables.items()},
             "backwards": [
                 {**dataclasses.asdict(b), "nodes": b.nodes.tolist()} for b in data.backwards
             ],
@@ -291,10 +294,8 @@ class Recording:
         """
         document = file_format.read(path, max_bytes)
         snapshot = {
-            **{name: document[name] for name in ("writes", "views", "flows", "flags")},
+            **{name: document[columns.in_file] for name, columns in TABLES.items()},
             **{name: document[name] for name in ("ops", "geometries", "dropped", "order")},
-            "saves": document["saved"],
-            "births": document["born"],
             "backwards": [],
             "refused": [],
         }

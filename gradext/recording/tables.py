@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy
 
 from gradext.diagnosis.model import Frame
 from gradext.native import _C
 from gradext.recording.arrays import Array
-from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
 from gradext.recording.events import (
+    BIRTHS,
+    COUNTED,
     CUT,
     DECLARED_ONLY,
+    FLAGS,
+    FLOWS,
     FROM_PYTHON,
     GRAD_MODE,
     HOLES,
     INFERENCE,
     MERGE,
     NOTE,
+    OP_COLUMNS,
+    SAVES,
     SHARED_STORAGE,
     SOURCE_IS_LEAF,
+    STACK_COLUMNS,
+    TABLES,
     TO_PYTHON,
+    VIEWS,
+    WRITES,
     Backward,
     Birth,
+    Columns,
     FlagChange,
     Flow,
     Refused,
@@ -42,12 +52,10 @@ class Data:
     def __init__(
         self, snapshot: dict[str, Any], stacks: dict[int, tuple[Frame, ...]] | None
     ) -> None:
-        self.writes: Array = snapshot["writes"]
-        self.views: Array = snapshot["views"]
-        self.saves: Array = snapshot["saves"]
-        self.births: Array = snapshot["births"]
-        self.flows: Array = snapshot["flows"]
-        self.flags: Array = snapshot["flags"]
+        self.tables: dict[str, Array] = {name: snapshot[name] for name in TABLES}
+        self.writes, self.views = self.tables["writes"], self.tables["views"]
+        self.saves, self.births = self.tables["saves"], self.tables["births"]
+        self.flows, self.flags = self.tables["flows"], self.tables["flags"]
         self.ops: dict[int, str] = snapshot["ops"]
         self.geometries: list[list[int]] = snapshot["geometries"]
         self.dropped: dict[str, int] = snapshot["dropped"]
@@ -76,8 +84,16 @@ class Data:
             self._stacks[stack] = frames.stack_of(_C.recorder_frames(stack))
         return self._stacks.get(stack, ())
 
+    def facts(self, columns: Columns, row: Any) -> dict[str, Any]:
+        """What stands in a row, by column, with the ops by name: all that most records need."""
+        # One of thousands that a diagnosis follows: tolist() makes Python's numbers in one go.
+        found = dict(zip(columns.names, row.tolist(), strict=True))
+        for column in OP_COLUMNS.intersection(found):
+            found[column] = self.ops.get(found[column], "")
+        return found
+
     def write(self, row: Any) -> Write:
-        facts = dict(zip(WRITES.names, row.tolist(), strict=True))
+        facts = self.facts(WRITES, row)
         flags = facts.pop("flags")
         shape = facts.pop("geometry")
         geometry = None
@@ -85,10 +101,8 @@ class Data:
             itemsize, *numbers = self.geometries[shape - 1]
             half = len(numbers) // 2
             geometry = (itemsize, tuple(numbers[:half]), tuple(numbers[half:]))
-        facts["op"] = self.ops.get(facts["op"], "")
-        facts["inner_op"] = self.ops.get(facts["inner_op"], "")
         return Write(
-            **cast(Any, facts),
+            **facts,
             geometry=geometry,
             declared_only=bool(flags & DECLARED_ONLY),
             shared_storage=bool(flags & SHARED_STORAGE),
@@ -141,19 +155,15 @@ class Data:
         ]
 
     def view(self, row: Any) -> View:
-        facts = dict(zip(VIEWS.names, (int(value) for value in row), strict=True))
-        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
-        facts["creation_meta"] = creation_meta_of(facts["creation_meta"])  # type: ignore[assignment]
-        return View(**cast(Any, facts))
+        facts = self.facts(VIEWS, row)
+        return View(**{**facts, "creation_meta": creation_meta_of(facts["creation_meta"])})
 
     def views_of_storage(self, storage: int) -> list[View]:
         return [self.view(row) for row in self.views[self.views[:, VIEWS.storage] == storage]]
 
     def birth(self, row: Any) -> Birth:
-        facts = dict(zip(BIRTHS.names, (int(value) for value in row), strict=True))
-        facts["op"] = self.ops.get(facts["op"], "")  # type: ignore[assignment]
-        facts["has_gradient_behind"] = bool(facts["has_gradient_behind"])
-        return Birth(**cast(Any, facts))
+        facts = self.facts(BIRTHS, row)
+        return Birth(**{**facts, "has_gradient_behind": bool(facts["has_gradient_behind"])})
 
     def birth_of(self, storage: int) -> Birth | None:
         """Of the inference tensors with this storage; None if it was made before the recording.
@@ -164,8 +174,7 @@ class Data:
         return self.birth(rows[0]) if len(rows) else None
 
     def flow(self, row: Any) -> Flow:
-        # One of thousands that a diagnosis follows: tolist() makes Python's numbers in one go.
-        facts = dict(zip(FLOWS.names, row.tolist(), strict=True))
+        facts = self.facts(FLOWS, row)
         value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
         flags = facts["flags"]
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
@@ -181,7 +190,7 @@ class Data:
             stack=facts["stack"],
             mode=facts["mode"],
             thread=facts["thread"],
-            op=self.ops.get(facts["op"], ""),
+            op=facts["op"],
             flags=flags,
             parents=tuple(facts[f"parent{k}"] for k in range(4) if facts[f"parent{k}"]),
             lives=bool(facts["lives"]),
@@ -223,22 +232,15 @@ class Data:
         rows = self.flags[self.flags[:, FLAGS.tensor] == tensor]
         if not len(rows):
             return None
-        facts: dict[str, Any] = dict(zip(FLAGS.names, rows[0].tolist(), strict=True))
+        facts = self.facts(FLAGS, rows[0])
         return FlagChange(**{**facts, "value": bool(facts["value"])})
 
     def stacks(self) -> Iterator[int]:
         """Every stack that an event names."""
-        for table, column in (
-            (self.writes, WRITES.stack),
-            (self.views, VIEWS.stack),
-            (self.saves, SAVES.stack),
-            (self.births, BIRTHS.stack),
-            (self.births, BIRTHS.mode),
-            (self.flows, FLOWS.stack),
-            (self.flows, FLOWS.mode),
-            (self.flags, FLAGS.stack),
-        ):
-            yield from table[:, column].tolist()
+        for name, columns in TABLES.items():
+            for position, column in enumerate(columns.names):
+                if column in STACK_COLUMNS:
+                    yield from self.tables[name][:, position].tolist()
         yield from (backward.stack for backward in self.backwards)
         yield from (event.stack for event in self.refused)
 
@@ -274,15 +276,10 @@ def table(rows: Sequence[Sequence[int]], columns: int) -> Array:
 def empty_snapshot() -> dict[str, Any]:
     """What a recording in which nothing happened is made of."""
     return {
-        "writes": table([], len(WRITES)),
-        "views": table([], len(VIEWS)),
-        "saves": table([], len(SAVES)),
-        "births": table([], len(BIRTHS)),
-        "flows": table([], len(FLOWS)),
-        "flags": table([], len(FLAGS)),
+        **{name: table([], len(columns)) for name, columns in TABLES.items()},
         "ops": {},
         "geometries": [],
-        "dropped": dict.fromkeys(("writes", "views", "saves", "backwards", "births", "flows"), 0),
+        "dropped": dict.fromkeys(COUNTED, 0),
         "order": 0,
         "backwards": [],
         "refused": [],

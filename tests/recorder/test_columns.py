@@ -13,18 +13,13 @@ from events import recorded
 
 import gradext
 from gradext import _C
-from gradext.recording import columns, events, file_format
+from gradext.diagnosis.model import Frame
+from gradext.recording import events, file_format, tables
+from gradext.recording.recording import Recording
+from gradext.recording.tables import Data, empty_snapshot, table
 
 PACKAGE = Path(gradext.__file__).parent
-TABLES = {
-    "writes": columns.WRITES,
-    "views": columns.VIEWS,
-    "saves": columns.SAVES,
-    "births": columns.BIRTHS,
-    "flows": columns.FLOWS,
-    "flags": columns.FLAGS,
-    "nodes": columns.NODES,
-}
+TABLES = {**events.TABLES, "nodes": events.NODES}
 
 
 def test_python_names_every_table_of_the_compiled_part() -> None:
@@ -46,10 +41,10 @@ def test_rows_are_as_wide_as_their_names() -> None:
         h.sum().backward()
 
     data = recorded(program).data
-    for name, table in TABLES.items():
+    for name, found in TABLES.items():
         if name != "nodes":
-            assert getattr(data, name).shape[1] == len(table)
-    assert data.backwards[0].nodes.shape[1] == len(columns.NODES)
+            assert getattr(data, name).shape[1] == len(found)
+    assert data.backwards[0].nodes.shape[1] == len(events.NODES)
 
 
 def test_values_stand_in_their_columns() -> None:
@@ -59,12 +54,12 @@ def test_values_stand_in_their_columns() -> None:
     data = recorded(lambda: part.add_(1)).data
     (row,) = data.writes
     state = gradext.inspect(part)
-    assert row[columns.WRITES.counter] == state.version_counter
-    assert row[columns.WRITES.storage] == state.storage
-    assert (row[columns.WRITES.begin], row[columns.WRITES.end]) == (16, 32)
-    assert (row[columns.WRITES.version_before], row[columns.WRITES.version_after]) == (0, 1)
-    assert row[columns.WRITES.argument] == 0
-    assert data.ops[int(row[columns.WRITES.op])] == "aten::add_"
+    assert row[events.WRITES.counter] == state.version_counter
+    assert row[events.WRITES.storage] == state.storage
+    assert (row[events.WRITES.begin], row[events.WRITES.end]) == (16, 32)
+    assert (row[events.WRITES.version_before], row[events.WRITES.version_after]) == (0, 1)
+    assert row[events.WRITES.argument] == 0
+    assert data.ops[int(row[events.WRITES.op])] == "aten::add_"
 
 
 # (what the compiled part says, what of it is told)
@@ -85,24 +80,88 @@ def test_other_columns_in_the_compiled_part_are_an_import_error(
     monkeypatch.setitem(_C.EVENT_COLUMNS, "flags", change(_C.EVENT_COLUMNS["flags"]))
     message = (
         "gradext: the table of flags has other columns in the compiled part than in "
-        f"gradext/recording/columns.py ({told}); build gradext again"
+        f"gradext/recording/events.py ({told}); build gradext again"
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
-        type(columns.FLAGS)("flags")
+        type(events.FLAGS)("flags")
 
 
 def test_columns_in_another_order_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     names = _C.EVENT_COLUMNS["saves"][::-1]
     monkeypatch.setitem(_C.EVENT_COLUMNS, "saves", names)
-    turned = type(columns.SAVES)("saves")
+    turned = type(events.SAVES)("saves")
     row = numpy.arange(len(names))
     assert [names[row[getattr(turned, name)]] for name in names] == [*names]
 
 
-def test_a_file_has_a_table_of_each_kind() -> None:
-    assert [*file_format.TABLES.values()] == [
-        table.names for name, table in TABLES.items() if name != "nodes"
-    ]
+class _Sightings(events.Columns):
+    """A kind of event that no version has."""
+
+    order: int
+    tensor: int
+    stack: int
+    op: int
+
+
+@pytest.fixture
+def sightings(monkeypatch: pytest.MonkeyPatch) -> events.Columns:
+    """The table of a new kind of event, made known as docs/architecture.md says: in events.py."""
+    monkeypatch.setitem(_C.EVENT_COLUMNS, "sightings", ("order", "tensor", "stack", "op"))
+    columns = _Sightings("sightings", may_lack=True)
+    monkeypatch.setitem(events.TABLES, "sightings", columns)
+    monkeypatch.setattr(tables, "COUNTED", (*events.COUNTED, "sightings"))
+    monkeypatch.setattr(file_format, "COUNTED", (*events.COUNTED, "sightings"))
+    return columns
+
+
+def with_rows(rows: list[list[int]]) -> Recording:
+    snapshot = {**empty_snapshot(), "sightings": table(rows, 4), "ops": {7: "aten::seen"}}
+    recording = Recording()
+    frame = Frame(file="train.py", line=3, function="step", code="see(x)", is_user=True)
+    recording._data = Data(snapshot, {0: (), 5: (frame,)})
+    return recording
+
+
+def test_a_new_kind_of_event_is_saved_and_loaded(sightings: events.Columns, tmp_path: Path) -> None:
+    with_rows([[1, 9, 5, 7], [2, 9, 0, 7]]).save(tmp_path / "a.json")
+    data = Recording.load(tmp_path / "a.json").data
+    assert data.tables["sightings"].tolist() == [[1, 9, 5, 7], [2, 9, 0, 7]]
+    facts = data.facts(sightings, data.tables["sightings"][0])
+    assert facts == {"order": 1, "tensor": 9, "stack": 5, "op": "aten::seen"}
+    assert data.frames(5)[0].code == "see(x)"
+    assert data.dropped["sightings"] == 0
+
+
+@pytest.mark.parametrize(("row", "said"), [([1, 9, 6, 7], "stack"), ([1, 9, 5, 8], "op")])
+def test_its_numbers_are_checked_as_all_are(
+    row: list[int], said: str, sightings: events.Columns, tmp_path: Path
+) -> None:
+    with_rows([row]).save(tmp_path / "a.json")
+    text = (tmp_path / "a.json").read_text("utf-8")
+    (tmp_path / "a.json").write_text(text.replace('"6": []', '"4": []'), "utf-8")
+    with pytest.raises(ValueError, match=f"sightings: a {said} that means nothing"):
+        Recording.load(tmp_path / "a.json")
+
+
+def test_a_file_from_before_the_kind_has_none(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    x = torch.zeros(3)
+    recorded(lambda: x.add_(1)).save(tmp_path / "old.json")
+    request.getfixturevalue("sightings")
+    data = Recording.load(tmp_path / "old.json").data
+    assert (len(data.writes), len(data.tables["sightings"])) == (1, 0)
+    assert data.dropped["sightings"] == 0
+
+
+def test_a_file_with_a_kind_that_is_not_known_names_its_writer(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    request.getfixturevalue("sightings")
+    with_rows([[1, 9, 5, 7]]).save(tmp_path / "new.json")
+    monkeypatch.delitem(events.TABLES, "sightings")
+    with pytest.raises(ValueError, match=r"table sightings than this .* open it with gradext"):
+        Recording.load(tmp_path / "new.json")
 
 
 def bare_numbers(text: str) -> list[int]:

@@ -16,8 +16,7 @@ import torch
 from events import recorded, run_program
 
 import gradext
-from gradext.recording.columns import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES
-from gradext.recording.events import Write
+from gradext.recording.events import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES, Write
 from gradext.recording.recording import Mutations, Recording
 from gradext.recording.tables import Data, empty_snapshot
 

@@ -12,6 +12,8 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <mutex>
+#include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -35,20 +37,21 @@ py::list frames(StackId stack) {
 }
 
 py::dict memory() {
-  size_t writes = 0, views = 0, saves = 0, held = 0, identities = 0, limit = 0;
-  size_t births = 0, flows = 0;
+  size_t saves = 0, held = 0, identities = 0, limit = 0, births = 0, flows = 0;
+  std::vector<std::tuple<std::string, size_t, size_t>> rings;  // name, events, bytes of one
   const StackStats stacks = stack_stats();
   {
     py::gil_scoped_release release;
     Journal& journal = Journal::get();
     std::lock_guard lock(journal.mutex);
-    writes = journal.writes.size();
-    views = journal.views.size();
+    journal.each_ring([&](const char* name, auto& ring, size_t) {
+      rings.emplace_back(name, ring.size(), ring.event_bytes());
+      held += ring.capacity_bytes();
+    });
     identities = journal.identities.size();
     limit = journal.memory();
-    held = journal.writes.capacity_bytes() + journal.views.capacity_bytes() +
-           journal.backward_nodes * sizeof(NodeId) + journal.identities.bytes() +
-           journal.geometry_bytes();
+    held += journal.backward_nodes * sizeof(NodeId) + journal.identities.bytes() +
+            journal.geometry_bytes();
     for (const auto& log : journal.save_logs) {
       std::lock_guard log_lock(log->mutex);
       saves += log->saves.size();
@@ -61,15 +64,15 @@ py::dict memory() {
     held += origins.bytes() + before_bytes();
   }
   py::dict out;
-  out["write_bytes"] = kWriteBytes;
-  out["view_bytes"] = kViewBytes;
+  for (const auto& [name, events, bytes] : rings) {
+    out[py::str(name)] = events;
+    out[py::str(name.substr(0, name.size() - 1) + "_bytes")] = bytes;  // "write_bytes"
+  }
   out["save_bytes"] = kSaveBytes;
   out["birth_bytes"] = kBirthBytes;
   out["flow_bytes"] = kFlowBytes;
   out["limit_bytes"] = limit;
   out["held_bytes"] = held;
-  out["writes"] = writes;
-  out["views"] = views;
   out["saves"] = saves;
   out["births"] = births;
   out["flows"] = flows;

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.recording.columns import WRITES
+from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, saver_copy, stale_saved
 from gradext.rules.wording import saved_tensors

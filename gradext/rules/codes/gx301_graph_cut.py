@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording import events
-from gradext.recording.columns import FLAGS
-from gradext.recording.events import Birth, Flow
+from gradext.recording.events import FLAGS, Birth, Flow
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_events import lost

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
-from gradext.recording.columns import NODES
+from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
 from gradext.rules.rewrite import carried, detach
 from gradext.rules.wording import node_sites

@@ -6,7 +6,7 @@ import ast
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis
-from gradext.recording.columns import NODES
+from gradext.recording.events import NODES
 from gradext.rules import graph_copy
 from gradext.rules.wording.owners import Owners
 from gradext.source import frames, live_frames, sites, statements

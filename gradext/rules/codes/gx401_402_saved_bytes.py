@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.recording.columns import WRITES
+from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import context_attributes, guarded_writes, saved_tensors

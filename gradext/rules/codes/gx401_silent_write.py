@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
-from gradext.recording.columns import WRITES
-from gradext.recording.events import DECLARED_ONLY, SHARED_STORAGE
+from gradext.recording.events import DECLARED_ONLY, SHARED_STORAGE, WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import optimizer_step
 from gradext.rules.wording import saved_tensors

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording import checkpoints
-from gradext.recording.columns import SAVES
+from gradext.recording.events import SAVES
 from gradext.rules.graph_copy import Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import saved_tensors
@@ -157,7 +157,7 @@ def _written_after(
 
 def _state_writes(what: Recomputed, data: Data) -> Iterator[Write]:
     """Writes that changed what the recompute started from: the block's own, then those since."""
-    from gradext.recording.columns import WRITES
+    from gradext.recording.events import WRITES
 
     table = data.writes
     since = what.recompute.order

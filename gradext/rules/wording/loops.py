@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradext.diagnosis.model import Site
-from gradext.recording.columns import SAVES
+from gradext.recording.events import SAVES
 from gradext.source import sites
 
 if TYPE_CHECKING:

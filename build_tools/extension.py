@@ -23,10 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # busy to the end.
 UNITS = {
     "fast_kernels": ["recorder/kernels/fast_kernels.cpp"],
-    "recorder": ["journal", "recorder"],
-    "state_and_guard": [".", "base", "call_counts", "graph", "guard", "state"],
-    "findings": ["findings"],
-    "fingerprint_and_examples": ["benchmarks", "example_ops", "fingerprint"],
+    "recorder": ["findings", "journal", "recorder", "stacks"],
+    "all_others": [
+        *(".", "base", "benchmarks", "call_counts", "example_ops", "fingerprint", "graph", "guard"),
+        "state",
+    ],
     # It compiles one header several times, with other target options each.
     "fingerprint_blocks": ["fingerprint/blocks.cpp"],
 }

@@ -2,7 +2,7 @@
 
 The one table of them: `requires-python`, the classifiers, README's line and `gradext doctor` are
 made from it. A version stands here only with the date of a run of the suite in which nothing
-failed. After such a run: set its date here, then `python docs/generate.py --committed`.
+failed. After such a run: set its date here, then `python build_tools/docs/generate.py --committed`.
 Uses the standard library only: the build reads this file without the package.
 """
 

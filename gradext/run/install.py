@@ -90,7 +90,8 @@ def install(
     Args:
         saves: record saves for backward too; without them only culprits are named.
         memory: MiB that the journal may use.
-        births, cuts: as gradext.record takes them.
+        births: as gradext.record takes it.
+        cuts: as gradext.record takes it.
     """
     global _shared
     if _shared is None:

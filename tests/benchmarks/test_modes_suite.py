@@ -16,7 +16,7 @@ from gradext.mode_costs import measure as gradext_modes
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results"
-sys.path[:0] = [str(BENCHMARKS), str(ROOT / "docs")]
+sys.path[:0] = [str(BENCHMARKS), str(ROOT / "build_tools" / "docs")]
 import matrix  # noqa: E402
 import modes  # noqa: E402
 import overlap  # noqa: E402

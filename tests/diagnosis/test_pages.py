@@ -160,7 +160,7 @@ def test_a_page_has_its_parts_in_order(code: str) -> None:
 
 @pytest.mark.parametrize("code", RUN)
 def test_what_gradext_prints_names_the_code(code: str) -> None:
-    """Empty until docs/codes/generate.py has run; never the report of something else."""
+    """Empty until build_tools/docs/pages.py has run; never the report of something else."""
     section = page(code).split("\n## What gradext prints\n", 1)[1].split("\n## ", 1)[0]
     inside = section.split("-->\n", 1)[1].split("<!-- /generated", 1)[0]
     if inside:
@@ -205,14 +205,14 @@ def test_the_two_examples_differ_in_few_lines(code: str) -> None:
     assert 3 <= len(wrong) <= 15
 
 
-# --- docs/codes ----------------------------------------------------------------------------------
+# --- what fills the pages, and their index -------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
-    """docs/codes/generate.py."""
+    """build_tools/docs/pages.py."""
     spec = importlib.util.spec_from_file_location(
-        "generate_codes", ROOT / "docs" / "codes" / "generate.py"
+        "generate_pages", ROOT / "build_tools" / "docs" / "pages.py"
     )
     assert spec is not None
     assert spec.loader is not None
@@ -221,15 +221,14 @@ def generate() -> ModuleType:
     return module
 
 
-def test_the_docs_are_the_pages(generate: ModuleType) -> None:
-    there = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "codes").glob("*.md")}
-    assert there == generate.files()
-    assert set(there) == {"README.md", *(f"{code}.md" for code in DIAGNOSED)}
+def test_the_index_lists_every_page(generate: ModuleType) -> None:
+    made = generate.files()
+    assert set(made) == {"index.md", *(f"{code}.md" for code in DIAGNOSED)}
     for code in DIAGNOSED:
-        assert there[f"{code}.md"] == page(code)
+        assert made[f"{code}.md"] == page(code)
         assert (
             f"| [{code}]({code}.md) | `{CODES[code].name}` | {explain.title(code)} |"
-            in (there["README.md"])
+            in (made["index.md"])
         )
 
 
@@ -261,8 +260,9 @@ def test_a_page_without_a_report_is_one_of_a_program_without_a_report(
     generate: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     assert generate.printed(example(code, "Wrong")) is None
-    generate.fill(code)  # changes nothing
-    assert page(code) == (ROOT / "docs" / "codes" / f"{code}.md").read_text(encoding="utf-8")
+    before = page(code)
+    generate.fill(code)
+    assert page(code) == before
     monkeypatch.setattr(generate, "printed", lambda script: f"error[{code}]")
     with pytest.raises(SystemExit, match=f"the page of {code} has no marks for this report"):
         generate.fill(code)

@@ -104,7 +104,7 @@ def test_a_new_file_is_in_the_unit_of_its_folder(tmp_path, monkeypatch):
     assert extension.units() == {
         "fast_kernels": ["recorder/kernels/fast_kernels.cpp"],
         "recorder": ["recorder/kernels/new.cpp"],
-        "state_and_guard": ["guard/lines/deep/new.cpp", "guard/new.cpp", "new.cpp"],
+        "all_others": ["guard/lines/deep/new.cpp", "guard/new.cpp", "new.cpp"],
         "fingerprint_blocks": ["fingerprint/blocks.cpp"],
         "cellar": ["cellar/new.cpp", "cellar/shelf/new.cpp"],
     }

@@ -292,8 +292,8 @@ def test_the_program_without_arguments_lists_its_commands(tmp_path):
 
 
 def test_readme_figures_come_from_the_committed_results():
-    done = python("docs/generate.py", "--check", cwd=ROOT)
-    assert done.returncode == 0, "run docs/generate.py: README differs from benchmarks/results"
+    done = python("build_tools/docs/generate.py", "--check", cwd=ROOT)
+    assert done.returncode == 0, "build_tools/docs/generate.py has to be run again"
 
 
 @pytest.mark.parametrize("words", [["doctor"], ["lesson", "--list"], ["explain", "GX101"]])

@@ -1,8 +1,8 @@
-"""Fill the READMEs' generated blocks with what the programs really print.
+"""Fill the generated blocks of README and docs/ with what the programs really print.
 
-    python docs/generate.py                run everything again and rewrite the blocks
-    python docs/generate.py --committed    only those that are made from committed JSON
-    python docs/generate.py --check        exit 1 if one of these is out of date
+    python build_tools/docs/generate.py                run everything again and rewrite the blocks
+    python build_tools/docs/generate.py --committed    only those that are made from committed JSON
+    python build_tools/docs/generate.py --check        exit 1 if one of these is out of date
 
 Needs the `test` extra (transformers builds the model, with random weights).
 """
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_tools"))
 import torch_finder  # noqa: E402
 
@@ -157,6 +157,35 @@ def recorder() -> str:
     return f"{plot_recorder.summary(result('recorder')['rows'])}\n\n({where('recorder')})"
 
 
+def short_cost() -> str:
+    """README's table: what the ways to record cost in a train step, beside anomaly mode."""
+    steps = {
+        "MLP step, SGD": "MLP",
+        "transformer 2 layers d=64 batch 2×16, SGD": "transformer, 2 layers of 64",
+        "transformer 4 layers d=256 batch 8×128, AdamW": "transformer, 4 layers of 256",
+    }
+    recorded = {(row.get("way"), row["subject"]): row for row in result("recorder")["rows"]}
+    guarded = {(row["under"], row["what"]): row for row in result("guard")["rows"]}
+    ways = {
+        "`gradext run`": (recorded, "gradext.record()", "times nothing"),
+        "`gradext run --light`": (recorded, "gradext.record(saves=False)", "times nothing"),
+        "`gradext run --guard`": (guarded, "a guard", "times the step with nothing"),
+        "anomaly mode": (recorded, "detect_anomaly(check_nan=False)", "times nothing"),
+    }
+    lines = [f"| | {' | '.join(steps.values())} |", f"|{' --- |' * (len(steps) + 1)}"]
+    for shown, (rows, way, column) in ways.items():
+        found = [rows[way, step] for step in steps]
+        cells = (f"{r[column]:.2f} [{r['low']:.2f}, {r['high']:.2f}]" for r in found)
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    machines = f"({where('recorder')}; the guard: {where('guard')})"
+    return "\n".join([*lines, "", machines])
+
+
+def first_program() -> str:
+    """docs/examples/train.py."""
+    return f"```python\n{(ROOT / 'docs' / 'examples' / 'train.py').read_text()}```"
+
+
 def audit() -> str:
     """What `gradext check --inference` prints for docs/examples/rope.py."""
     command = ["check", "--inference", "rope.py:make_model"]
@@ -245,7 +274,7 @@ COMPARE = """\
 
 
 def in_folder(folder: str, name: str) -> Any:
-    """A module of docs/ or benchmarks/, which are scripts and no packages."""
+    """A module of build_tools/docs/ or benchmarks/, which are scripts and no packages."""
     sys.path.insert(0, str(ROOT / folder))
     return importlib.import_module(name)
 
@@ -269,7 +298,7 @@ def peers() -> str:
 
 def verdicts() -> str:
     """The claims people repeat about the modes, with their verdicts."""
-    which_mode = in_folder("docs", "which_mode")
+    which_mode = in_folder("build_tools/docs", "which_mode")
     table: str = which_mode.verdict_table(which_mode.Results(result("modes")))
     return f"{table}\n\n({where('modes')})"
 
@@ -309,28 +338,34 @@ def fingerprint(name: str) -> str:
 # (file, block, what fills it, whether from committed JSON alone)
 BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("README.md", "versions", torch_finder.versions.sentence, True),
+    ("docs/install.md", "versions", torch_finder.versions.sentence, True),
     ("README.md", "run", lambda: example("train.py"), False),
-    ("README.md", "fused", lambda: example("fused.py", whole=True), False),
-    ("README.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),
-    ("README.md", "lies", lies, True),
-    ("README.md", "born", lambda: example("rotary.py"), False),
-    ("README.md", "cut", lambda: example("cut.py"), False),
-    ("README.md", "fix", fix, False),
+    ("docs/index.md", "run", lambda: example("train.py"), False),
+    ("docs/first-report.md", "first_program", first_program, True),
+    ("docs/first-report.md", "run", lambda: example("train.py"), False),
+    ("docs/first-report.md", "fix", fix, False),
     ("docs/fix.md", "fix", fix, False),
-    ("README.md", "mutations", mutations, False),
-    ("README.md", "lesson", lesson, False),
-    ("README.md", "inspect", lambda: session(INSPECT), False),
-    ("README.md", "tree", lambda: session(TREE, before="import gradext"), False),
-    ("README.md", "cost", cost, True),
-    ("README.md", "recorder", recorder, True),
-    ("README.md", "audit_news", audit_news, True),
+    ("docs/find-the-line.md", "mutations", mutations, False),
+    ("docs/silent-gradients.md", "fused", lambda: example("fused.py", whole=True), False),
+    ("docs/silent-gradients.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),
+    ("docs/silent-gradients.md", "lies", lies, True),
+    ("docs/inference-mode.md", "born", lambda: example("rotary.py"), False),
+    ("docs/inference-mode.md", "audit_news", audit_news, True),
+    ("docs/lost-gradients.md", "cut", lambda: example("cut.py"), False),
+    ("docs/lesson.md", "lesson", lesson, False),
+    ("docs/state.md", "inspect", lambda: session(INSPECT), False),
+    ("docs/state.md", "tree", lambda: session(TREE, before="import gradext"), False),
+    ("docs/state.md", "cost", cost, True),
+    ("README.md", "short_cost", short_cost, True),
+    ("docs/costs.md", "short_cost", short_cost, True),
+    ("docs/costs.md", "recorder", recorder, True),
+    ("docs/costs.md", "guard_cost", lambda: whole("guard"), True),
     (
-        "README.md",
+        "docs/compare-modes.md",
         "compare_modes",
         lambda: session(COMPARE, before="import torch, gradext"),
         False,
     ),
-    ("README.md", "verdicts", verdicts, True),
     ("docs/inference-audit.md", "audit", audit, False),
     ("docs/inference-audit.md", "architectures", architectures, True),
     ("docs/inference-audit.md", "findings", findings, True),

@@ -1,8 +1,8 @@
 """Fill docs/ops-that-lie.md with what `gradext check --ops` finds in torch's own ops.
 
-    python docs/ops_that_lie.py            write the page from the committed JSON
-    python docs/ops_that_lie.py --run      run every aten op again first (minutes), and write both
-    python docs/ops_that_lie.py --check    exit 1 if the page is out of date with the JSON
+    ops_that_lie.py            write the page from the committed JSON
+    ops_that_lie.py --run      run every aten op again first (minutes), and write both
+    ops_that_lie.py --check    exit 1 if the page is out of date with the JSON
 
 Needs the `test` extra (expecttest, for torch's operator samples).
 """
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "ops-that-lie.md"
 DATA = ROOT / "benchmarks" / "results" / "ops-that-lie.json"
 
@@ -30,7 +30,7 @@ from values that are no longer there, or a compiler moves a write past a read.
 
 `gradext check --ops` runs every op it can make inputs for and holds three witnesses against
 each other: the **schema**, the **version delta** and the **bytes**. This page is what it found
-in torch's own ops. It is written by [ops_that_lie.py](ops_that_lie.py) from
+in torch's own ops. It is written by `build_tools/docs/ops_that_lie.py` from
 [ops-that-lie.json](../benchmarks/results/ops-that-lie.json).
 """
 

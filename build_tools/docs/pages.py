@@ -1,11 +1,9 @@
-"""Copy the pages of `gradext explain` into this folder, with an index.
+"""Fill the pages of the codes with what gradext prints for their wrong examples.
 
-    python docs/codes/generate.py          run each wrong example under gradext, put what it prints
-                                           into the page, then copy the pages
-    python docs/codes/generate.py --copy   copy only
-    python docs/codes/generate.py --check  exit 1 if a copy or the index is out of date
+    python build_tools/docs/pages.py    run each wrong example, and put the report into its page
 
-The pages are written in gradext/diagnosis/pages: that is what the installed program shows.
+The pages lie in gradext/diagnosis/pages: `gradext explain` shows them from there, and the site
+takes them, with the index that files() makes.
 """
 
 from __future__ import annotations
@@ -20,8 +18,7 @@ from pathlib import Path
 from gradext.commands import explain
 from gradext.diagnosis.codes import CODES
 
-HERE = Path(__file__).resolve().parent
-INDEX = "README.md"
+INDEX = "index.md"
 REPORT = re.compile(r"^(?:gradext: |(?:error|warning)\[GX\d{3}\])", re.M)
 
 
@@ -67,7 +64,7 @@ def fill(code: str) -> None:
 
 
 def files() -> dict[str, str]:
-    """What this folder has to hold, by name."""
+    """The pages that there are, and their index, by file name."""
     pages = {code: explain.page(code) for code in CODES}
     found = {f"{code}.md": text for code, text in pages.items() if text is not None}
     rows = [
@@ -89,23 +86,9 @@ def files() -> dict[str, str]:
 
 
 def main() -> int:
-    if sys.argv[1:] == ["--check"]:
-        there = {path.name: path.read_text(encoding="utf-8") for path in HERE.glob("*.md")}
-        wanted = files()
-        wrong = [n for n in sorted({*there, *wanted}) if there.get(n) != wanted.get(n)]
-        for name in wrong:
-            print(f"docs/codes/{name} is out of date: run python docs/codes/generate.py --copy")
-        return int(bool(wrong))
-    if sys.argv[1:] != ["--copy"]:
-        for code in CODES:
-            if explain.page(code) is not None:
-                fill(code)
-    wanted = files()
-    for path in HERE.glob("*.md"):
-        if path.name not in wanted:
-            path.unlink()
-    for name, text in wanted.items():
-        (HERE / name).write_text(text, encoding="utf-8")
+    for code in CODES:
+        if explain.page(code) is not None:
+            fill(code)
     return 0
 
 

@@ -190,7 +190,8 @@ Finding refused(const std::string& text, PyObject* traceback, bool is_backward, 
       append(finding.places, place_of(birth.mode));
     }
   }
-  finding.tensor = event->tensor;
+  // Of a view of a leaf the message names the leaf.
+  finding.tensor = event->base_is_leaf && !event->is_inference ? event->base : event->tensor;
   return finding;
 }
 

@@ -132,6 +132,38 @@ class Names:
             self._complete()
         return counter in self._held_counters
 
+    def of_module(self, parameter: int) -> str | None:
+        """What the outermost module that holds a parameter calls it: `net.emb.weight`."""
+        for index, root in enumerate(self._roots):
+            if (way := self.way_to(parameter)) and way[0][0] is root:
+                path = ""
+                for _, step in way:
+                    path = child_path(path, step, dot=".")
+                return self._text((index, path))
+        return None
+
+    def way_to(self, parameter: int) -> list[tuple[Any, str]]:
+        """(module, attribute) from the outermost module that holds a parameter down to it.
+
+        Empty for a tensor that is no parameter of a module.
+        """
+        self._find(self._by_id, parameter)
+        for root in self._roots:
+            pending: list[tuple[Any, list[tuple[Any, str]]]] = [(root, [])]
+            seen: set[int] = set()
+            while pending:
+                module, way = pending.pop()
+                if id(module) in seen:
+                    continue
+                seen.add(id(module))
+                for name, tensor in group_of(module, "_parameters"):
+                    who = identity_of(tensor)
+                    if who is not None and who.id == parameter:
+                        return [*way, (module, name)]
+                for name, child in group_of(module, "_modules"):
+                    pending.append((child, [*way, (module, name)]))
+        return []
+
     def _find(self, names: dict[int, _Name], key: int) -> _Name | None:
         found = names.get(key)
         if found is None and not self._is_complete:

@@ -88,6 +88,39 @@ def _bare(d: Diagnosis, error: Exception) -> str:
     return "\n".join(map(clean_lines, lines))
 
 
+# --- the one file of a program -------------------------------------------------------------------
+
+
+def _only_file(d: Diagnosis) -> str | None:
+    """The file of all user lines of a diagnosis, if it is one: its name is then said once."""
+    places = [site.frame for site in (*d.culprits, *d.victims)] + list(d.window or ())
+    callers = [frame for site in (*d.culprits, *d.victims) for frame in site.callers]
+    files = {frame.file for frame in (*places, *callers)}
+    return files.pop() if len(files) == 1 else None
+
+
+def _by_lines(d: Diagnosis, only: str) -> Diagnosis:
+    """The diagnosis with "line 27" in its sentences where "train.py:27" stood."""
+    name = re.escape(only.replace("\\", "/").rsplit("/", 1)[-1])
+    here = re.compile(rf"(`[^`]*`)|(?<![\w/.\\-]){name}:(\d+)(?!\w|:\d)")
+
+    def said(text: str) -> str:
+        # What stands in backquotes is code of the program's, and stays as it is.
+        return here.sub(lambda found: found[1] or f"line {found[2]}", text)
+
+    def labelled(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+        return tuple(dataclasses.replace(site, label=said(site.label)) for site in sites)
+
+    return dataclasses.replace(
+        d,
+        message=said(d.message),
+        culprits=labelled(d.culprits),
+        victims=labelled(d.victims),
+        fix=said(d.fix),
+        notes=tuple(map(said, d.notes)),
+    )
+
+
 # --- what is shown, and in which order -----------------------------------------------------------
 
 
@@ -106,14 +139,18 @@ class _Shown:
 
 
 def _text(d: Diagnosis, color: bool, width: int) -> str:
+    only = _only_file(d)
+    if only is not None:
+        d = _by_lines(d, only)
     rows = _head(d, width)
     shown = _sites(d)
     excerpts = _group(shown)
     files = _Files(shown)
     gutter = max((len(str(n)) for group in excerpts for n in files.numbers(group)), default=1)
     for index, group in enumerate(excerpts):
-        rows += _excerpt(group, files, gutter, width, arrow="-->" if index == 0 else ":::")
-    facts = [_window_words(d.window)] if d.window is not None else []
+        arrow = "-->" if index == 0 else ":::"
+        rows += _excerpt(group, files, gutter, width, arrow, only)
+    facts = [_window_words(d.window, only)] if d.window is not None else []
     rows += _notes([*facts, *(f"note: {note}" for note in d.notes)], gutter, width)
     if d.fix:
         for index, line in enumerate(excerpt.wrap(d.fix, width, "help: ")):
@@ -137,10 +174,13 @@ def _sites(d: Diagnosis) -> list[_Shown]:
     """Most important first: the first culprit and the first victim in full, the others briefly."""
     if d.window is not None and not d.culprits:
         labels = ("unchanged up to here", "changed by here")
+        same_line = d.window[0] == d.window[1]
         edges = [
             _Shown(Site(frame), "culprit", label, True)
             for frame, label in zip(d.window, labels, strict=True)
         ]
+        if same_line:
+            edges = [_Shown(Site(d.window[0]), "culprit", "changed within what this does", True)]
     else:
         edges = [_Shown(site, "culprit", "", i == 0) for i, site in enumerate(d.culprits)]
     victims = [_Shown(site, "victim", "", i == 0) for i, site in enumerate(d.victims)]
@@ -167,7 +207,7 @@ def label(site: Site, otherwise: str) -> str:
     remarks = []
     if site.op is not None and not _names(label, site.op):
         remarks.append(clean(site.op))
-    if site.times > 1:
+    if site.times > 1 and not re.search(rf"\b{site.times}\b (?:writes|times)", label):
         remarks.append(f"{site.times} times")
     return f"{label} ({', '.join(remarks)})" if remarks else label
 
@@ -295,8 +335,18 @@ def _marks(
                 end = max(end, start + 1)
             if end > start:
                 label = item.label if number == last else ""
-                marks.setdefault(number, []).append(_Mark(start, end, item.role, label))
+                _add(marks.setdefault(number, []), _Mark(start, end, item.role, label))
     return marks
+
+
+def _add(marks: list[_Mark], new: _Mark) -> None:
+    """One row of carets for an expression that two sites are about: what is said stands in one."""
+    for at, mark in enumerate(marks):
+        if (mark.start, mark.end) == (new.start, new.end):
+            label = "; ".join(filter(None, dict.fromkeys((mark.label, new.label))))
+            marks[at] = dataclasses.replace(mark, label=label)
+            return
+    marks.append(new)
 
 
 def _column(frame: Frame, code: str) -> int | None:
@@ -308,15 +358,16 @@ def _column(frame: Frame, code: str) -> int | None:
 # --- layout --------------------------------------------------------------------------------------
 
 
-def _excerpt(group: list[_Shown], files: _Files, gutter: int, width: int, arrow: str) -> list[Row]:
+def _excerpt(
+    group: list[_Shown], files: _Files, gutter: int, width: int, arrow: str, only: str | None
+) -> list[Row]:
     file = group[0].frame.file
     lines, exact = files.lines[file], files.exact[file]
     numbers = files.numbers(group)
     marks = _marks(group, lines, exact, numbers)
     empty: Row = [(f"{'':{gutter}} |", "margin")]
-    rows: list[Row] = [
-        [(f"{'':{gutter}}{arrow} ", "margin"), (place(group[0].frame, column=True), "")]
-    ]
+    here = place(group[0].frame, column=True, only=None if arrow == "-->" else only)
+    rows: list[Row] = [[(f"{'':{gutter}}{arrow} ", "margin"), (here, "")]]
     if numbers:
         rows.append(empty)
     previous = numbers[0] if numbers else 0
@@ -331,11 +382,11 @@ def _excerpt(group: list[_Shown], files: _Files, gutter: int, width: int, arrow:
     unseen = [item for item in group if item.frame.line not in numbers]
     several = len(group) > 1
     for item in unseen:
-        where = f"{place(item.frame)}: " if several else ""
+        where = f"{place(item.frame, only=only)}: " if several else ""
         details.append(f"{where}{item.label}")
     if file in files.remarks:
         details.append(files.remarks[file])
-    details += _ways(group)
+    details += _ways(group, only)
     if numbers:
         rows.append(empty)
     return rows + _notes(details, gutter, width)
@@ -388,12 +439,12 @@ def _underline(left: int, right: int, mark: _Mark, gutter: int, room: int) -> li
     ]
 
 
-def _ways(group: list[_Shown]) -> list[str | list[str]]:
+def _ways(group: list[_Shown], only: str | None) -> list[str | list[str]]:
     """How the program came to the sites that are shown in full, and what they went through."""
     full = [item for item in group if item.full]
     details: list[str | list[str]] = []
     for words, places in (
-        ("called from", [_callers(item.site) for item in full]),
+        ("called from", [_callers(item.site, only) for item in full]),
         ("through", [_through(item.site.stack) for item in full]),
     ):
         # Sites that came the same way need no line number to tell their ways apart.
@@ -405,13 +456,13 @@ def _ways(group: list[_Shown]) -> list[str | list[str]]:
     return details
 
 
-def _callers(site: Site) -> list[str]:
+def _callers(site: Site, only: str | None) -> list[str]:
     frames = site.callers
     lines: list[str] = []
     repeats = 0
     for index, frame in enumerate(frames):
-        here = place(frame)
-        if index and here == place(frames[index - 1]):
+        here = place(frame, only=only)
+        if index and here == place(frames[index - 1], only=only):
             repeats += 1
             continue
         if repeats:
@@ -457,24 +508,28 @@ def _through(frames: Sequence[Frame]) -> list[str]:
     return lines
 
 
-def _window_words(window: tuple[Frame, Frame]) -> str:
+def _window_words(window: tuple[Frame, Frame], only: str | None) -> str:
     after, before = window
     if after.file != before.file:
         return f"the write is between {place(after)} and {place(before)}"
+    of = "" if after.file == only else f" of {files.user_path(after.file)}"
     if after.line == before.line:
-        return f"the write is in what line {after.line} of {files.user_path(after.file)} does"
+        return f"the write is in what line {after.line}{of} does"
     later = " (of a later pass)" if before.line < after.line else ""
-    return (
-        f"the write is between line {after.line} and line {before.line}{later} "
-        f"of {files.user_path(after.file)}"
-    )
+    return f"the write is between line {after.line} and line {before.line}{later}{of}"
 
 
 def place(
-    frame: Frame, path: Callable[[str], str] = files.user_path, *, column: bool = False
+    frame: Frame,
+    path: Callable[[str], str] = files.user_path,
+    *,
+    column: bool = False,
+    only: str | None = None,
 ) -> str:
-    where = f"{path(frame.file)}:{frame.line}"
-    if column and frame.column is not None:
+    """ "train.py:27:5 in step"; "line 27 in step" in the file `only`, which is named already."""
+    is_named = frame.file == only
+    where = f"line {frame.line}" if is_named else f"{path(frame.file)}:{frame.line}"
+    if column and frame.column is not None and not is_named:
         where += f":{frame.column + 1}"
     return f"{where} in {clean(frame.function)}" if frame.function else where
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from gradext.base import op_names
 from gradext.native import _C
+from gradext.source import traced_lines
 
 MOST_NODES = 1 << 18
 # A node that Python has looked at is freed by Python, and so is what hangs below it: a chain of
@@ -67,6 +68,9 @@ class Node:
         is_readable: False for C++ autograd Functions, which show nothing of what they saved.
         forward_code: for a Python autograd.Function, the code of its setup_context and forward.
         id: opaque; of a node that lives as long as the graph that was read.
+        trace: while a graph is traced, the printed traceback of the line that the node is of.
+        uses: of a compiled function, for each stale saved tensor by its attribute, the tracebacks
+            of the lines that it was saved for.
     """
 
     name: str
@@ -80,6 +84,8 @@ class Node:
     is_readable: bool
     forward_code: Any = None
     id: int = 0
+    trace: str = ""
+    uses: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +112,7 @@ def read(roots: Any, most: int = MOST_NODES) -> Graph:
     """Copy the graph below `roots`: tensors, GradientEdges or nodes."""
     rows, whole = rows_below(roots, most)
     nodes = []
+    is_tracing = traced_lines.is_tracing()
     for node, name, thread, sequence, following, inner_of in rows:
         # Under the node's mutex: another thread's backward may be releasing what it saved. One that
         # is running right now shows nothing.
@@ -126,9 +133,23 @@ def read(roots: Any, most: int = MOST_NODES) -> Graph:
                 is_readable=_is_readable(kind, name),
                 forward_code=_forward_code(node),
                 id=_C.node_id(node),
+                trace=traced_lines.trace_of(node) if is_tracing else "",
+                uses=_uses(node, saved) if name == _COMPILED else {},
             )
         )
     return Graph(tuple(nodes), whole)
+
+
+_COMPILED = "CompiledFunctionBackward"
+
+
+def _uses(node: Any, saved: list[Saved]) -> dict[str, list[str]]:
+    found = {}
+    for item in saved:
+        number = item.attribute.rpartition("[")[2].removesuffix("]")
+        if item.is_stale and number.isdigit():
+            found[item.attribute] = traced_lines.uses_of_saved(node, int(number), item.sizes)
+    return found
 
 
 def rows_below(roots: Any, most: int = MOST_NODES) -> tuple[list[Any], bool]:

@@ -114,5 +114,5 @@ def of_refusal(
         return None
     where = ("refused", _NUMBERS.sub("#", text), is_noted, places)
     if not is_inference:
-        return Finding(where, (details,))
+        return Finding(where, (details,), "", tensor)
     return Finding(where, (details,), "", tensor, counter, by_shape=True)

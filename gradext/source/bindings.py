@@ -163,6 +163,39 @@ def _assigned_to(site: Site, name: str) -> list[ast.expr | None]:
     return [value for _, value in found]
 
 
+def values_of(site: Site, name: str) -> list[ast.expr]:
+    """The expressions that the function around a line binds to a name, the nearest above first."""
+    return [value for value in _assigned_to(site, name) if value is not None]
+
+
+def values_of_attribute(definition: ast.AST, name: str) -> list[ast.expr]:
+    """The expressions that the functions of a class, or one function, give to `self.name`."""
+    found: list[ast.expr] = []
+    for node in ast.walk(definition):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+        elif isinstance(node, ast.AnnAssign) and node.value is not None:
+            target, value = node.target, node.value
+        elif isinstance(node, ast.Call) and _registered(node) == name:
+            found.append(node)
+            continue
+        else:
+            continue
+        is_named = isinstance(target, ast.Attribute) and target.attr == name
+        if is_named and ast.unparse(target) == f"self.{name}":
+            found.append(value)
+    return found
+
+
+def _registered(call: ast.Call) -> str | None:
+    """The name in `self.register_parameter("scale", ...)` and `self.add_module("head", ...)`."""
+    ways = {"register_parameter", "add_module", "register_module"}
+    if not (isinstance(call.func, ast.Attribute) and call.func.attr in ways and call.args):
+        return None
+    first = call.args[0]
+    return first.value if isinstance(first, ast.Constant) and type(first.value) is str else None
+
+
 def _item(value: ast.expr | None, number: int) -> ast.expr | None:
     """The part of `a, b = x, y` that goes to one name; a call's result stands for each."""
     if isinstance(value, (ast.Tuple, ast.List)) and number < len(value.elts):

@@ -6,6 +6,7 @@ it. Owns the rule of what is the user's code; knows nothing of tensors.
 
 from __future__ import annotations
 
+import ast
 import functools
 import linecache
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 
 from gradext.base.package import is_user_file
 from gradext.diagnosis.model import Frame
+from gradext.source import syntax
 
 # What stands behind the last frame that was kept of a stack deeper than the recorder goes.
 CUT = Frame("<more callers>", 0, "", is_user=False)
@@ -74,6 +76,8 @@ def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
     line, end_line, column, end_column = _position(code, instruction)
     file = absolute(code.co_filename)
     source = linecache.getline(code.co_filename, line) if line else ""
+    if end_line is not None and end_line > line and (over := _iterated(file, line, end_line)):
+        end_line, column, end_column = over
     return Frame(
         file=file,
         line=line or code.co_firstlineno,
@@ -87,6 +91,20 @@ def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
         ),
         is_user=is_user_file(file),
     )
+
+
+def _iterated(file: str, line: int, end_line: int) -> tuple[int, int, int | None] | None:
+    """(end line, columns) of what a `for` statement goes over.
+
+    To take the iterator CPython has one instruction, whose place is the whole statement, body
+    included: carets below the body would say that something in it did what the header does.
+    """
+    for node in syntax.statements(file, line):
+        over = node.iter if isinstance(node, (ast.For, ast.AsyncFor)) else None
+        is_it = (node.lineno, node.end_lineno) == (line, end_line)
+        if over is not None and is_it and over.lineno == line:
+            return over.end_lineno or line, over.col_offset, over.end_col_offset
+    return None
 
 
 def _position(
@@ -163,14 +181,35 @@ def _frames_of_node(module: object, line: int, first: int) -> list[Frame]:
     return list(reversed(frames_in_text(text)))
 
 
+_PRINTED = re.compile(
+    r'File "([^"]+)", line (\d+), in (\S+)'
+    r"(?:\n([ \t]+)(.*)(?:\n([ \t]*)([~^]+)[ \t]*(?=\n|$))?)?"
+)
+
+
 def frames_in_text(text: str) -> list[Frame]:
-    """The frames of a printed traceback, in its order (outermost first)."""
+    """The frames of a printed traceback, in its order (outermost first), with their carets."""
     frames = []
-    for match in re.finditer(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(.*))?', text):
-        file, line, function, code = match.groups()
+    for match in _PRINTED.finditer(text):
+        file, line, function, indent, code, before, carets = match.groups()
         file = absolute(file)
+        column = end = end_line = None
+        source = linecache.getline(file, int(line)).rstrip("\n")
+        if carets and source.strip() == code.strip() and source.isascii() and source.strip():
+            # The text has the line without its indent, and the carets stand below it.
+            column = len(source) - len(source.lstrip()) + len(before) - len(indent)
+            end, end_line = column + len(carets), int(line)
         frames.append(
-            Frame(file, int(line), function, (code or "").strip(), is_user=is_user_file(file))
+            Frame(
+                file=file,
+                line=int(line),
+                function=function,
+                code=(code or "").strip(),
+                column=column,
+                end_line=end_line,
+                end_column=end,
+                is_user=is_user_file(file),
+            )
         )
     return frames
 

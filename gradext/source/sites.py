@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterable, Sequence
 
 from gradext.diagnosis.model import Frame, Site
-from gradext.source import syntax
+from gradext.source import expressions, syntax
 from gradext.source.frames import CUT
 
 _MOST_STACK = 24
@@ -59,12 +59,12 @@ def site(
         return None
     at = _user_index(frames)
     return Site(
-        frame=frames[at],
+        frame=expressions.located(frames[at], op),
         op=op,
         version_before=version_before,
         version_after=version_after,
         stack=tuple(frames[:at][:_MOST_STACK]),
-        callers=tuple(frame for frame in frames[at + 1 :] if frame.is_user),
+        callers=tuple(f for f in frames[at + 1 :] if f.is_user and not _is_compiled(f)),
         label=label,
         times=times,
         callers_cut=frames[-1] == CUT,

@@ -36,8 +36,8 @@ error[GX101] stale-saved-tensor: h, which sigmoid saved in Block.forward, was wr
    |         ^^^^^^ writes h in place: version 0 -> 1 (aten::add_)
 10 |         return h
    |
-   = called from train.py:14 in step
-                 train.py:22 in main
+   = called from line 14 in step
+                 line 22 in main
    = note: torch compares version counters and not bytes.
 help: write `h = h + y`: the sum is then a new tensor, and what sigmoid saved stays
       whole
@@ -70,7 +70,7 @@ error[GX101] stale-saved-tensor: h was written in place
    = through torch/optim/sgd.py:100 in SGD.step
              torch/optim/sgd.py:200 in sgd
              torch/optim/sgd.py:300 in _single_tensor_sgd
-  ::: train.py:7:27 in Block.forward
+  ::: line 7 in Block.forward
    |
  5 | class Block(nn.Module):
  6 |     def forward(self, x):
@@ -78,7 +78,7 @@ error[GX101] stale-saved-tensor: h was written in place
    |                           ---------- saves its output, h (aten::sigmoid)
  8 |         y = h * 2
    |
-   = called from train.py:14 in step
+   = called from line 14 in step
 help: write `h = h + y`
 docs: gradext explain GX101"""
     )
@@ -132,7 +132,7 @@ error[GX101] stale-saved-tensor: h was written in place
 23 |         loss.backward()
    |         ^^^^^^^^^^^^^^^ may write too
    |
-   = called from train.py:22 in main
+   = called from line 22 in main
 help: write `h = h + y`
 docs: gradext explain GX101"""
     )
@@ -165,7 +165,7 @@ warning[GX401] silent-write: h was written past its version counter
    |     ^^^^^^^^^^^^^^^^ changed by here
 17 |     return first
    |
-   = the write is between line 14 and line 16 of train.py
+   = the write is between line 14 and line 16
 docs: gradext explain GX401"""
     )
 
@@ -173,8 +173,8 @@ docs: gradext explain GX401"""
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ((16, 14), "the write is between line 16 and line 14 (of a later pass) of train.py"),
-        ((14, 14), "the write is in what line 14 of train.py does"),
+        ((16, 14), "the write is between line 16 and line 14 (of a later pass)"),
+        ((14, 14), "the write is in what line 14 does"),
     ],
 )
 def test_a_window_in_a_loop(folder: Path, lines: tuple[int, int], words: str) -> None:

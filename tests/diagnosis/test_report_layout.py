@@ -25,11 +25,11 @@ def test_callers_are_counted_and_cut(folder: Path) -> None:
     others = tuple(Frame(str(folder / "train.py"), 20, f"f{i}") for i in range(7))
     shown = text(stale((write(frame(9, "h += y"), callers=(walk,) * 4 + others),)), width=90)
     assert (
-        "  = called from train.py:14 in walk (4 times)\n"
-        f"{'':16}train.py:20 in f0\n"
-        f"{'':16}train.py:20 in f1\n"
+        "  = called from line 14 in walk (4 times)\n"
+        f"{'':16}line 20 in f0\n"
+        f"{'':16}line 20 in f1\n"
         f"{'':16}(4 more)\n"
-        f"{'':16}train.py:20 in f6\n"
+        f"{'':16}line 20 in f6\n"
     ).replace("  = ", "   = ").replace(" " * 16, " " * 17) in shown
 
 

@@ -35,8 +35,8 @@ def test_without_code_there_is_the_place_alone(folder: Path) -> None:
         """\
 error[GX101] stale-saved-tensor: h was written in place
  --> /gone/model.py:7 in f
-  = /gone/model.py:7 in f: writes h in place: version 0 -> 1 (aten::add_)
-  = /gone/model.py:9: saves its output, h (aten::sigmoid)
+  = line 7 in f: writes h in place: version 0 -> 1 (aten::add_)
+  = line 9: saves its output, h (aten::sigmoid)
 help: write `h = h + y`
 docs: gradext explain GX101"""
     )

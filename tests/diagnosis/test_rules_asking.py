@@ -275,7 +275,8 @@ def test_explain_a_refused_write_after_the_block() -> None:
             half.zero_()
     (found,) = gradext.explain(caught.value, recording)
     assert found.code == "GX103"
-    assert [site.frame.code for site in found.victims] == ["half = w[:2]"]
+    made = "w = torch.ones(4, requires_grad=True)"
+    assert [site.frame.code for site in found.victims] == ["half = w[:2]", made]
 
 
 def test_explain_without_any_recording_says_what_is_missing() -> None:

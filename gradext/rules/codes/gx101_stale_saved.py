@@ -15,7 +15,7 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, saver_copy, stale_saved
-from gradext.rules.wording import saved_tensors
+from gradext.rules.wording import compiled, saved_tensors
 from gradext.rules.wording.lost_events import forgotten, lost
 from gradext.source import bindings, sites
 
@@ -65,19 +65,25 @@ def all_stale(
     """One diagnosis for the saved tensors of the same lines. `failed`: backward has raised."""
     diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
     counts: dict[tuple[Any, ...], int] = {}
+    whole = len(pairs) <= saved_tensors.MOST_PAIRS
     for node, saved in pairs[: saved_tensors.MOST_PAIRS]:
-        if len(diagnoses) >= saved_tensors.MOST_DIAGNOSES:
-            break
         diagnosis, fix = _stale_one(graph, node, saved, data, names, failed)
         key = diagnosis.key()
+        if key not in diagnoses and len(diagnoses) >= saved_tensors.MOST_DIAGNOSES:
+            whole = False
+            continue
         counts[key] = counts.get(key, 0) + 1
         if key not in diagnoses:  # looking for what mends it may mean a look at all objects
             diagnoses[key] = dataclasses.replace(diagnosis, fix=fix())
-    return _by_write([(d, counts[key]) for key, d in diagnoses.items()])
+    return _by_write([(d, counts[key]) for key, d in diagnoses.items()], whole)
 
 
-def _by_write(found: Sequence[tuple[Diagnosis, int]]) -> list[Diagnosis]:
-    """One diagnosis for what one write has spoilt: other lines that saved are victims too."""
+def _by_write(found: Sequence[tuple[Diagnosis, int]], whole: bool) -> list[Diagnosis]:
+    """One diagnosis for what one write has spoilt: other lines that saved are victims too.
+
+    Args:
+        whole: every stale tensor was counted.
+    """
     groups: dict[tuple[Any, ...], list[tuple[Diagnosis, int]]] = {}
     for number, (diagnosis, count) in enumerate(found):
         first = diagnosis.culprits[0] if diagnosis.culprits else None
@@ -97,18 +103,9 @@ def _by_write(found: Sequence[tuple[Diagnosis, int]]) -> list[Diagnosis]:
             victims=sites.distinct((*first_one.victims, *victims)),
             fix=", and ".join(fixes[:3]),
         )
-        merged = saved_tensors.with_count(merged, count)
-        if others:
-            lines = dict.fromkeys(sites.where(v.frame) for d, _ in others for v in d.victims[:1])
-            more = sum(number for _, number in others)
-            spoken = f"{more} more saved tensor{'s' if more > 1 else ''}"
-            at = f", saved at {', '.join([*lines][:4])}," if lines else ""
-            notes = (
-                *merged.notes,
-                f"{spoken}{at} {'are' if more > 1 else 'is'} stale by this write",
-            )
-            merged = dataclasses.replace(merged, notes=notes)
-        told.append(merged)
+        savers = [d.victims[0] for d in (first_one, *(d for d, _ in others)) if d.victims]
+        total = count + sum(number for _, number in others)
+        told.append(saved_tensors.with_count(merged, total, savers, whole))
     return told
 
 
@@ -171,12 +168,31 @@ def _stale_one(
     name, spoken = saved_tensors.tensor_text(saved, names)
     blame = _blame(data, saved)
     culprits = saved_tensors.culprits(data, blame.writes, name, blame.touched, blame.note)
-    if name is None and culprits and (written := bindings.written_name(culprits[0])) is not None:
-        spoken += f", `{written}` at {sites.where(culprits[0].frame)},"
-    what = saved_tensors.quoted(name) if name else "it"
-    label = f"{op_names.of_node(node.name)} saves {what} for backward, "
-    label += f"at version {saved.saved_version}"
-    victims = saved_tensors.victims_of(data, graph, node, label)
+    op_name = op_names.of_node(node.name)
+
+    def saved_as(called: str | None) -> str:
+        what = f"`{called}`" if called else "it"
+        return f"{op_name} saves {what} for backward, at version {saved.saved_version}"
+
+    victims = saved_tensors.victims_of(data, graph, node, saved_as(name))
+    calls = victims
+    if uses := node.uses.get(saved.attribute):
+        victims = compiled.inside(victims, uses, f"{saved_as(name)}, for this")
+    traced = None
+    if node.trace:
+        traced = compiled.written_while_tracing(node, saved, victims, op_name)
+    if traced is not None:
+        return traced
+    if name is None:
+        # Nothing that runs holds it any more: the lines that made it and wrote it have a name.
+        result = saved_tensors.result_name(victims[0], op_name) if victims else None
+        result = result if saved.is_output else None
+        written = bindings.written_name(culprits[0]) if culprits else None
+        if result is not None:
+            named = dataclasses.replace(victims[0], label=saved_as(result))
+            victims = (named, *victims[1:])
+        if (called := result or written) is not None:
+            spoken = saved_tensors.called(saved, called)
     message = (
         f"{spoken} was saved for backward by {node.name} at version {saved.saved_version}; "
         f"it has been written in place since and is now at version {saved.version}."
@@ -213,7 +229,9 @@ def _stale_one(
     )
 
     def fix() -> str:
-        return stale_saved.fix(graph, saved, data, blame, culprits, victims, names, failed)
+        # A copy made within a compiled function is traced away: it is made at the call.
+        at = calls if node.uses else victims
+        return stale_saved.fix(graph, saved, data, blame, culprits, at, names, failed)
 
     return diagnosis, fix
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.rules.wording import refused_writes
+from gradext.rules.wording import leaf_sites, refused_writes
 from gradext.rules.wording.lost_events import lost
 from gradext.source import bindings, sites
 
@@ -78,16 +78,39 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
     if event is None and data is not None and "has been used in an in-place" in text:
         culprits = _written_in_function(data, culprit) or culprits
     victims = _victims(code, seen, data, culprit)
+    leaf, made = _leaf_of(code, event, error, data)
+    if made is not None and sites.line_of(made) != sites.line_of(culprits[0]):
+        victims = (*victims[:2], made)
     return [
         Diagnosis(
             code=code,
-            message=refused_writes.message(code, culprits[0], text),
+            message=refused_writes.message(code, culprits[0], text, leaf, victims),
             culprits=culprits,
             victims=victims,
             fix=refused_writes.fix(code, culprit, victims, text, seen),
             notes=refused_writes.notes(code, seen, data, victims),
         )
     ]
+
+
+def _leaf_of(
+    code: str, event: Refused | None, error: BaseException, data: Data | None
+) -> tuple[str | None, Site | None]:
+    """The name of the leaf that was to be written, and the line that made it."""
+    from gradext.objects import naming
+    from gradext.source import live_frames
+
+    if event is None or code not in {"GX102", "GX103"}:
+        return None, None
+    leaf = event.base if code == "GX103" else event.tensor
+    live = [*live_frames.frames_of_error(error), *live_frames.frames_above()]
+    names = naming.Names(live)
+    # A `p` that a loop goes over says less than the module's own name for it.
+    way = names.way_to(leaf)
+    name = names.of(leaf)
+    if way and name is not None and "." not in name:
+        name = names.of_module(leaf) or name
+    return name, leaf_sites.made(leaf, names, data, live, name)
 
 
 def _event(text: str, data: Data | None, trace: Sequence[Frame], strict: bool) -> Refused | None:
@@ -333,8 +356,8 @@ def _victims(
         # The very object first, then the tightest around it, then the latest.
         views.sort(key=lambda v: (v.tensor != event.tensor, v.end - v.begin, -v.order))
         for view in views:
-            label = f"{op_names.short(view.op)} makes the view"
-            found.append(sites.site(data.frames(view.stack), op=view.op, label=label))
+            made = sites.site(data.frames(view.stack), op=view.op)
+            found.append(refused_writes.view_made(made, op_names.short(view.op)))
     for name, thread, sequence in event.chain:
         if sequence < 0 or name.endswith("AccumulateGrad"):
             continue
@@ -345,8 +368,7 @@ def _victims(
         if code != "GX106" and not _is_view_node(name) and not returned:
             break  # this one made the memory that is viewed
         stack, _ = data.node_stack(thread, sequence)
-        label = f"{_op_name(name)} makes the view"
-        found.append(sites.site(data.frames(stack), label=label))
+        found.append(refused_writes.view_made(sites.site(data.frames(stack)), _op_name(name)))
     if code in {"GX105", "GX106"} and not any(found):
         found += _views_in_function(event, data)
     here = sites.line_of(culprit)

@@ -5,6 +5,7 @@ Work from a copy of the graph (evidence) and a recording's data.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -152,9 +153,19 @@ def freed(
             ),
         ]
     )
+    shown = {sites.line_of(place) for place in (*culprits, *victims)}
+    if maker is not None and any(maker.frame == place.frame for place in culprits):
+        # The culprit's own label says that its line made a part of it.
+        victims = tuple(
+            dataclasses.replace(place, label=culprit.label)
+            if (culprit := next((c for c in culprits if c.frame == place.frame), None)) is not None
+            else place
+            for place in victims
+        )
     notes = []
     if first is not None and not twice:
-        notes.append(f"the graph was freed by the backward at {sites.where(first.frame)}")
+        if sites.line_of(first) not in shown:
+            notes.append(f"the graph was freed by the backward at {sites.where(first.frame)}")
     elif not len(data.saves):
         notes.append("the light mode records no nodes, so the lines of the graph are not known")
     elif missing := lost(data, "backwards", "saves"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import linecache
 import re
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Site
 from gradext.rules.rewrite import detach, in_place
 from gradext.rules.wording.lost_events import lost
-from gradext.source import sites, statements
+from gradext.source import bindings, sites, statements
 
 if TYPE_CHECKING:
     from gradext.recording.tables import Data
@@ -91,45 +92,141 @@ def label(code: str, op: str | None, name: str | None = None) -> str:
     return f"{op_names.short(op)} {what}" if op else what
 
 
-def message(code: str, culprit: Site, text: str) -> str:
+def view_made(maker: Site | None, op: str) -> Site | None:
+    """The line that made a view, with what the line calls the view and what it is of."""
+    if maker is None:
+        return None
+    names, of = statements.assigned_names(maker), viewed_by(maker)
+    several = op.lower() in _SEVERAL
+    kind = "views" if several else "a view"
+    what = f"`{names[0]}`, {kind}" if len(names) == 1 and _is_whole(maker) else kind
+    what = "the view" if what == "a view" and of is None else what
+    label = f"{op} makes {what}" + (f" of `{of}`" if of else "")
+    return dataclasses.replace(maker, label=label)
+
+
+_SEVERAL = {
+    *("unbind", "split", "splitwithsizes", "split_with_sizes", "chunk", "tensor_split", "hsplit"),
+    *("vsplit", "dsplit", "unsafe_split", "unsafe_chunk", "unsafesplit", "unsafechunk"),
+}
+
+
+def viewed_by(maker: Site) -> str | None:
+    """What the expression of a line takes a view of: `hidden` of `hidden.split(1, dim=0)`."""
+    over = statements.loop_over(maker)
+    if over is not None:
+        return over
+    try:
+        node = ast.parse(_expression(maker).strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        of: ast.expr | None = node.func.value
+        if of is not None and statements.is_namespace(of):
+            of = node.args[0] if node.args else None
+    elif isinstance(node, (ast.Subscript, ast.Attribute)):
+        of = node.value
+    else:
+        return None
+    if not isinstance(of, (ast.Name, ast.Attribute, ast.Subscript)):
+        return None
+    text = ast.unparse(of)
+    return text if len(text) <= 40 else None
+
+
+def _expression(site: Site) -> str:
+    """The text that a site's frame marks; "" where it has no columns or takes several lines."""
+    frame = site.frame
+    if frame.column is None or frame.end_column is None or frame.end_line != frame.line:
+        return ""
+    line = linecache.getline(frame.file, frame.line)
+    return line[frame.column : frame.end_column]
+
+
+def _is_whole(site: Site) -> bool:
+    """Whether the marked expression is all that the line assigns."""
+    node = statements.statement(site)
+    value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+    return value is not None and ast.unparse(value) == _unparsed(_expression(site))
+
+
+def _unparsed(text: str) -> str:
+    try:
+        return ast.unparse(ast.parse(text.strip(), mode="eval"))
+    except (SyntaxError, ValueError):
+        return ""
+
+
+def message(
+    code: str, culprit: Site, text: str, leaf: str | None = None, victims: tuple[Site, ...] = ()
+) -> str:
+    """What was refused, and why.
+
+    Args:
+        leaf: the name of the leaf that the write is to.
+    """
     op = op_names.short(culprit.op)
     op = op[0].upper() + op[1:] if op.startswith("the ") else op
+    which = f"`{leaf}`, a leaf tensor that requires grad," if leaf else None
     if code == "GX102" and "resize" in text:
+        if which:
+            return f"{which} is given another size by {op}; autograd cannot follow it."
         return (
             f"{op} changes the size of a leaf tensor that requires grad; autograd cannot follow it."
         )
     if code == "GX102" and "out=" in text:
+        if which:
+            return (
+                f"{which} is what {op} was told by out= to write into, with grad mode on; autograd "
+                "does not follow a result through out=."
+            )
         return (
             f"{op} was told by out= to write into a leaf tensor that requires grad, with grad mode "
             "on; autograd does not follow a result through out=."
         )
     if code == "GX102":
+        if which:
+            return f"{which} is written in place by {op}, with grad mode on."
         return (
             f"{op} writes in place into a leaf tensor that requires grad (a parameter, or a tensor "
             "made with requires_grad=True), with grad mode on."
         )
+    written = bindings.written_name(culprit) if not culprit.stack else None
+    of = viewed_by(victims[0]) if victims else None
     if code == "GX103":
+        if which:
+            through = f", `{written}`," if written and written != leaf else ""
+            return (
+                f"{which} is written in place by {op} through a view of it{through} with grad mode "
+                "on: the write would change the leaf itself."
+            )
         return (
             f"{op} writes in place into a view of a leaf tensor that requires grad, with grad "
             "mode on: the write would change the leaf itself."
         )
+    into = f"into `{written}`, " if written else "into "
     if code == "GX104":
         mode = "inference_mode" if "inference" in text else "no_grad"
         return (
-            f"{op} writes, with grad mode on, into a view that was made under {mode}: autograd "
-            "did not track how the view was made and cannot hand the write on to its base."
+            f"{op} writes, with grad mode on, {into}a view{_of(of, written)} that was made under "
+            f"{mode}: autograd did not track how the view was made and cannot hand the write on to "
+            "its base."
         )
     if code == "GX105":
-        maker = re.search(r"Output \d+ of (\w+?)(?:Backward\d*)? is a view", text)
-        what = f" ({maker[1]})" if maker else ""
+        maker_name = re.search(r"Output \d+ of (\w+?)(?:Backward\d*)? is a view", text)
+        what = f" ({maker_name[1]})" if maker_name else ""
         return (
-            f"{op} writes in place into one of several views that one function returned{what}; "
-            "autograd cannot rewrite the history of its siblings."
+            f"{op} writes in place {into}one of several views{_of(of, written)} that one function "
+            f"returned{what}; autograd cannot rewrite the history of its siblings."
         )
     return (
-        f"{op} writes in place into a view that an autograd.Function returned (or an input that it "
-        "returned as it was); the write would override the Function's own backward."
+        f"{op} writes in place {into}a view that an autograd.Function returned (or an input that "
+        "it returned as it was); the write would override the Function's own backward."
     )
+
+
+def _of(of: str | None, written: str | None) -> str:
+    return f" of `{of}`" if of is not None and of != written else ""
 
 
 def _is_hook_function(name: str) -> bool:

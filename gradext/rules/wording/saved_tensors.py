@@ -6,6 +6,7 @@ GX402). Works from a copy of the graph (evidence) and a recording's data; touche
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, optimizer_step
-from gradext.source import bindings, sites
+from gradext.source import bindings, sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -70,6 +71,39 @@ def tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
     if exact:
         return name, f"`{name}` ({shape})"
     return name, f"A {shape} alias of `{name}`"
+
+
+def called(saved: Saved, name: str) -> str:
+    """How a sentence speaks of a tensor that only a line of the program has a name for."""
+    kind = str(saved.dtype).removeprefix("torch.")
+    return f"Tensor `{name}` ({kind} {list(saved.sizes)})"
+
+
+def result_name(maker: Site, op_name: str) -> str | None:
+    """`a` where the line that made a node reads `a = torch.softmax(...)`, and that is its op.
+
+    Args:
+        op_name: of the node, "Softmax".
+    """
+    names, node = statements.assigned_names(maker), statements.statement(maker)
+    value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+    frame = maker.frame
+    if len(names) != 1 or value is None or frame.column is None:
+        return None
+    at = (value.lineno, value.end_lineno, value.col_offset, value.end_col_offset)
+    if at != (frame.line, frame.end_line, frame.column, frame.end_column):
+        return None  # the op is a part of what is assigned
+    # A module that does several things has results within; one that is named as its op has one.
+    wanted = op_name.lower()
+    for inner in maker.stack:
+        owner, _, name = inner.function.rpartition(".")
+        said = owner if name == "forward" else name
+        if name not in _CALLS and said.replace("_", "").lower() != wanted:
+            return None
+    return names[0]
+
+
+_CALLS = {"_wrapped_call_impl", "_call_impl", "inner", "wrapped"}
 
 
 def write_site(data: Data, write: Write, name: str | None, times: int = 1) -> Site | None:
@@ -134,12 +168,25 @@ def place(victims: tuple[Site, ...]) -> str:
     return sites.where(victims[0].frame) if victims else "the line that saves it"
 
 
-def with_count(diagnosis: Diagnosis, count: int) -> Diagnosis:
-    if count == 1:
+def with_count(
+    diagnosis: Diagnosis, count: int, savers: Sequence[Site] = (), whole: bool = True
+) -> Diagnosis:
+    """With a note on how many saved tensors it is about, where the lines do not show that.
+
+    Args:
+        savers: where they were saved, one for each line; whole: all of them were counted.
+    """
+    shown = {sites.line_of(victim) for victim in diagnosis.victims}
+    lines = {sites.line_of(saver): sites.where(saver.frame) for saver in savers}
+    hidden = [where for line, where in lines.items() if line not in shown]
+    if count <= max(len(lines), 1) and not hidden and whole:
         return diagnosis
-    more = f"{count - 1} more saved tensor{'s' if count > 2 else ''} of the same lines "
-    more += f"{'are' if count > 2 else 'is'} stale as well"
-    return dataclasses.replace(diagnosis, notes=(*diagnosis.notes, more))
+    note = f"{count} saved tensor{'s are' if count > 1 else ' is'} stale by this write"
+    note = note if whole else f"at least {note}"
+    if hidden:
+        more = f" and {len(hidden) - 4} more lines" if len(hidden) > 4 else ""
+        note += f", some of them saved at {', '.join(hidden[:4])}{more}"
+    return dataclasses.replace(diagnosis, notes=(*diagnosis.notes, note))
 
 
 def why_unseen(write: Write) -> str:

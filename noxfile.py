@@ -130,10 +130,14 @@ def sanitized(session: nox.Session, checks: str, libraries: list[str], **options
         for name in (*libraries, "libstdc++.so")
     ]
     folders = ("recorder", "guard", "state", "fingerprint", "safety")
-    tests = session.posargs or [f"tests/{name}" for name in folders]
+    # Diagnoses that ask what was there before a write, what a recompute packed, which leaves lie
+    # behind a cut.
+    asking = ("recompute", "recompute_quiet", "silent_checkpoint", "silent_put_back", "decisions")
+    rules = [f"tests/diagnosis/test_rules_{name}.py" for name in (*asking, "non_leaf_grad")]
+    tests = session.posargs or [*(f"tests/{name}" for name in folders), *rules]
     # Tests of resident memory and of an address that is used again: a sanitizer's allocator keeps
-    # what was freed and gives each address once.
-    keeps = "memory or growth or holes or stay_inside or no_history"
+    # what was freed and gives each address once. And of a fault that this preload mends.
+    keeps = "memory or growth or holes or stay_inside or no_history or lost_there"
     env = {"LD_PRELOAD": " ".join(found), "OMP_NUM_THREADS": "1", **options}
     with session.chdir(copy):
         build = ("--no-build-isolation", "-e", ".[test]")

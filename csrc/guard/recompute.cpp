@@ -124,6 +124,10 @@ class Packs {
   size_t count() const {
     return packs_->size();
   }
+  // Where the forward began.
+  StackId begun() const {
+    return forward_.place.stack;
+  }
   // Of the forward, and of the latest recompute: the journal's order, thread, sequence number and
   // stack when it began, and the (stack, sequence number) of each pack.
   py::tuple forward() const {
@@ -137,7 +141,9 @@ class Packs {
     return told(recompute_, recomputed_);
   }
 
-  // `object` was recomputed for the pack of this number: None if it is what was packed then.
+  // `object` was recomputed for the pack of this number: None if it is what was packed then, else
+  // the facts that checkpoints.Difference is made of, by which one that was explained before is
+  // known.
   py::object compare(size_t index, py::handle object) const {
     const at::Tensor& tensor = unpack(object);
     const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
@@ -156,21 +162,32 @@ class Packs {
       return py::none();
     }
     const void* counter = state::counter_address(impl);
-    py::dict out;
+    const bool is_same_tensor =
+        pack.counter.enabled() && counter != nullptr && counter == address_of(pack.counter);
+    const bool has_sizes = state::has_sizes(impl) && !state::is_wrapper_subclass(impl);
+    py::tuple sizes(has_sizes ? impl.sizes().size() : 0);
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      sizes[d] = impl.sizes()[d];
+    }
+    return py::make_tuple(
+        index,
+        pack.place.stack,
+        pack.order,
+        is_moved,
+        can_compare,
+        is_same_tensor,
+        pack.requires_grad,
+        py::cast(c10::typeMetaToScalarType(impl.dtype())),
+        std::move(sizes));
+  }
+  // What is said of a tensor that compare() has told of, as of one that a node has saved.
+  py::dict saved(size_t index, py::handle object) const {
     graph::SavedFacts facts;
     facts.kind = "hooked";
-    facts.tensor = tensor;
-    facts.saved_version = static_cast<uint32_t>(std::max<int64_t>(pack.version, 0));
-    out["index"] = index;
-    out["stack"] = pack.place.stack;
-    out["order"] = pack.order;
-    out["saved"] = graph::facts_of_saved(facts);
-    out["is_moved"] = is_moved;
-    out["is_compared"] = can_compare;
-    out["is_same_tensor"] =
-        pack.counter.enabled() && counter != nullptr && counter == address_of(pack.counter);
-    out["requires_grad"] = pack.requires_grad;
-    return out;
+    facts.tensor = unpack(object);
+    const int64_t version = index < packs_->size() ? (*packs_)[index].version : 0;
+    facts.saved_version = static_cast<uint32_t>(std::max<int64_t>(version, 0));
+    return graph::facts_of_saved(facts);
   }
 
  private:
@@ -275,8 +292,10 @@ void bind_recompute(py::module_& m) {
       .def(py::init<>())
       .def("note", &Packs::note)
       .def("compare", &Packs::compare)
+      .def("saved", &Packs::saved)
       .def("begin", &Packs::begin)
       .def("count_one", &Packs::count_one)
+      .def_property_readonly("begun", &Packs::begun)
       .def("forward", &Packs::forward)
       .def("recompute", &Packs::recompute)
       .def("__len__", &Packs::count);

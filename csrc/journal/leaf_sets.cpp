@@ -3,7 +3,10 @@
 #include "journal/origins.h"
 #include "state/state.h"
 
+#include <c10/util/hash.h>
+
 #include <algorithm>
+#include <utility>
 
 namespace gradext::journal {
 namespace {
@@ -13,7 +16,24 @@ constexpr size_t kMostSets = 1024;
 
 }  // namespace
 
+void LeafSets::set_memory(size_t bytes) {
+  most_indices_ = bytes / sizeof(uint32_t);
+}
+
+size_t LeafSets::bytes() const {
+  return leaves_.capacity() * sizeof(Leaf) + by_address_.size() * 4 * sizeof(void*) +
+         sets_.capacity() * sizeof(sets_[0]) + indices_ * sizeof(uint32_t) +
+         numbers_.size() * 4 * sizeof(void*);
+}
+
 uint32_t LeafSets::number_of(const std::vector<const c10::TensorImpl*>& leaves) {
+  if (leaves.empty() || leaves.size() > most_indices_) {
+    return 0;
+  }
+  if (leaves_.size() + leaves.size() > kMostLeaves || sets_.size() >= kMostSets ||
+      indices_ + leaves.size() > most_indices_) {
+    make_room();
+  }
   std::vector<uint32_t> set;
   for (const c10::TensorImpl* leaf : leaves) {
     const void* address = as_target(*leaf);
@@ -28,30 +48,50 @@ uint32_t LeafSets::number_of(const std::vector<const c10::TensorImpl*>& leaves) 
     }
     set.push_back(known->second);
   }
-  if (set.empty()) {
-    return 0;
-  }
   std::sort(set.begin(), set.end());
   set.erase(std::unique(set.begin(), set.end()), set.end());
-  if (const auto known = numbers_.find(set); known != numbers_.end()) {
-    return known->second;
+  size_t hash = set.size();
+  for (uint32_t leaf : set) {
+    hash = c10::hash_combine(hash, leaf);
   }
-  if (sets_.size() >= kMostSets) {
-    return 0;
+  const auto [first, last] = numbers_.equal_range(hash);
+  for (auto known = first; known != last; ++known) {
+    if (*set_of(known->second) == set) {
+      return known->second;
+    }
   }
-  sets_.push_back(set);
-  const auto number = static_cast<uint32_t>(sets_.size());
-  numbers_.emplace(std::move(set), number);
+  indices_ += set.size();
+  sets_.push_back(std::move(set));
+  const auto number = forgotten_ + static_cast<uint32_t>(sets_.size());
+  numbers_.emplace(hash, number);
   return number;
 }
 
-bool LeafSets::are_reached(uint32_t set) const {
-  if (set == 0 || set > sets_.size()) {
-    return true;
+// What is known of the leaves that live stays: one that a backward has reached was reached.
+void LeafSets::make_room() {
+  forgotten_ += static_cast<uint32_t>(sets_.size());
+  sets_.clear();
+  numbers_.clear();
+  indices_ = 0;
+  by_address_.clear();
+  std::vector<Leaf> living;
+  size_t awaited = 0;
+  for (Leaf& leaf : leaves_) {
+    if (!leaf.hold.is_dead()) {
+      by_address_.emplace(leaf.hold.target(), static_cast<uint32_t>(living.size()));
+      awaited += !leaf.is_reached;
+      living.push_back(std::move(leaf));
+    }
   }
-  const auto& indices = sets_[set - 1];
-  return std::all_of(
-      indices.begin(), indices.end(), [&](uint32_t leaf) { return leaves_[leaf].is_reached; });
+  leaves_.swap(living);
+  unreached = awaited;
+}
+
+bool LeafSets::are_reached(uint32_t set) const {
+  const std::vector<uint32_t>* indices = set_of(set);
+  return indices == nullptr || std::all_of(indices->begin(), indices->end(), [&](uint32_t leaf) {
+           return leaves_[leaf].is_reached;
+         });
 }
 
 void LeafSets::reached(const c10::TensorImpl& leaf) {
@@ -64,8 +104,8 @@ void LeafSets::reached(const c10::TensorImpl& leaf) {
 
 std::vector<LeafSets::Facts> LeafSets::facts_of(uint32_t set) const {
   std::vector<Facts> found;
-  if (set != 0 && set <= sets_.size()) {
-    for (uint32_t index : sets_[set - 1]) {
+  if (const std::vector<uint32_t>* indices = set_of(set)) {
+    for (uint32_t index : *indices) {
       const Leaf& leaf = leaves_[index];
       found.push_back(
           Facts{
@@ -87,8 +127,10 @@ bool LeafSets::is_reached(int64_t tensor) const {
 void LeafSets::clear() {
   std::vector<Leaf>().swap(leaves_);
   by_address_.clear();
-  sets_.clear();
+  std::vector<std::vector<uint32_t>>().swap(sets_);
   numbers_.clear();
+  indices_ = 0;
+  forgotten_ = 0;
   unreached = 0;
 }
 

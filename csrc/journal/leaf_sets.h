@@ -10,7 +10,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <unordered_map>
 #include <vector>
 
@@ -19,8 +18,15 @@ namespace gradext::journal {
 // Guarded by the mutex of the origins, but for what is atomic.
 class LeafSets {
  public:
-  // 0 where there are none, or too many to keep.
+  void set_memory(size_t bytes);
+  size_t bytes() const;
+  // 0 where there are none, or too many to keep. Where there is no room for one more set the sets
+  // that there are are forgotten, and the leaves that have died.
   uint32_t number_of(const std::vector<const c10::TensorImpl*>& leaves);
+  // Whether a number still names its set; the unknown set, 0, is no other one later.
+  bool is_known(uint32_t set) const {
+    return set == 0 || (set > forgotten_ && set - forgotten_ <= sets_.size());
+  }
   // Whether a backward has reached every leaf of a set. Also of the unknown set, 0: nothing is said
   // of what nobody knows.
   bool are_reached(uint32_t set) const;
@@ -43,10 +49,18 @@ class LeafSets {
     base::Hold hold;  // keeps its address from being used again, and nothing else
     bool is_reached = false;
   };
+  const std::vector<uint32_t>* set_of(uint32_t number) const {
+    return number != 0 && is_known(number) ? &sets_[number - forgotten_ - 1] : nullptr;
+  }
+  void make_room();
+
   std::vector<Leaf> leaves_;
   std::unordered_map<const void*, uint32_t> by_address_;  // index into `leaves_`
-  std::vector<std::vector<uint32_t>> sets_;               // set number - 1: sorted indices
-  std::map<std::vector<uint32_t>, uint32_t> numbers_;
+  std::vector<std::vector<uint32_t>> sets_;            // set number - forgotten - 1: sorted indices
+  std::unordered_multimap<size_t, uint32_t> numbers_;  // by a hash of the set
+  uint32_t forgotten_ = 0;                             // up to here sets are forgotten
+  size_t indices_ = 0;                                 // in all sets together
+  size_t most_indices_ = 1 << 18;
 };
 
 }  // namespace gradext::journal

@@ -21,7 +21,8 @@ Origins& Origins::get() {
   return *origins;
 }
 
-// An eighth of the journal's memory for what lives, and an eighth for what does not.
+// An eighth of the journal's memory for what lives, and an eighth for what does not; beside that a
+// little for the leaves behind cuts.
 void Origins::set_memory(size_t bytes) {
   std::lock_guard lock(mutex);
   const size_t entry = sizeof(Flow) + 3 * sizeof(void*);
@@ -29,6 +30,7 @@ void Origins::set_memory(size_t bytes) {
   births.set_capacity(bytes / 32 / (sizeof(Birth) + 3 * sizeof(void*)));
   flags.set_capacity(bytes / 32 / (sizeof(FlagChange) + 3 * sizeof(void*)));
   past.set_capacity(bytes / 8 / sizeof(Flow));
+  leaves.set_memory(bytes / 32);
 }
 
 void Origins::clear() {
@@ -41,7 +43,7 @@ void Origins::clear() {
 }
 
 size_t Origins::bytes() const {
-  return births.bytes() + flows.bytes() + flags.bytes() + past.capacity_bytes();
+  return births.bytes() + flows.bytes() + flags.bytes() + past.capacity_bytes() + leaves.bytes();
 }
 
 const Birth* Origins::birth_of(const c10::TensorImpl& impl) {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradext.base import interrupts, raw
 from gradext.diagnosis.model import Diagnosis
@@ -88,13 +88,32 @@ class _Counts(defaultdict[Any, int]):
             self._log.count_one()
 
 
+class Difference(NamedTuple):
+    """A tensor that differs, as `_C.checkpoint_packs.compare` tells of it.
+
+    Attributes:
+        position: of the pack. stack, order: of the forward's pack. is_moved: its version is another.
+        is_compared: its bytes are others. is_same_tensor: both have one version counter.
+    """
+
+    position: int
+    stack: int
+    order: int
+    is_moved: bool
+    is_compared: bool
+    is_same_tensor: bool
+    requires_grad: bool
+    dtype: Any
+    sizes: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Recomputed:
     """A recompute that packed something else than its forward.
 
     Attributes:
-        facts: what `_C.checkpoint_packs.compare` says of each tensor that differs, in the order in
-            which they were packed.
+        facts: of each tensor that differs the fields of Difference and, as "saved", what a rule
+            knows of a saved tensor, in the order in which they were packed.
         keeps_random_state: the checkpoint puts back torch's random numbers.
         function: what was checkpointed, while it is told of.
     """
@@ -162,7 +181,8 @@ def _differences(frame: Any, backward: Any) -> list[Diagnosis]:
     holders = frame.weak_holders
     if len(notes.log) != len(holders) or frame.recomp_counter.get(backward) != len(holders):
         return []  # begun before the recording; or torch is about to raise
-    facts = []
+    differences: list[Difference] = []
+    tensors = []
     unread: tuple[set[int], bool] | None = None
     recomputed = frame.recomputed.get(backward, {})
     for index, weak in enumerate(holders):
@@ -174,15 +194,16 @@ def _differences(frame: Any, backward: Any) -> list[Diagnosis]:
             continue
         if notes.original(tensor) != frame.x_metadatas[index]:
             return []  # torch is about to raise
+        one = Difference._make(told)
         unread = unread or _C.checkpoint_unread()
-        if id(holder) in unread[0] or (unread[1] and not told["requires_grad"]):
+        if id(holder) in unread[0] or (unread[1] and not one.requires_grad):
             continue
-        facts.append(told)
-    if not facts:
+        if len(differences) < _MOST_LISTED:
+            differences.append(one)
+            tensors.append(tensor)
+    if not differences:
         return []
-    function, keeps = _of_function(frame.recompute_fn)
-    what = Recomputed(notes.forward, notes.recompute, tuple(facts[:_MOST_LISTED]), keeps, function)
-    return list(_explain(what))
+    return list(_explain(notes, frame.recompute_fn, differences, tensors))
 
 
 def _of_function(recompute: Any) -> tuple[Any, bool]:
@@ -197,16 +218,17 @@ def _of_function(recompute: Any) -> tuple[Any, bool]:
     return held.get("fn"), held.get("preserve_rng_state", True) is not False
 
 
-def _explain(what: Recomputed) -> Sequence[Diagnosis]:
+def _explain(
+    notes: Notes, recompute: Any, differences: Sequence[Difference], tensors: Sequence[Any]
+) -> Sequence[Diagnosis]:
     global _explained
     recording = running.recordings[-1]
-    places, details = [], []
-    for told in what.facts:
-        saved = told["saved"]
-        places.append((_C.place_of(told["stack"]), told["is_moved"], told["is_same_tensor"]))
-        details.append((saved["dtype"], tuple(saved["sizes"]), told["is_compared"]))
-    where = _C.place_of(what.forward.stack), what.keeps_random_state
-    finding = findings.Finding(("recompute", where, *places), tuple(details))
+    function, keeps = _of_function(recompute)
+    places = [(_C.place_of(one.stack), one.is_moved, one.is_same_tensor) for one in differences]
+    finding = findings.Finding(
+        ("recompute", _C.place_of(notes.log.begun), keeps, *places),
+        tuple((one.dtype, one.sizes, one.is_compared) for one in differences),
+    )
     live = live_frames.frames_above()
     again = recording.known.recall(finding, live)
     if again is not None:
@@ -215,6 +237,22 @@ def _explain(what: Recomputed) -> Sequence[Diagnosis]:
         own_errors.not_explained()
         return ()
     _explained += 1
+    facts = tuple(
+        {**one._asdict(), "saved": notes.log.saved(one.position, tensor)}
+        for one, tensor in zip(differences, tensors, strict=True)
+    )
+    what = Recomputed(notes.forward, notes.recompute, facts, keeps, function)
     found = judge.the_judge().of_recompute(what, recording)
     recording.known.keep(finding, found, live)
     return found
+
+
+def refused_finding(notes: Notes, text: str) -> findings.Finding:
+    """torch's own error about a recompute: by its text, and by the lines that packed in both."""
+
+    def lines(ran: Pass) -> tuple[tuple[Any, int], ...]:
+        return tuple((_C.place_of(stack), number - ran.sequence) for stack, number in ran.packs)
+
+    forward, recompute = notes.forward, notes.recompute
+    where = _C.place_of(forward.stack)
+    return findings.Finding(("refused recompute", text, where), (lines(forward), lines(recompute)))

@@ -111,7 +111,8 @@ def tell(incident: Incident) -> None:
     kept = ignore_comments.kept(incident.diagnoses)
     if not kept:
         return
-    incident = dataclasses.replace(incident, diagnoses=tuple(kept))
+    if len(kept) < len(incident.diagnoses):
+        incident = dataclasses.replace(incident, diagnoses=tuple(kept))
     with _lock:
         incidents.append(incident)
         del incidents[:-_KEPT]

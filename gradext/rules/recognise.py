@@ -18,6 +18,7 @@ from gradext.rules.codes import (
     gx201_203_inference_tensor,
     gx301_graph_cut,
     gx303_unused_input,
+    gx406_recompute_differs,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _of_other_error(
         return _of_unused(text, outputs, unused["index"])
     if gx301_graph_cut.ANY.search(text) is not None:
         return _of_cut(error, text, outputs)
+    if gx406_recompute_differs.REFUSED.search(text) is not None:
+        return gx406_recompute_differs.finding_of(error, text)
     return of_refusal(error, recording, text, is_backward=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from gradext.diagnosis.model import Frame
 from gradext.source import syntax
@@ -19,31 +20,160 @@ _WRITES_FIRST = {"copyto", "put", "place", "putmask", "memmove", "pack_into"}
 _OBJECTS = ("self", "cls")  # too much hangs on them to be followed as a whole
 
 
-def leads(left: Sequence[Frame], came: Sequence[Frame]) -> bool:
-    """Whether a value that left at the frames `left` may be what came back at `came`.
+class ValueFlow:
+    """Answers for one diagnosis, which asks of each round of a loop about the same few lines."""
 
-    Args:
-        left, came: innermost first, as a recording has them.
-    """
-    outer, inner = [*left][::-1], [*came][::-1]
-    at = 0
-    while at < min(len(outer), len(inner)) and _place(outer[at]) == _place(inner[at]):
-        at += 1
-    if at and (
-        at == len(outer) or at == len(inner) or _function(outer[at]) != _function(inner[at])
-    ):
-        # Both within one statement: `torch.tensor(score(x))`, where it leaves in score().
-        return at >= len(outer) or _escapes(outer[at:]) is not None
-    if at >= len(outer) or at >= len(inner) or _function(outer[at]) != _function(inner[at]):
-        return False
-    followed = _followed_from(outer[at:])
-    if not followed:
-        return False
-    target = _statement(inner[at])
-    return target is not None and bool(followed & (_reads(target) | _targets(target)))
+    def __init__(self) -> None:
+        self._lines: dict[_Place, _Line] = {}
+        self._functions: dict[int, _Function] = {}  # by id() of the node, which it holds
+        self._followed: dict[tuple[_Place, ...], frozenset[str]] = {}
+        self._answers: dict[tuple[tuple[_Place, ...], tuple[_Place, ...]], bool] = {}
+
+    def leads(self, left: Sequence[Frame], came: Sequence[Frame]) -> bool:
+        """Whether a value that left at the frames `left` may be what came back at `came`.
+
+        Args:
+            left, came: innermost first, as a recording has them.
+        """
+        outer, inner = [*left][::-1], [*came][::-1]
+        key = tuple(map(_place, outer)), tuple(map(_place, inner))
+        if key not in self._answers:
+            self._answers[key] = self._leads(outer, inner)
+        return self._answers[key]
+
+    def _leads(self, outer: Sequence[Frame], inner: Sequence[Frame]) -> bool:
+        at = 0
+        while at < min(len(outer), len(inner)) and _place(outer[at]) == _place(inner[at]):
+            at += 1
+        if at and (
+            at == len(outer) or at == len(inner) or _function(outer[at]) != _function(inner[at])
+        ):
+            # Both within one statement: `torch.tensor(score(x))`, where it leaves in score().
+            return at >= len(outer) or self._escapes(outer[at:]) is not None
+        if at >= len(outer) or at >= len(inner) or _function(outer[at]) != _function(inner[at]):
+            return False
+        deeper = outer[at:]
+        key = tuple(map(_place, deeper))
+        if key not in self._followed:
+            self._followed[key] = frozenset(self._followed_from(deeper))
+        followed = self._followed[key]
+        if not followed:
+            return False
+        target = self._line(inner[at])
+        return not followed.isdisjoint(target.reads | target.targets)
+
+    def _followed_from(self, frames: Sequence[Frame]) -> set[str]:
+        """The names that hold the value in the function of the first frame, the outermost."""
+        here, *deeper = frames
+        node = self._line(here).node
+        if node is None:
+            return set()
+        start = set(self._line(here).targets)
+        if deeper:
+            ways = self._escapes(deeper)
+            if ways is None:
+                return set()
+            if ways:  # through attributes of an object: of this one, or of whose method was called
+                called = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
+                owners = (c.value for c in called if isinstance(c, ast.Attribute))
+                texts = map(_dotted, owners)
+                start |= ways | {text for text in texts if text not in (None, *_OBJECTS)}
+        return self._closure(here, start)
+
+    def _escapes(self, frames: Sequence[Frame]) -> set[str] | None:
+        """How a value gets out of the functions of `frames`, outermost first: None for not at all.
+
+        An empty set: it is returned. Else the attributes of `self` that hold it.
+        """
+        ways: set[str] = set()
+        for frame in reversed(frames):
+            if not frame.is_user or frame.function.rsplit(".", 1)[-1] in _INSIDE:
+                continue
+            line = self._line(frame)
+            if line.node is None:
+                return None
+            followed = self._closure(frame, line.targets | ways)
+            kept = {name for name in followed if name.startswith("self.")}
+            if isinstance(line.node, ast.Return) or any(
+                not followed.isdisjoint(reads) for reads in line.function.returned
+            ):
+                ways = set()
+            elif kept:
+                ways = kept
+            else:
+                return None
+        return ways
+
+    def _closure(self, frame: Frame, start: Iterable[str]) -> set[str]:
+        """`start`, and all names of the frame's function that are made of those."""
+        followed = {name for name in start if name not in _OBJECTS}
+        statements = self._line(frame).function.statements
+        for _ in range(_ROUNDS if followed else 0):
+            before = len(followed)
+            for reads, targets in statements:
+                if not followed.isdisjoint(reads):
+                    followed |= targets
+            if len(followed) == before:
+                break
+        return followed
+
+    def _line(self, frame: Frame) -> _Line:
+        place = _place(frame)
+        known = self._lines.get(place)
+        if known is None:
+            known = self._lines[place] = self._read(frame)
+        return known
+
+    def _read(self, frame: Frame) -> _Line:
+        around = syntax.statements(frame.file, frame.line)
+        scope = _scope(frame, around)
+        function = self._functions.get(id(scope))
+        if function is None:
+            function = self._functions[id(scope)] = _Function.of(scope)
+        if not around:
+            return _Line(None, frozenset(), frozenset(), function)
+        node = around[-1]
+        return _Line(node, frozenset(_reads(node)), frozenset(_targets(node)), function)
 
 
-def _place(frame: Frame) -> tuple[str, str, int]:
+_Place = tuple[str, str, int]
+
+
+class _Function(NamedTuple):
+    """What the statements of a function, or of a module, do with names."""
+
+    node: ast.AST | None
+    statements: tuple[tuple[frozenset[str], frozenset[str]], ...]  # names read, names followed on
+    returned: tuple[frozenset[str], ...]  # read by each `return` and `yield`
+
+    @classmethod
+    def of(cls, node: ast.AST | None) -> _Function:
+        parts = [*_parts(node)]
+        return cls(
+            node,
+            tuple(
+                (frozenset(_reads(part)), frozenset(_targets(part) - {*_OBJECTS}))
+                for part in parts
+                if isinstance(part, ast.stmt)
+            ),
+            tuple(
+                frozenset(_reads(part.value))
+                for part in parts
+                if isinstance(part, (ast.Return, ast.Yield)) and part.value is not None
+            ),
+        )
+
+
+class _Line(NamedTuple):
+    """The statement that a frame is in, and its function."""
+
+    node: ast.stmt | None
+    reads: frozenset[str]
+    targets: frozenset[str]
+    function: _Function
+
+
+def _place(frame: Frame) -> _Place:
     return frame.file, frame.function, frame.line
 
 
@@ -51,73 +181,10 @@ def _function(frame: Frame) -> tuple[str, str]:
     return frame.file, frame.function
 
 
-def _followed_from(frames: Sequence[Frame]) -> set[str]:
-    """The names that hold the value in the function of the first frame, the outermost."""
-    here, *deeper = frames
-    node = _statement(here)
-    if node is None:
-        return set()
-    start = _targets(node)
-    if deeper:
-        ways = _escapes(deeper)
-        if ways is None:
-            return set()
-        if ways:  # through attributes of an object: of this one, or of whose method was called
-            called = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
-            owners = (c.value for c in called if isinstance(c, ast.Attribute))
-            start |= ways | {text for o in owners if (text := _dotted(o)) not in (None, *_OBJECTS)}
-    return _closure(here, start)
-
-
-def _escapes(frames: Sequence[Frame]) -> set[str] | None:
-    """How a value gets out of the functions of `frames`, outermost first: None for not at all.
-
-    An empty set: it is returned. Else the attributes of `self` that hold it.
-    """
-    ways: set[str] = set()
-    for frame in reversed(frames):
-        if not frame.is_user or frame.function.rsplit(".", 1)[-1] in _INSIDE:
-            continue
-        node = _statement(frame)
-        if node is None:
-            return None
-        followed = _closure(frame, _targets(node) | ways)
-        kept = {name for name in followed if name.startswith("self.")}
-        if isinstance(node, ast.Return) or any(
-            isinstance(n, (ast.Return, ast.Yield)) and n.value and followed & _reads(n.value)
-            for n in _parts(_scope(frame))
-        ):
-            ways = set()
-        elif kept:
-            ways = kept
-        else:
-            return None
-    return ways
-
-
-def _closure(frame: Frame, start: set[str]) -> set[str]:
-    """`start`, and all names of the frame's function that are made of those."""
-    followed = {name for name in start if name not in _OBJECTS}
-    scope = [n for n in _parts(_scope(frame)) if isinstance(n, ast.stmt)]
-    for _ in range(_ROUNDS if followed else 0):
-        before = len(followed)
-        for node in scope:
-            if followed & _reads(node):
-                followed |= {name for name in _targets(node) if name not in _OBJECTS}
-        if len(followed) == before:
-            break
-    return followed
-
-
-def _statement(frame: Frame) -> ast.stmt | None:
-    found = syntax.statements(frame.file, frame.line)
-    return found[-1] if found else None
-
-
-def _scope(frame: Frame) -> ast.AST | None:
-    """The function around a frame's line, or the module."""
+def _scope(frame: Frame, statements: Sequence[ast.stmt]) -> ast.AST | None:
+    """The function around a frame's line, or the module; `statements` are those around the line."""
     name = frame.function.rsplit(".", 1)[-1]
-    for node in reversed(syntax.statements(frame.file, frame.line)):
+    for node in reversed(statements):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
             node.name == name or name in _INSIDE
         ):

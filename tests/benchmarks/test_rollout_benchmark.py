@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import gradext
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "rollout.py"
@@ -24,6 +27,26 @@ def test_a_program_learns_the_same_under_run(benchmark: Any, subject: str) -> No
     (plain, recorded), *_ = benchmark.in_turns(subject, 512, 1)
     assert plain["loss"] == recorded["loss"] != 0
     assert plain["playing"] > 0 < recorded["learning"] < recorded["whole"]
+
+
+def test_what_comes_from_python_is_looked_up_once_however_long_a_rollout_is(
+    load_script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step asks about the same few lines: reading the source for each took seconds."""
+    child = load_script("rollout_child")
+    looked: list[int] = []
+    walk = ast.walk
+    monkeypatch.setattr(ast, "walk", lambda node: looked.append(1) or walk(node))
+    counts = []
+    for steps in (8, 48):
+        monkeypatch.setattr(child, "PLAYED", steps)
+        looked.clear()
+        with gradext.record():
+            training = child.Training()
+            training.play()
+            training.learn()
+        counts.append(len(looked))
+    assert 0 < counts[0] == counts[1]
 
 
 def test_a_thread_counts_and_another_writes(benchmark: Any) -> None:

@@ -12,7 +12,8 @@ import torch
 from events import run_program, user_line, writes
 
 import gradext
-from gradext.recording import overlap
+from gradext import _C
+from gradext.recording import events, incidents, overlap
 
 MIB = 1 << 20
 SLACK = 256 << 10
@@ -238,6 +239,53 @@ def test_shapes_without_end_are_bounded_and_none_is_made_up() -> None:
     known = [(w.geometry[1], w.end) for w in found if w.geometry is not None]
     assert known
     assert all(end == ((sizes[0] - 1) * 100 + sizes[1]) * 4 for sizes, end in known)
+
+
+def leave(x: torch.Tensor) -> None:
+    x.exp().sum().item()
+
+
+def test_cuts_at_ever_new_places_are_bounded_and_hide_no_later_one() -> None:
+    """Of each the leaves behind it are noted, which are others each time here."""
+    weight = torch.ones(3, requires_grad=True)
+    told: list[Any] = []
+    forget = incidents.subscribe(lambda incident: told.extend(incident.diagnoses))
+    try:
+        with gradext.record(memory=MIB) as recording:
+            before = recording.memory["held_bytes"]
+            for number in range(1, 3001):
+                code = leave.__code__.replace(co_firstlineno=number)
+                types.FunctionType(code, globals())(torch.ones(3, requires_grad=True))
+            assert recording.memory["held_bytes"] <= MIB + SLACK
+            assert recording.memory["held_bytes"] > before
+            inner = torch.tensor(weight.exp().tolist(), requires_grad=True)
+            read = recording.data.flows_with(events.TO_PYTHON)[-1]
+            leaves = _C.leaves_behind(read.number & 0xFFFFFFFF)
+            (inner * 2).sum().backward()
+    finally:
+        forget()
+    assert [(is_reached, lives) for _, is_reached, lives in leaves] == [(False, True)]
+    assert [found.code for found in told] == ["GX304"]
+    assert [site.frame.code for site in told[0].culprits] == [
+        "inner = torch.tensor(weight.exp().tolist(), requires_grad=True)"
+    ]
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_leaf_that_a_backward_has_reached_stays_so_when_room_is_made(is_trained: bool) -> None:
+    """Else what is read of a trained model at the end of a long run would be told of."""
+    weight = torch.ones(3, requires_grad=True)
+    with gradext.record(memory=MIB) as recording:
+        scale = weight.sum().item()
+        if is_trained:
+            (weight * scale).sum().backward()
+        for number in range(1, 3001):
+            code = leave.__code__.replace(co_firstlineno=number)
+            types.FunctionType(code, globals())(torch.ones(3, requires_grad=True))
+        weight.exp().sum().item()
+        latest = recording.data.flows_with(events.TO_PYTHON)[-1]
+        leaves = _C.leaves_behind(latest.number & 0xFFFFFFFF)
+    assert [(is_reached, lives) for _, is_reached, lives in leaves] == [(is_trained, True)]
 
 
 # --- what it costs --------------------------------------------------------------------------------

@@ -114,6 +114,9 @@ uint32_t leaves_behind(const Inputs& inputs, StackId place) {
       known.clear();
     }
     Place& at = known[place];
+    if (!origins.leaves.is_known(at.set)) {
+      at = Place{};
+    }
     if (++at.walks > kMostWalks) {
       return at.set;
     }

@@ -23,7 +23,8 @@ from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_gradients import listed, names_lost
 from gradext.rules.wording.lost_leaves import LostLeaves
 from gradext.rules.wording.owners import Owners
-from gradext.source import sites, statements, value_flow
+from gradext.source import sites, statements
+from gradext.source.value_flow import ValueFlow
 
 if TYPE_CHECKING:
     from gradext.recording.tables import Data
@@ -187,7 +188,7 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
     graph = _Graph.below(outputs)
     found: dict[tuple[str, int], _Told] = {}
     names = Owners(live)
-    leaves = LostLeaves(graph.leaves, names)
+    leaves, source = LostLeaves(graph.leaves, names), ValueFlow()
     merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
     harmful: set[int] = set()
     harmless: set[int] = set()
@@ -197,7 +198,7 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
         if merge.has(events.TAINT_GRAD):
             told = _of_gradients(data, merge, chain, live, names)
         if told is None:
-            told = _of_constants(data, merge, chain, live, graph, leaves)
+            told = _of_constants(data, merge, chain, live, graph, leaves, source)
         if told is None:
             harmless |= {merge.stack, *(step.origin.stack for step in _guessed(chain))}
             continue
@@ -266,7 +267,9 @@ def _guessed(chain: Chain) -> list[Step]:
     ]
 
 
-def _cuts_behind(data: Data, merge: Flow, chain: Chain) -> list[tuple[Cut, bool]]:
+def _cuts_behind(
+    data: Data, merge: Flow, chain: Chain, source: ValueFlow
+) -> list[tuple[Cut, bool]]:
     """The cuts that a constant comes from; and whether it was followed through the source."""
     known: dict[tuple[object, ...], Cut | None] = {}
     found = []
@@ -281,18 +284,23 @@ def _cuts_behind(data: Data, merge: Flow, chain: Chain) -> list[tuple[Cut, bool]
 
     guessed = _guessed(chain)
     by_size = {step.origin.number for step in guessed}
-    sure = [step for step in chain.cuts() if step.is_sure]
-    add([s for s in sure if not any(w.origin.number in by_size for w in s.way())], is_read=False)
-    starts: list[tuple[Flow, Step | None]] = [
-        (step.origin, step) for step in guessed if isinstance(step.origin, Flow)
-    ]
+    beyond: set[int] = set()  # id() of the steps on whose way to the start is one of those
+    for step in chain.steps:  # nearest first
+        if step.origin.number in by_size or id(step.after) in beyond:
+            beyond.add(id(step))
+    add([s for s in chain.cuts() if s.is_sure and id(s) not in beyond], is_read=False)
+    # Of the rounds of a loop the nearest stands for all.
+    starts: dict[int, tuple[Flow, Step | None]] = {}
+    for step in guessed:
+        if isinstance(step.origin, Flow):
+            starts.setdefault(step.origin.stack, (step.origin, step))
     if merge.has(events.IS_NUMBER) and merge.has(events.TAINT_GUESS) and not merge.parents:
-        starts.append((merge, None))
-    for entry, step in starts:
+        starts.setdefault(merge.stack, (merge, None))
+    for entry, after in starts.values():
         came = data.frames(entry.stack)
         for left in chains.exits_before(data, merge):
-            if value_flow.leads(data.frames(left.stack), came):
-                add(chains.back_from(data, [left], step).cuts(), is_read=True)
+            if source.leads(data.frames(left.stack), came):
+                add(chains.back_from(data, [left], after).cuts(), is_read=True)
                 break
     return found
 
@@ -304,11 +312,12 @@ def _of_constants(
     live: Sequence[Any],
     graph: _Graph,
     leaves: LostLeaves,
+    source: ValueFlow,
 ) -> _Told | None:
     """A number, an array or a decision that keeps something that is to be trained from it."""
     cuts = [
         (cut, is_read)
-        for cut, is_read in _cuts_behind(data, merge, chain)
+        for cut, is_read in _cuts_behind(data, merge, chain, source)
         # no_grad says that a constant is meant
         if cut.kind in ("read", "copy", "detach", *_DECIDES)
     ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gradext.objects.naming import Names
     from gradext.recording.checkpoints import Pass, Recomputed
     from gradext.recording.events import Write
+    from gradext.recording.findings import Finding
     from gradext.recording.tables import Data
 
 REFUSED = re.compile(
@@ -383,6 +384,12 @@ def _unexplained(told: dict[str, Any], data: Data, names: Names, call: Site | No
 
 
 # --- what torch refuses -------------------------------------------------------------------------
+
+
+def finding_of(error: BaseException, text: str) -> Finding | None:
+    """What is known of torch's own error before it is explained; None where nothing was noted."""
+    noted = _notes_in(error)
+    return None if noted is None else checkpoints.refused_finding(noted, text)
 
 
 def refused(error: BaseException, data: Data | None) -> list[Diagnosis]:

@@ -92,8 +92,9 @@ class Difference(NamedTuple):
     """A tensor that differs, as `_C.checkpoint_packs.compare` tells of it.
 
     Attributes:
-        position: of the pack. stack, order: of the forward's pack. is_moved: its version is another.
-        is_compared: its bytes are others. is_same_tensor: both have one version counter.
+        position: among the packs. stack, order: of the forward's pack.
+        is_moved: its version is another. is_compared: its bytes are others.
+        is_same_tensor: both have one version counter.
     """
 
     position: int

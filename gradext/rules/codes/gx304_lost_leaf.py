@@ -22,7 +22,8 @@ from gradext.rules.wording.cuts import Cut, describe, fix
 from gradext.rules.wording.lost_gradients import listed
 from gradext.rules.wording.lost_leaves import LostLeaves
 from gradext.rules.wording.owners import Owners
-from gradext.source import frames, live_frames, sites, value_flow
+from gradext.source import frames, live_frames, sites
+from gradext.source.value_flow import ValueFlow
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Frame
@@ -153,10 +154,11 @@ def _numbers(
         stack, _ = data.node_stack(thread, sequence)
         if stack and stack not in lines and len(lines) < _MOST_LINES:
             lines[stack] = data.frames(stack)
+    source = ValueFlow()
     for left, missed in exits[:_MOST_EXITS]:
         took = data.frames(left.stack)
         nearest = sorted(lines.values(), key=lambda used: -_common(took, used))
-        into = next((used for used in nearest if value_flow.leads(took, used)), None)
+        into = next((used for used in nearest if source.leads(took, used)), None)
         cut = _cut(data, left) if into is not None else None
         if into is None or cut is None:
             continue

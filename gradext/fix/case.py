@@ -56,6 +56,7 @@ class Candidate:
 
     title: str
     edits: tuple[tuple[str, Edit], ...]  # (path, edit)
+    undoes_stop: bool = False  # takes out a `.detach()` or a grad mode, which may have been meant
     instead: bool = False  # another form of the candidate before it: only if that one fails
 
 
@@ -150,12 +151,15 @@ class Case:
                 yield source
 
 
-def candidate(title: str, path: str, edits: Iterable[Edit | None]) -> Candidate | None:
+def candidate(
+    title: str, path: str, edits: Iterable[Edit | None], *, undoes_stop: bool = False
+) -> Candidate | None:
     """None where one of the edits could not be made."""
     made = tuple(edits)
     if not made or any(edit is None for edit in made):
         return None
-    return Candidate(title, tuple((path, edit) for edit in made if edit is not None))
+    pairs = tuple((path, edit) for edit in made if edit is not None)
+    return Candidate(title, pairs, undoes_stop)
 
 
 def at(place: Place) -> str:

@@ -29,6 +29,8 @@ class Spec(NamedTuple):
         until: passes after which the program is ended; None: see `more`.
         more: passes after the first diagnosis of a silent fault, after which it is ended.
         seed: of Python's, numpy's and torch's generators, set before the program begins.
+        nudge: how far the leaves are moved along a fixed direction, in a program that computes in
+            float64; 0: not at all. nudged: before which pass, and from the end of which one on.
         result: where the notes are written: JSON, and `.pt` beside it for gradients.
     """
 
@@ -39,6 +41,8 @@ class Spec(NamedTuple):
     more: int
     seed: int
     result: str
+    nudge: float = 0.0
+    nudged: tuple[int, int] = (0, 0)
 
 
 _MOST_BYTES = 256 << 20  # of gradients that are kept as numbers; of all of them a hash is kept
@@ -134,9 +138,16 @@ def _arm(notes: Notes) -> None:
         for module in (torch, torch.autograd, torch.autograd.grad_mode):
             if hasattr(module, "inference_mode"):
                 module.inference_mode = _no_grad_instead  # type: ignore[attr-defined]
+    nudger = None
+    if spec.nudge:
+        from gradext.fix import slope
+
+        torch.set_default_dtype(torch.float64)
+        nudger = slope.Nudger(spec.nudge, spec.nudged, lambda: len(notes.passes))
+        nudger.__enter__()  # type: ignore[no-untyped-call]
     incidents.subscribe(notes.diagnosed)
     engine = torch.autograd.graph._engine_run_backward
-    noted = _noted(engine, notes)
+    noted = _noted(engine, notes, nudger)
     torch.autograd.graph._engine_run_backward = noted
     torch.autograd._engine_run_backward = noted  # type: ignore[attr-defined]
 
@@ -153,7 +164,7 @@ def _no_grad_instead(mode: Any = True) -> Any:
     return torch.no_grad() if mode else torch.enable_grad()
 
 
-def _noted(engine: Any, notes: Notes) -> Any:
+def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
     running = threading.local()
 
     def run_backward(outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -169,10 +180,14 @@ def _noted(engine: Any, notes: Notes) -> Any:
         }
         running.depth = 1
         gradients: list[Any] = []
+        if nudger is not None:
+            nudger.before(outputs)
         try:
             result = engine(outputs, *args, **kwargs)
             gradients = [leaf.grad for leaf in leaves]
             note["returned"] = [_hash(t) for t in result or ()]
+            if nudger is not None:
+                note["slope"] = nudger.after(result)
         except BaseException:
             note["raised"] = True
             raise

@@ -18,11 +18,17 @@ VERIFIED, CHANGES, UNPROVED, FAILS = "verified", "changes-meaning", "unproved", 
 
 WARNS = "gradext warns of it"  # how the reason begins where a patch leads to a new diagnosis
 
+OTHER_LOSS = "the loss is another one"
+
 # How the reference is run, by code; for the others there is none.
 REFERENCES = {
     **dict.fromkeys(("GX101", "GX401", "GX402"), "as-saved"),
     **dict.fromkeys(("GX201", "GX202", "GX203"), "no-inference"),
 }
+
+
+# Where the graph was cut, the gradient is held against differences of the loss.
+BY_DIFFERENCES = frozenset({"GX301", "GX304"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +95,12 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
         "tolerance": tolerance,
         "more": more,
     }
+    again = references[1].passes if len(references) > 1 else wanted.passes
+    if len(again) <= failed or again[failed]["outputs"] != wanted.passes[failed]["outputs"]:
+        why = "the program is not deterministic: two runs of the reference differ"
+        return Verdict(UNPROVED, why, more=more)
     if not same_loss:
-        return Verdict(CHANGES, "the loss is another one", **facts)
+        return Verdict(CHANGES, OTHER_LOSS, **facts)
     if equal < len(found) or not found:
         return Verdict(CHANGES, "gradients are not those of the forward pass that was run", **facts)
     compared = min(len(wanted.passes), failed + 1 + steps)
@@ -99,9 +109,42 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
     return Verdict(VERIFIED, "same loss, same gradients", **facts)
 
 
+def target(broken: Ran) -> int:
+    """The pass that differences are taken of: the failing one, the first where all are wrong."""
+    return broken.failed if broken.failed < len(broken.passes) else 0
+
+
+def by_differences(
+    verdict: Verdict, broken: Ran, tried: Ran, points: Sequence[Ran], size: float
+) -> Verdict:
+    """The verdict on a patch that takes out a cut, by two runs of it with its leaves moved.
+
+    `points`: forth and back, by `size` (gradext.fix.slope).
+    """
+    from gradext.fix import slope
+
+    index = target(broken)
+    runs = (broken, tried, *points)
+    if not all(index < len(ran.passes) for ran in runs):
+        return dataclasses.replace(verdict, why="its loss could not be evaluated again")
+    forth, back = (point.passes[index].get("slope") for point in points)
+    if forth is None or back is None:
+        return dataclasses.replace(verdict, why="its loss could not be evaluated again in float64")
+    agrees, apart = slope.agree(forth, back, size)
+    if not agrees:
+        why = "the gradient is not what differences of the loss in float64 give"
+        return dataclasses.replace(verdict, why=why, difference=apart)
+    if tried.passes[index]["outputs"] != broken.passes[index]["outputs"]:
+        why = "the gradient is what differences of the loss give, but the loss is another one"
+        return dataclasses.replace(verdict, why=why)
+    why = f"same loss, its slope is what differences of it in float64 give (within {apart:.0e})"
+    return dataclasses.replace(verdict, level=VERIFIED, why=why)
+
+
 def needs_second_reference(verdict: Verdict) -> bool:
-    """Whether the gradients differ so little that only a second run of the reference can tell."""
-    return verdict.level == CHANGES and 0 < verdict.difference < 1e-3
+    """Whether only a second run of the reference can tell: is it the same each time?"""
+    small = 0 < verdict.difference < 1e-3
+    return verdict.level == CHANGES and (small or verdict.why == OTHER_LOSS)
 
 
 def _problem(broken: Ran, tried: Ran) -> str | None:

@@ -11,17 +11,19 @@ from typing import Any
 
 from gradext.base import package
 from gradext.fix import proof, strategies, trial
-from gradext.fix.case import Case, Sources
+from gradext.fix.case import Candidate, Case, Sources
 from gradext.fix.edits import CannotEdit
 from gradext.fix.proof import Verdict
 from gradext.fix.strategies.copies import writes_unrecorded
 from gradext.fix.trial import Program, Ran
 
 _LONGEST_CHAIN = 4  # faults that one patch may have to mend, one after another
+_STEP = 1e-4  # by which leaves are moved
 _RAW = ("GX401", "GX402")
 _NO_DERIVATIVE = (
     "the write itself has no derivative, as in the program; whether it should, its author knows"
 )
+_MEANT = "what was cut off has gradients; whether the cut was meant, its author knows"
 _ORDER = (proof.VERIFIED, proof.CHANGES, proof.UNPROVED, proof.FAILS)
 
 
@@ -93,6 +95,7 @@ class Search:
         self._runs = 0
         self._guard = False
         self._references: dict[str, list[Ran]] = {}
+        self._compared = False
 
     def _run(self, **options: Any) -> Ran:
         self._runs += 1
@@ -146,15 +149,16 @@ class Search:
         before: str,
         tried: list[Tried],
         depth: int,
+        undone: bool = False,
     ) -> None:
         """Try what is proposed for one diagnosis; then go on where another fault shows behind it.
 
         `failing` is the run that it is of: the broken program's, or that of an earlier patch, which
-        `given` and `before` (its title) are of.
+        `given` and `before` (its title) are of. `undone`: that patch undoes a stop.
         """
         sources = Sources(given, package.is_user_file)
         case = Case.of(diagnosis, failing.failed_at, sources)
-        behind: list[tuple[Ran, str, dict[str, bytes]]] = []
+        behind: list[tuple[Ran, str, dict[str, bytes], bool]] = []
         failed = True
         for candidate in strategies.propose(case):
             if len(tried) >= self.limits.tries or self._is_over or _is_found(tried):
@@ -165,10 +169,11 @@ class Search:
                 texts = sources.patched(candidate)
             except CannotEdit:
                 continue
+            candidate = dataclasses.replace(candidate, undoes_stop=candidate.undoes_stop or undone)
             title = f"{before}; then {candidate.title}" if before else candidate.title
             self.say(f"trying {len(tried) + 1} of at most {self.limits.tries}: {title}")
             ran = self._run(texts=texts, until=broken.failed + 1 + self.limits.steps)
-            verdict = self._judged(broken, ran, diagnosis)
+            verdict = self._judged(broken, ran, diagnosis, candidate, texts)
             if verdict.level == proof.VERIFIED and case.code in _RAW and writes_unrecorded(case):
                 verdict = dataclasses.replace(verdict, level=proof.UNPROVED, why=_NO_DERIVATIVE)
             originals = Sources({}, package.is_user_file)
@@ -183,13 +188,14 @@ class Search:
                 continue
             if following["code"] == diagnosis["code"] and depth < _LONGEST_CHAIN:
                 # This one is mended, and the next of its kind shows.
-                self._try_all(broken, ran, following, texts, title, tried, depth + 1)
+                stop = candidate.undoes_stop
+                self._try_all(broken, ran, following, texts, title, tried, depth + 1, stop)
             else:
-                behind.append((ran, title, texts))
-        for ran, title, texts in behind if depth < _LONGEST_CHAIN else ():
+                behind.append((ran, title, texts, candidate.undoes_stop))
+        for ran, title, texts, stop in behind if depth < _LONGEST_CHAIN else ():
             following = self._chosen(ran)
             if following is not None:
-                self._try_all(broken, ran, following, texts, title, tried, depth + 1)
+                self._try_all(broken, ran, following, texts, title, tried, depth + 1, stop)
 
     def _original(self, sources: Sources, path: str) -> bytes:
         if path == trial.COMMAND:
@@ -197,11 +203,46 @@ class Search:
         source = sources.get(path)
         return b"" if source is None else source.data
 
-    def _judged(self, broken: Ran, ran: Ran, diagnosis: Mapping[str, Any]) -> Verdict:
+    def _by_differences(
+        self,
+        verdict: Verdict,
+        broken: Ran,
+        ran: Ran,
+        candidate: Candidate,
+        texts: Mapping[str, bytes],
+    ) -> Verdict:
+        if verdict.why.startswith(proof.WARNS):
+            return verdict
+        if candidate.undoes_stop:
+            return dataclasses.replace(verdict, why=_MEANT)
+        if self._compared:  # two runs for one search
+            return dataclasses.replace(verdict, why="its gradients were compared with nothing")
+        self._compared = True
+        self.say("running it with its leaves moved, forth and back: is the gradient the loss's?")
+        index = first = proof.target(broken)
+        # What autograd.grad() computed on the way is a part of the loss.
+        while first and any(broken.passes[first - 1].get("returned") or ()):
+            first -= 1
+        points = [
+            self._run(texts=texts, until=index + 1, nudge=size, nudged=(index, first))
+            for size in (_STEP, -_STEP)
+        ]
+        return proof.by_differences(verdict, broken, ran, points, _STEP)
+
+    def _judged(
+        self,
+        broken: Ran,
+        ran: Ran,
+        diagnosis: Mapping[str, Any],
+        candidate: Candidate,
+        texts: Mapping[str, bytes],
+    ) -> Verdict:
         code = diagnosis["code"]
         steps = self.limits.steps
         verdict = proof.judge(broken, ran, (), steps)
         mode = None if " as `ctx." in diagnosis["message"] else proof.REFERENCES.get(code)
+        if verdict.level == proof.UNPROVED and code in proof.BY_DIFFERENCES:
+            return self._by_differences(verdict, broken, ran, candidate, texts)
         if verdict.level == proof.FAILS or mode is None:
             return verdict
         if mode not in self._references:

@@ -90,6 +90,8 @@ def run(
     more: int = 3,
     guard: bool = False,
     limit: float | None = None,
+    nudge: float = 0.0,
+    nudged: tuple[int, int] = (0, 0),
 ) -> Ran:
     """Run the program once. `limit`: seconds, after which it is killed with all that it started."""
     given = dict(texts or {})
@@ -110,6 +112,8 @@ def run(
             more=more,
             seed=program.seed,
             result=os.path.join(folder, "result.json"),
+            nudge=nudge,
+            nudged=nudged,
         )
         path = os.path.join(folder, "spec.json")
         with open(path, "w", encoding="utf-8") as file:

@@ -229,3 +229,63 @@ def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert done.returncode == 2
     assert "gradext fix: error: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_cut_is_proved_by_differences_and_a_stop_is_left_to_its_author(tmp_path: Path) -> None:
+    text = """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    for _ in range(2):
+        net.zero_grad()
+        out = net(torch.rand(5, 3)).square()
+        loss = torch.tensor(out.mean().item(), requires_grad=True)
+        loss.backward()
+    """
+    write(tmp_path, text)
+    done = fix(tmp_path, "train.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("verified: same loss, its slope is what differences of it in")
+    assert "+    loss = (out.mean())" in done.stdout
+    stop = "out.mean().item(), requires_grad=True"
+    write(tmp_path, text.replace(f"torch.tensor({stop})", "out.detach().mean()"))
+    done = fix(tmp_path, "train.py")
+    assert done.returncode == 1, done.stderr
+    assert "runs, not proved: what was cut off has gradients; whether the cut was meant" in (
+        done.stdout
+    )
+
+
+def test_a_write_through_data_is_never_verified(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        """
+        import torch
+
+        w = torch.randn(4, 3, requires_grad=True)
+        h = torch.sigmoid(w)
+        h.data.clamp_(-0.5, 0.5)
+        h.pow(2).sum().backward()
+        """,
+    )
+    done = fix(tmp_path, "--json", "out.json", "train.py")
+    assert done.returncode == 1, done.stderr
+    found = candidates(tmp_path / "out.json")
+    texts = [text for one in found[:2] for text in one["files"].values()]
+    assert any("h = h.clamp(-0.5, 0.5)" in text for text in texts), texts
+    assert {one["level"] for one in found} <= {"changes-meaning", "unproved", "fails"}
+
+
+def test_a_fork_and_a_syntax_error_are_one_line(tmp_path: Path) -> None:
+    write(
+        tmp_path, STALE.replace("opt = ", "import os\nif not os.fork():\n    os._exit(0)\nopt = ")
+    )
+    done = fix(tmp_path, "train.py")
+    assert done.stdout.startswith("verified"), done.stderr
+    write(tmp_path, "import torch\nx = (\n", "broken.py")
+    done = fix(tmp_path, "broken.py")
+    assert done.returncode == 2
+    assert "SyntaxError" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

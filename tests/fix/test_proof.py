@@ -134,3 +134,12 @@ def test_not_a_number_is_equal_to_nothing() -> None:
     found = proof.judge(broken, with_values("b", float("nan")), [with_values("a", 1.0)], 0)
     assert found.level == "changes-meaning"
     assert found.difference == float("inf")
+
+
+def test_a_program_that_is_not_deterministic_is_said_to_be() -> None:
+    other = ran(FIRST, note("other", {"w": "g1", "b": "h1"}), THEN)
+    tried = ran(FIRST, note("third", {"w": "g1", "b": "h1"}), THEN)
+    once = proof.judge(BROKEN, tried, [REFERENCE], 3)
+    assert proof.needs_second_reference(once)
+    twice = proof.judge(BROKEN, tried, [REFERENCE, other], 3)
+    assert (twice.level, "not deterministic" in twice.why) == ("unproved", True)

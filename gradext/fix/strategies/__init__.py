@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from gradext.fix.case import Candidate, Case
 from gradext.fix.strategies import (
+    anew,
     copies,
     cuts,
     gradients,
@@ -21,7 +22,17 @@ from gradext.fix.strategies import (
     registry,
 )
 
-_MODULES = (in_place, gradients, leaves, modes, cuts, order, copies, graph)  # in the order of trial
+_MODULES = (
+    in_place,
+    gradients,
+    leaves,
+    modes,
+    cuts,
+    order,
+    copies,
+    anew,
+    graph,
+)  # in the order of trial
 
 
 def propose(case: Case) -> Iterator[Candidate]:

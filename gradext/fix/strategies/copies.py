@@ -67,6 +67,8 @@ class AtTheSave:
                 continue
             if isinstance(outer, cst.Call) and outer.func is node:
                 continue  # a function's name
+            if isinstance(outer, cst.AugAssign) and outer.target is node:
+                continue
             if isinstance(outer, cst.Arg) and outer.keyword is node:
                 continue
             is_wanted = text in owners or any(

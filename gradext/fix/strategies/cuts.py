@@ -21,6 +21,7 @@ class WithoutTheCut:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         lines = [*case.culprits, *case.victims]
         per_line = []
+        stops = False
         for place in lines:
             source = case.source(place)
             statement = source.small_statement_at(place.line) if source is not None else None
@@ -31,12 +32,14 @@ class WithoutTheCut:
                 if not _HIDES.search(source.code(statement)):
                     edits += _hiding(case, source)
                 per_line.append((place, source, edits))
+                stops = stops or _stops(source, statement)
                 title = f"take what cuts the graph out at {at(place)}"
-                yield candidate(title, source.path, edits)
+                yield candidate(title, source.path, edits, undoes_stop=stops)
         if len(per_line) > 1:
             title = "take what cuts the graph out at " + " and ".join(at(p) for p, _, _ in per_line)
             made = {(s.path, e) for _, s, edits in per_line for e in edits if e is not None}
-            yield Candidate(title, tuple(sorted(made, key=lambda pair: (pair[0], pair[1].start))))
+            pairs = sorted(made, key=lambda pair: (pair[0], pair[1].start))
+            yield Candidate(title, tuple(pairs), stops)
 
 
 def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
@@ -66,6 +69,20 @@ def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
                 edits.append(Edit(start, source.outer_span(given)[0], "("))
                 edits.append(Edit(source.outer_span(given)[1], end, ")"))
     return edits
+
+
+def _stops(source: Source, statement: Any) -> bool:
+    """Whether it has a `.detach()` or `.data` that is no step on the way to numpy or a number."""
+    import libcst as cst
+
+    for node in source.nodes(statement):
+        if not isinstance(node, cst.Attribute) or node.attr.value not in {"detach", "data"}:
+            continue
+        call = source.parent(node) if node.attr.value == "detach" else node
+        outer = source.parent(call) if call is not None else None
+        if not isinstance(outer, cst.Attribute) or outer.attr.value not in _METHODS - {"detach"}:
+            return True
+    return False
 
 
 def _is_list(source: Source, name: Any) -> bool:
@@ -141,7 +158,8 @@ class TorchForNumpy:
             scope = function if isinstance(function, cst.FunctionDef) else statement
             edits: list[Edit | None] = list(_in_torch(source, scope))
             title = f"compute with torch in place of numpy at {at(place)}"
-            yield candidate(title, source.path, [*edits, *_hiding(case, source)] if edits else [])
+            edits = [*edits, *_hiding(case, source)] if edits else []
+            yield candidate(title, source.path, edits, undoes_stop=_stops(source, scope))
 
 
 def _hiding(case: Case, source: Source) -> Iterator[Edit]:

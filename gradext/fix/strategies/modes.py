@@ -35,7 +35,7 @@ class NoGradForInferenceMode:
                 if edits:
                     where = f"at {source.path.rsplit('/', 1)[-1]}:{source.lines_of(chosen[0])[0]}"
                     title = f"use no_grad in place of inference_mode {where}"
-                    yield candidate(title, source.path, edits)
+                    yield candidate(title, source.path, edits, undoes_stop=case.code == "GX301")
 
 
 class WithGradMode:
@@ -65,14 +65,14 @@ class WithGradMode:
         for node in source.nodes():
             if source.lines_of(node)[0] == line:
                 edits += _without_mode(source, node)
-        return candidate(f"leave grad mode on at {at(place)}", source.path, edits)
+        return candidate(f"leave grad mode on at {at(place)}", source.path, edits, undoes_stop=True)
 
     def _of(self, source: Source, outer: Any) -> Candidate | None:
         edits = _without_mode(source, outer)
         for decorator in getattr(outer, "decorators", ()):
             edits += _without_mode(source, decorator)
         where = f"{source.path.rsplit('/', 1)[-1]}:{source.lines_of(outer)[0]}"
-        return candidate(f"leave grad mode on at {where}", source.path, edits)
+        return candidate(f"leave grad mode on at {where}", source.path, edits, undoes_stop=True)
 
     def _switch(self, source: Source, place: Place) -> Candidate | None:
         import libcst as cst
@@ -84,7 +84,9 @@ class WithGradMode:
             value = node.args[0].value
             if "set_grad_enabled" in source.code(node.func) and source.code(value) == "False":
                 edit = source.replace(value, "True")
-                return candidate(f"leave grad mode on at {at(place)}", source.path, [edit])
+                return candidate(
+                    f"leave grad mode on at {at(place)}", source.path, [edit], undoes_stop=True
+                )
         return None
 
 
@@ -125,7 +127,7 @@ class InputThatRequiresGrad:
             simple = isinstance(value, (cst.Call, cst.Name, cst.Attribute, cst.Subscript))
             made = f"{text if simple else f'({text})'}.requires_grad_()"
             title = f"let what goes in require grad at {at(place)}"
-            yield candidate(title, source.path, [source.replace(value, made)])
+            yield candidate(title, source.path, [source.replace(value, made)], undoes_stop=True)
 
 
 class NonReentrantCheckpoint:
@@ -147,11 +149,11 @@ class NonReentrantCheckpoint:
                 title = f"use_reentrant=False at {source.path.rsplit('/', 1)[-1]}:{line}"
                 given = [a for a in node.args if a.keyword and a.keyword.value == "use_reentrant"]
                 if not given:
-                    yield candidate(
-                        title, source.path, [with_keyword(source, node, "use_reentrant=False")]
-                    )
+                    edit = with_keyword(source, node, "use_reentrant=False")
+                    yield candidate(title, source.path, [edit], undoes_stop=True)
                 elif source.code(given[0].value) == "True":
-                    yield candidate(title, source.path, [source.replace(given[0].value, "False")])
+                    edit = source.replace(given[0].value, "False")
+                    yield candidate(title, source.path, [edit], undoes_stop=True)
 
 
 STRATEGIES = (

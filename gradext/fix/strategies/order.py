@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
+from gradext.fix.case import Candidate, Case, Place, at
 from gradext.fix.edits import Edit, Source
 from gradext.fix.strategies.cuts import with_keyword
-from gradext.fix.strategies.graph import assigned
 
 
 class BelowTheBackward:
@@ -42,7 +41,7 @@ class BelowTheBackward:
         last = _statement(source, backward.line)
         if first is None or last is None or isinstance(first, (cst.Assign, cst.AnnAssign)):
             return None  # what is assigned is needed before
-        found = _in_one_block(source, first, last)
+        found = in_one_block(source, first, last)
         if found is None:
             return None
         body, begin, end = found
@@ -64,7 +63,7 @@ def _statement(source: Source, line: int) -> Any:
     return source.small_statement_at(line) or source.compound_at(line)
 
 
-def _in_one_block(source: Source, first: Any, last: Any) -> tuple[Any, int, int] | None:
+def in_one_block(source: Source, first: Any, last: Any) -> tuple[Any, int, int] | None:
     """(statements of the innermost block that holds both, index of each's statement in it)."""
     ways: list[list[tuple[Any, Any, int]]] = []
     for node in (first, last):
@@ -105,7 +104,7 @@ class EachItsOwn:
         if source is None:
             return None
         lines = [source.small_statement_at(place.line) for place in (step, backward)]
-        found = _in_one_block(source, *lines) if None not in lines else None
+        found = in_one_block(source, *lines) if None not in lines else None
         if found is None:
             return None
         body, begin, end = found
@@ -154,103 +153,4 @@ def _call(source: Source, statement: Any, method: str) -> Any:
     return None
 
 
-class ComputeAnew:
-    """What was computed with the old values is computed below the write, from the new ones."""
-
-    codes = frozenset({"GX101", "GX302"})
-
-    def propose(self, case: Case) -> Iterator[Candidate | None]:
-        used = case.victims[:2] if case.code == "GX101" else case.culprits[:1]
-        for place in used:
-            both = (
-                (inner, outer)
-                for inner in place.way
-                for outer in case.failed_at
-                if (inner.file, inner.function) == (outer.file, outer.function)
-            )
-            for inner, outer in both:
-                yield self._of(case, inner, outer)
-                break
-
-    def _of(self, case: Case, save: Place, backward: Place) -> Candidate | None:
-        import libcst as cst
-
-        source = case.source(save)
-        if source is None:
-            return None
-        lines = [source.small_statement_at(place.line) for place in (save, backward)]
-        if not isinstance(lines[0], cst.Assign) or lines[1] is None:
-            return None
-        found = _in_one_block(source, *lines)
-        if found is None:
-            return None
-        body, begin, end = found
-        if not begin < end:
-            return None
-        title = f"compute {at(save)} anew before the backward() at {at(backward)}"
-        if isinstance(body[end], (cst.For, cst.While)):
-            loop = body[end]
-            first = loop.body.body[0] if isinstance(loop.body, cst.IndentedBlock) else None
-            text = source.code(lines[0])
-            if first is None or "\n" in text:
-                return None
-            edits = [source.insert_lines(first, text, after=False)]
-            if not _reads(source, body[begin + 1 : end], set(assigned(source, lines[0]))):
-                edits.append(Edit(*source.lines_span(body[begin]), ""))
-            title = f"compute {at(save)} anew in each round"
-            return candidate(title, source.path, edits)
-        if case.code != "GX101":
-            return None
-        return self._moved(source, body, begin, end, title)
-
-    def _moved(
-        self, source: Source, body: Any, begin: int, end: int, title: str
-    ) -> Candidate | None:
-        """The lines from `begin` on that the loss is computed by, below all before line `end`."""
-        tainted: set[str] = set()
-        chain: list[int] = []
-        for n in range(begin, end):
-            names = _bound(source, body[n])
-            if names and (n == begin or _reads(source, [body[n]], tainted)):
-                tainted |= names
-                chain.append(n)
-        needed, kept = _names_in(source, body[end]), []
-        for n in reversed(chain):
-            if _bound(source, body[n]) & needed:
-                needed |= _names_in(source, body[n])
-                kept.append(n)
-        if begin not in kept:
-            return None
-        kept.reverse()
-        text, edits = "", []
-        for n in kept:
-            start, stop = source.lines_span(body[n])
-            text += source.text[start:stop]
-            others = [body[k] for k in range(n + 1, end) if k not in kept]
-            if not _reads(source, others, _bound(source, body[n])):
-                edits.append(Edit(start, stop, ""))
-        target = source.lines_span(body[end])[0]
-        edits.append(Edit(target, target, text))
-        return Candidate(title, tuple((source.path, edit) for edit in edits))
-
-
-def _bound(source: Source, statement: Any) -> set[str]:
-    """The plain names that a simple line assigns; nothing where it does more than that."""
-    import libcst as cst
-
-    if not isinstance(statement, cst.SimpleStatementLine) or len(statement.body) > 1:
-        return set()
-    return set(assigned(source, statement.body[0]))
-
-
-def _names_in(source: Source, node: Any) -> set[str]:
-    import libcst as cst
-
-    return {n.value for n in source.nodes(node) if isinstance(n, cst.Name)}
-
-
-def _reads(source: Source, statements: Any, names: set[str]) -> bool:
-    return any(_names_in(source, statement) & names for statement in statements)
-
-
-STRATEGIES = (EachItsOwn(), BelowTheBackward(), ComputeAnew())
+STRATEGIES = (EachItsOwn(), BelowTheBackward())

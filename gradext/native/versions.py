@@ -29,6 +29,7 @@ PYTHONS = {
 
 TORCHES = {
     "2.13": Passed("2026-11-29", "whole suite", "3.11.7"),
+    "2.14": Passed("2026-11-29", "whole suite", "3.11.7"),
 }
 
 # Pythons whose frames the sources know; not a claim that any test has passed there.

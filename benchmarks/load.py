@@ -11,7 +11,6 @@ then must be explained.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -44,10 +43,6 @@ position = 0
 
 def write(tensor: torch.Tensor) -> None:
     tensor.neg_()
-
-
-def cut(tensor: torch.Tensor) -> None:
-    tensor.item()
 
 
 def writes(count: int) -> None:
@@ -104,44 +99,6 @@ def crossings(count: int) -> None:
         torch.tensor(scaled.item())
 
 
-def arrays(count: int) -> None:
-    for _ in range(count // 2):
-        torch.from_numpy(weight.detach().numpy())
-
-
-def decisions(count: int) -> None:
-    for _ in range(count):
-        leaf.argmax()
-
-
-def constant_terms(count: int) -> None:
-    constant = leaf.detach()
-    for _ in range(count):
-        leaf * constant
-
-
-def cuts_of_new_leaves(count: int) -> None:
-    for number in range(position, position + count):
-        code = cut.__code__.replace(co_firstlineno=number % 100_000 + 1)
-        types.FunctionType(code, globals())(torch.ones(1, requires_grad=True))
-
-
-def uncounted_writes(count: int) -> None:
-    for _ in range(count):
-        x.data.neg_()
-
-
-def flags(count: int) -> None:
-    for number in range(position, position + count):
-        many[number % len(many)] = torch.ones(1).requires_grad_()
-
-
-def refusals(count: int) -> None:
-    for _ in range(count):
-        with contextlib.suppress(RuntimeError):
-            leaf.neg_()
-
-
 def backwards(count: int) -> None:
     for _ in range(count):
         weight.sin().backward()
@@ -179,13 +136,6 @@ KINDS: dict[Callable[[int], None], int] = {
     cuts: 1,
     cuts_that_live: 1,
     crossings: 1,
-    arrays: 1,
-    decisions: 1,
-    constant_terms: 1,
-    cuts_of_new_leaves: 2,
-    uncounted_writes: 2,
-    flags: 1,
-    refusals: 10,
     backwards: 10,
     new_code: 2,
     new_stacks: 10,

@@ -399,3 +399,31 @@ def test_silent(name: str) -> None:
     ran = run(textwrap.dedent(SILENT[name]).lstrip("\n"), f"lost-leaves-{name}")
     assert ran.error is None
     assert ran.diagnoses == []
+
+
+# CPython gives a line another place in its bytecode once it has run it eight times: each of these
+# goes on for longer than that.
+LOOPS = {
+    "float": ("nn.Linear(3, 3)", "float(a.exp()) * net(x)"),
+    "size": ("nn.Linear(2, 3)", "net(x[:, : 1 + round(a.item() + 0.3)])"),
+    "list": ("nn.Linear(3, 3)", "sum(net(x) * v for v in a.exp()[None].tolist())"),
+    "copy": ("nn.Linear(3, 3)", "torch.tensor([a.exp().item(), 0.3]).sum() * net(x)"),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("rounds", [3, 9, 24])
+def test_it_is_counted_in_each_round(name: str, rounds: int) -> None:
+    net, loss = LOOPS[name]
+    text = f"""
+    a, net = nn.Parameter(torch.tensor(0.7)), {net}
+    opt = torch.optim.SGD([a, *net.parameters()], 0.01)
+    def loss_of(x):
+        return ({loss}).pow(2).mean()
+    for x in torch.rand({rounds}, 4, 3):
+        opt.zero_grad()
+        loss_of(x).backward()
+        opt.step()
+    """
+    ran = run(textwrap.dedent(text).lstrip("\n"), f"lost-leaves-{name}-{rounds}")
+    assert [d.code for d in ran.diagnoses] == ["GX304"] * rounds

@@ -50,6 +50,13 @@ std::unordered_map<StackId, Lost>& lost_values() {
   return *values;
 }
 
+// The sets of leaves that were told of as lost: one line has another stack where Python has begun
+// to run it in a faster way, and what is lost there is the same. Guarded likewise.
+std::unordered_set<uint32_t>& told_sets() {
+  static auto* sets = new std::unordered_set<uint32_t>;
+  return *sets;
+}
+
 // Too common to say where a number comes from.
 bool is_telling(double value) {
   return value == value && value != 0 && std::abs(value) != 1 && std::abs(value) != 2 &&
@@ -312,7 +319,8 @@ bool has_lost() {
   std::lock_guard lock(origins.mutex);
   bool found = false;
   for (auto& [stack, lost] : lost_values()) {
-    const bool is_asked = lost.is_new && (lost.was_told || !lost.was_looked_at);
+    const bool was_told = lost.was_told || told_sets().count(lost.behind) != 0;
+    const bool is_asked = lost.is_new && (was_told || !lost.was_looked_at);
     if (is_asked && !origins.leaves.are_reached(lost.behind)) {
       lost.was_looked_at = true;
       found = true;
@@ -328,6 +336,9 @@ void lost_was_told(const std::vector<StackId>& stacks) {
     const auto known = lost_values().find(stack);
     if (known != lost_values().end()) {
       known->second.was_told = true;
+      if (told_sets().size() < kMostLost) {
+        told_sets().insert(known->second.behind);
+      }
     }
   }
 }
@@ -555,6 +566,7 @@ void forget_crossings() {
   forget_leaves();
   judged_stacks().clear();
   lost_values().clear();
+  told_sets().clear();
   merge_nodes().clear();
   pending_merges = 0;
   pending_rebuilt = 0;

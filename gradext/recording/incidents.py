@@ -57,6 +57,7 @@ def _mark_of(error: BaseException) -> tuple[int, int] | None:
 
 incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
 _KEPT = 64
+_DEEPEST = 64  # frames that tell one read of a `.grad` from another
 silent_places: set[Any] = set()  # of the silent writes that the journal alone has shown
 _subscribers: list[Callable[[Incident], None]] = []
 _lock = threading.RLock()
@@ -265,13 +266,14 @@ def on_empty_grad(tensor: Any) -> None:
         live = live_frames.frames_above()
         if not live or not package.is_user_file(live[0].f_code.co_filename):
             return  # an optimizer's look, or that of a tool
-        place = live[0].f_code, live[0].f_lasti
+        place = tuple((frame.f_code, frame.f_lasti) for frame in live[:_DEEPEST])
         found = recording.empty_grads.get(place)
         if found is None:
             with _in_turn():
                 found = tuple(judge.the_judge().of_empty_grad(tensor, recording))
-            if found or len(recording.empty_grads) < _KEPT:
-                recording.empty_grads[place] = found
+            if len(recording.empty_grads) >= _KEPT:
+                recording.empty_grads.pop(next(iter(recording.empty_grads)), None)
+            recording.empty_grads[place] = found
         if found:
             with interrupts.whole():
                 tell(Incident("cut", found))

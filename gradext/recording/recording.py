@@ -89,7 +89,7 @@ class Recording:
         self._memory_facts: dict[str, int] = {}
         self.known = findings.Known()
         self.waiting = awaited.Waiting()
-        self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the place that read one
+        self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the stack that read one
 
     @graph_break
     def start(self) -> Recording:

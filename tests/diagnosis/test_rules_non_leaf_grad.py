@@ -103,3 +103,53 @@ def test_silent(name: str) -> None:
     ran = run(textwrap.dedent(SILENT[name]).lstrip("\n"), f"non-leaf-{name}")
     assert ran.error is None
     assert ran.diagnoses == []
+
+
+CALLS = {
+    "from_two_lines": (
+        """
+        def size_of(t):
+            return t.grad is None
+        y = torch.ones(3, requires_grad=True) * 2
+        y.sum().backward()
+        for _ in range(3):
+            size_of(y)
+            size_of(y)
+        """,
+        {6: 3, 7: 3},
+    ),
+    "through_a_method": (
+        """
+        class Log:
+            def note(self, t):
+                return t.grad
+            def both(self, t):
+                self.note(t)
+                return self.note(t)
+        y = torch.ones(3, requires_grad=True) * 2
+        y.sum().backward()
+        Log().both(y)
+        """,
+        {5: 1, 6: 1},
+    ),
+    "on_one_line_of_a_loop": (
+        """
+        y = torch.ones(3, requires_grad=True) * 2
+        y.sum().backward()
+        read = lambda t: t.grad
+        for _ in range(12):
+            read(y)
+        """,
+        {5: 12},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_who_called_the_reader_tells_findings_apart(name: str) -> None:
+    text, callers = CALLS[name]
+    ran = run(textwrap.dedent(text).lstrip("\n"), f"non-leaf-calls-{name}")
+    assert {d.code for d in ran.diagnoses} == {"GX305"}
+    lines = [d.victims[0].callers[0].line for d in ran.diagnoses]
+    assert {line: lines.count(line) for line in lines} == callers

@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_tools" / "docs"))
 import pages  # noqa: E402
 
+from gradext import commands  # noqa: E402
+
 PAGES = "gradext/diagnosis/pages/"
 PICTURE = "<!-- the site has a picture of the rooms here -->"
-COMMANDS = ("run", "fix", "check", "bench", "lesson", "explain", "doctor")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?:\.\./)+)([^)#]*)(#[^)]*)?\)")
 
 
@@ -95,7 +96,7 @@ def command_line() -> str:
         return f"```text\n{done.stdout.rstrip()}\n```\n"
 
     parts = ["# The command line\n", "What `--help` prints.\n", asked()]
-    for command in COMMANDS:
+    for command in commands.COMMANDS:
         parts += [f"## gradext {command}\n", asked(command)]
     return "\n".join(parts)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradext.fix.edits import CannotEdit, Edit, Source
+
+if TYPE_CHECKING:
+    import libcst as cst
 
 
 def real(path: str) -> str:
@@ -141,6 +144,23 @@ class Case:
 
     def source(self, place: Place) -> Source | None:
         return self.sources.get(place.file)
+
+    def statements(
+        self, places: Iterable[Place]
+    ) -> Iterator[tuple[Place, Source, cst.BaseSmallStatement]]:
+        """The places whose statement may be changed: (place, its file, the statement there)."""
+        for place in places:
+            source = self.source(place)
+            statement = source.small_statement_at(place.line) if source is not None else None
+            if source is not None and statement is not None:
+                yield place, source, statement
+
+    def together(self, place: Place) -> Iterator[tuple[Place, Place]]:
+        """Pairs of lines of one function: on the way to `place`, and to what raised."""
+        for inner in place.way:
+            for outer in self.failed_at:
+                if (inner.file, inner.function) == (outer.file, outer.function):
+                    yield inner, outer
 
     def files(self) -> Iterator[Source]:
         """Every file that the diagnosis names, each once."""

@@ -134,13 +134,14 @@ class Names:
 
     def of_module(self, parameter: int) -> str | None:
         """What the outermost module that holds a parameter calls it: `net.emb.weight`."""
-        for index, root in enumerate(self._roots):
-            if (way := self.way_to(parameter)) and way[0][0] is root:
-                path = ""
-                for _, step in way:
-                    path = child_path(path, step, dot=".")
-                return self._text((index, path))
-        return None
+        way = self.way_to(parameter)
+        if not way:
+            return None
+        index = next(k for k, root in enumerate(self._roots) if root is way[0][0])
+        path = ""
+        for _, step in way:
+            path = child_path(path, step, dot=".")
+        return self._text((index, path))
 
     def way_to(self, parameter: int) -> list[tuple[Any, str]]:
         """(module, attribute) from the outermost module that holds a parameter down to it.

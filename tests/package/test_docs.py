@@ -101,9 +101,3 @@ def test_the_picture_has_every_floor(hooks: ModuleType) -> None:
     picture = hooks.rooms()
     for room in ("commands/", "byte_guard/", "testing.py", "native/"):
         assert f">{room}</text>" in picture
-
-
-def test_the_command_line_page_has_every_command(hooks: ModuleType) -> None:
-    from gradext.commands import COMMANDS
-
-    assert set(hooks.COMMANDS) == {*COMMANDS}

@@ -19,13 +19,7 @@ class ComputeAnew:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         used = case.victims[:2] if case.code == "GX101" else case.culprits[:1]
         for place in used:
-            both = (
-                (inner, outer)
-                for inner in place.way
-                for outer in case.failed_at
-                if (inner.file, inner.function) == (outer.file, outer.function)
-            )
-            for inner, outer in both:
+            for inner, outer in case.together(place):
                 yield self._of(case, inner, outer)
                 break
 

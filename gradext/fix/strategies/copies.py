@@ -19,11 +19,7 @@ class BeforeTheWrite:
     codes = frozenset({"GX101", "GX103", "GX104", "GX105", "GX106", "GX202", "GX401", "GX404"})
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
-        for place in case.culprits[:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements(case.culprits[:2]):
             owner = owner_of_write(source, statement)
             if owner is not None and is_read_after(source, statement, owner):
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
@@ -38,17 +34,10 @@ class AtTheSave:
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         owners = set(_NAMED.findall(case.message))
-        for place in case.culprits[:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is not None and statement is not None:
-                owner = owner_of_write(source, statement)
-                owners |= {owner} if owner else set()
-        for place in case.victims[:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for _, source, statement in case.statements(case.culprits[:2]):
+            owner = owner_of_write(source, statement)
+            owners |= {owner} if owner else set()
+        for place, source, statement in case.statements(case.victims[:2]):
             yield from self._operands(source, statement, place, owners)
             yield self._result(source, statement, place)
 
@@ -204,11 +193,7 @@ class OfWhatIsAliased:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in case.culprits[:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for _, source, statement in case.statements(case.culprits[:2]):
             function = source.function_of(statement)
             names = {n.value for n in source.nodes(statement) if isinstance(n, cst.Name)}
             end = source.span(statement)[0]
@@ -282,11 +267,7 @@ class RecordedWrite:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in case.culprits[:1]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements(case.culprits[:1]):
             owner = owner_of_write(source, statement)
             if owner is None or not owner.endswith(".data"):
                 continue

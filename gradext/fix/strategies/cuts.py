@@ -22,11 +22,7 @@ class WithoutTheCut:
         lines = [*case.culprits, *case.victims]
         per_line = []
         stops = False
-        for place in lines:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements(lines):
             edits = _without_cuts(source, statement)
             if edits:
                 if not _HIDES.search(source.code(statement)):
@@ -149,11 +145,7 @@ class TorchForNumpy:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in case.culprits[:1]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements(case.culprits[:1]):
             function = source.function_of(statement)
             scope = function if isinstance(function, cst.FunctionDef) else statement
             edits: list[Edit | None] = list(_in_torch(source, scope))

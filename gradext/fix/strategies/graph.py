@@ -49,15 +49,12 @@ class OneCallLess:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         if "each call adds the same gradients" not in case.message:
             return
-        for place in case.culprits[:1]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is not None and statement is not None:
-                edit = source.replace(statement, "pass")
-                block = source.block_of(statement)
-                if block is not None and len(block[1]) > 1:
-                    edit = Edit(*source.lines_span(block[1][block[2]]), "")
-                yield candidate(f"call backward() once: not at {at(place)}", source.path, [edit])
+        for place, source, statement in case.statements(case.culprits[:1]):
+            edit = source.replace(statement, "pass")
+            block = source.block_of(statement)
+            if block is not None and len(block[1]) > 1:
+                edit = Edit(*source.lines_span(block[1][block[2]]), "")
+            yield candidate(f"call backward() once: not at {at(place)}", source.path, [edit])
 
 
 class DetachAfterBackward:
@@ -71,11 +68,7 @@ class DetachAfterBackward:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         held = [name for name in _HELD.findall(case.message) if name]
         for name in [*held, *self._written_name(case)]:
-            for place in _freeing(case):
-                source = case.source(place)
-                statement = source.small_statement_at(place.line) if source is not None else None
-                if source is None or statement is None:
-                    continue
+            for place, source, statement in case.statements(_freeing(case)):
                 for known in _held_elsewhere(case, source, statement, name):
                     yield from _cuts_after(source, statement, known, place)
                 if not _is_known(source, statement, name):
@@ -87,11 +80,8 @@ class DetachAfterBackward:
 
     def _written_name(self, case: Case) -> Iterator[str]:
         """What the line that carries the state on assigns."""
-        for place in case.culprits[:1]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is not None and statement is not None:
-                yield from assigned(source, statement)
+        for _, source, statement in case.statements(case.culprits[:1]):
+            yield from assigned(source, statement)
 
 
 def _held_elsewhere(case: Case, source: Source, statement: Any, name: str) -> Iterator[str]:
@@ -207,11 +197,9 @@ class StartTheSumAnew:
         if "a running sum" not in case.message:
             return
         name = next(iter(_HELD.findall(case.message)), None)
-        for place in case.culprits[1:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            loops = source.loops_around(statement) if source and statement is not None else []
-            if source is None or not loops or name is None:
+        for place, source, statement in case.statements(case.culprits[1:2]):
+            loops = source.loops_around(statement)
+            if not loops or name is None:
                 continue
             edit = source.insert_lines(loops[0], f"{name} = 0", after=False)
             yield candidate(f"start `{name}` anew before {at(place)}", source.path, [edit])
@@ -225,10 +213,8 @@ class DetachedReset:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in case.culprits:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or not isinstance(statement, cst.Expr):
+        for place, source, statement in case.statements(case.culprits):
+            if not isinstance(statement, cst.Expr):
                 continue
             call = statement.value
             if not isinstance(call, cst.Call) or not isinstance(call.func, cst.Attribute):
@@ -309,11 +295,7 @@ class DetachState:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in (*case.victims, *case.culprits):
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements((*case.victims, *case.culprits)):
             function = source.function_of(statement)
             if not isinstance(function, cst.FunctionDef):
                 continue

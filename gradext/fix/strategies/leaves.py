@@ -16,11 +16,7 @@ class UnderNoGrad:
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         import libcst as cst
 
-        for place in case.culprits[:2]:
-            source = case.source(place)
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        for place, source, statement in case.statements(case.culprits[:2]):
             line = source.parent(statement)
             if not isinstance(line, cst.SimpleStatementLine):
                 continue

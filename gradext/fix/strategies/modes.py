@@ -52,11 +52,9 @@ class WithGradMode:
             yield self._switch(source, place)
         if case.code != "GX104":
             return
-        for place in (p for site in (*case.victims, *case.culprits) for p in site.way):
-            source = case.source(place)  # the line is within the block that made the view
-            statement = source.small_statement_at(place.line) if source is not None else None
-            if source is None or statement is None:
-                continue
+        # Of each way here one line is within the block that made the view.
+        ways = (p for site in (*case.victims, *case.culprits) for p in site.way)
+        for _, source, statement in case.statements(ways):
             for outer in source.above(statement):
                 yield self._of(source, outer)
 

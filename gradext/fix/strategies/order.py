@@ -17,13 +17,7 @@ class BelowTheBackward:
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for culprit in case.culprits[:2]:
-            both = (
-                (inner, outer)
-                for inner in culprit.way
-                for outer in case.failed_at
-                if (inner.file, inner.function) == (outer.file, outer.function)
-            )
-            for inner, outer in both:
+            for inner, outer in case.together(culprit):
                 found = self._moved(case, inner, outer)
                 if found is not None and EachItsOwn().of(case, inner, outer) is not None:
                     break  # the first optimizer would step with what the second loss adds
@@ -89,13 +83,7 @@ class EachItsOwn:
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for culprit in case.culprits[:2]:
-            both = (
-                (inner, outer)
-                for inner in culprit.way
-                for outer in case.failed_at
-                if (inner.file, inner.function) == (outer.file, outer.function)
-            )
-            for inner, outer in both:
+            for inner, outer in case.together(culprit):
                 yield self.of(case, inner, outer)
                 break
 

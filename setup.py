@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "build_tools"))
 
+import compiling  # noqa: E402
 import extension  # noqa: E402
+import preflight  # noqa: E402
 import torch_finder  # noqa: E402
 
 # These commands compile nothing, and an isolated build runs them before torch is there to import.
@@ -48,6 +51,11 @@ class BuildPython(build_py):  # type: ignore[misc]
             shutil.copyfile(script, folder / script.name)
 
 
+def say(text: str) -> None:
+    """On stderr at once: pip -v and other front ends show it while the compilers run."""
+    print(f"gradext: {text}", file=sys.stderr, flush=True)
+
+
 def extension_arguments() -> dict[str, object]:
     """ext_modules and cmdclass, which need torch imported."""
     import torch
@@ -59,7 +67,7 @@ def extension_arguments() -> dict[str, object]:
 
     cuda = extension.decide_cuda(torch.version.cuda, home)
     with_cuda = "with" if cuda.build else "without"
-    print(f"gradext: building for torch {torch.__version__} {with_cuda} CUDA: {cuda.why}")
+    say(f"building for torch {torch.__version__} {with_cuda} CUDA: {cuda.why}")
     if cuda.build:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", extension.architectures(cuda.toolkit))
 
@@ -75,7 +83,16 @@ def extension_arguments() -> dict[str, object]:
             self.force = True
 
         def run(self) -> None:
-            super().run()
+            preflight.check(torch.__version__, ROOT)
+            if os.name == "posix":
+                # One program compiles and links; the linker's would be the one that built Python.
+                os.environ["CXX"] = shlex.join(preflight.compiler())
+            at_once = preflight.jobs()
+            os.environ["MAX_JOBS"] = str(at_once)
+            units = len(self.extensions[0].sources)
+            say(f"compiling {units} units, {min(at_once, units)} at a time, in a few minutes")
+            with compiling.watched():
+                super().run()
             name = self.get_ext_filename("gradext._C")
             for folder in {Path(self.build_lib), ROOT} if self.inplace else {Path(self.build_lib)}:
                 library = folder / name

@@ -52,7 +52,10 @@ class CannotTell(SystemExit):
 
 @dataclass(frozen=True)
 class Target:
-    """The torch to build for: its version, and the folder that holds it (None: not yet there)."""
+    """The torch to build for: its version, and the folder that holds it (None: not yet there).
+
+    The version of a torch that is not there may be a minor one, "2.13": any release of it will do.
+    """
 
     version: str
     folder: Path | None
@@ -66,15 +69,21 @@ class Target:
         """What the built wheel must require: compiled code fits one minor release of torch."""
         return f"torch=={self.minor}.*"
 
+    @property
+    def to_fetch(self) -> str:
+        """What the build asks for where that torch is not there."""
+        return self.requirement if self.version == self.minor else f"torch=={self.version}"
+
 
 def find() -> Target:
     """The torch this build is for.
 
-    In order: the environment variable GRADEXT_TORCH (a folder that holds ``torch/``, or a version
-    to fetch), the torch that this process can import, the torch of the environment that pip
-    installs into. Without any, torch TESTED, which pip then fetches. Raises CannotTell where the
-    target environment cannot be seen (front ends that build in an environment with a prefix of its
-    own), for a torch outside the supported range, and in a free-threaded Python.
+    In order: the environment variable GRADEXT_TORCH (a folder that holds ``torch/``, or a version,
+    "2.13.0" or "2.13", which is fetched where it is not there), the torch that this process can
+    import, the torch of the environment that pip installs into. Without any, torch TESTED, which
+    pip then fetches. Raises CannotTell where the target environment cannot be seen (front ends that
+    build in an environment with a prefix of its own) and for a torch outside the supported range,
+    Refused in a free-threaded Python.
     """
     if (refusal := versions.free_threaded()) is not None:
         raise Refused(refusal)
@@ -89,8 +98,8 @@ def find() -> Target:
     if not _isolated_by_pip():
         raise CannotTell(
             f"cannot tell which torch to build for: there is none in {sys.prefix}, and this build "
-            f"cannot see the environment it is for. Set {VARIABLE} to a version ({TESTED}) or to "
-            "the folder that holds torch/, or install with pip."
+            f"cannot see the environment it is for. Set {VARIABLE} to a version ({TESTED}, "
+            f"{Target(TESTED, None).minor}) or to the folder that holds torch/, or use pip."
         )
     return Target(TESTED, None)
 
@@ -127,11 +136,28 @@ def _from_variable(wanted: str) -> Target:
         if target is None:
             raise CannotTell(f"{VARIABLE}={wanted}: no installed torch in that folder.")
         return target
-    if re.fullmatch(r"\d+\.\d+\.\d+\S*", wanted):
-        target = _installed_in([entry for entry in sys.path if entry])
-        same = target is not None and target.version.split("+")[0] == wanted.split("+")[0]
-        return target if target is not None and same else Target(wanted, None)
-    raise CannotTell(f"{VARIABLE}={wanted}: neither a folder nor a version such as {TESTED}.")
+    if re.fullmatch(r"\d+\.\d+(\.\d+\S*)?", wanted):
+        for folders in ([entry for entry in sys.path if entry], target_folders()):
+            target = _installed_in(folders)
+            if target is not None and wanted.split("+")[0] in (
+                target.minor,
+                target.version.split("+")[0],
+            ):
+                return target
+        return Target(wanted, None)
+    minor = Target(TESTED, None).minor
+    raise CannotTell(
+        f"{VARIABLE}={wanted}: neither a folder nor a version such as {TESTED} or {minor}."
+    )
+
+
+def fetching(target: Target) -> str:
+    """One line on the torch that the build is about to fetch."""
+    return (
+        f"gradext: torch is not there yet; fetching {target.to_fetch} to build against. On Linux "
+        "the package index has the CUDA build, several gigabytes; for the CPU build stop here, "
+        "install torch first (pytorch.org names the index of CPU wheels), and run this again"
+    )
 
 
 def _installed_in(folders: list[str]) -> Target | None:

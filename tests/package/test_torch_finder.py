@@ -80,7 +80,32 @@ def test_the_variable_names_a_version_that_was_fetched_since(no_torch_here, monk
     assert torch_finder.find() == torch_finder.Target("2.15.0+cpu", overlay)
 
 
-@pytest.mark.parametrize("value", ["newest", "/nowhere/at/all", "2.13"])
+def test_the_variable_names_a_minor_version(no_torch_here, monkeypatch):
+    monkeypatch.setenv("GRADEXT_TORCH", "2.14")
+    target = torch_finder.find()
+    assert target == torch_finder.Target("2.14", None)
+    assert (target.to_fetch, target.requirement) == ("torch==2.14.*", "torch==2.14.*")
+
+
+@pytest.mark.parametrize("wanted", ["2.14", "2.14.1", "2.14.1+cpu"])
+def test_the_torch_of_the_target_environment_is_taken_where_it_is_the_named_one(
+    no_torch_here, monkeypatch, wanted
+):
+    put_torch(no_torch_here, "2.14.1+cpu")
+    monkeypatch.setenv("GRADEXT_TORCH", wanted)
+    assert torch_finder.find() == torch_finder.Target("2.14.1+cpu", no_torch_here)
+
+
+def test_a_version_that_begins_alike_is_another_one(no_torch_here, monkeypatch):
+    put_torch(no_torch_here, "2.14.1+cpu")
+    monkeypatch.setenv("GRADEXT_TORCH", "2.1.0")
+    with pytest.raises(SystemExit, match="too old"):
+        torch_finder.find()
+    monkeypatch.setenv("GRADEXT_TORCH", "2.14.10")
+    assert torch_finder.find() == torch_finder.Target("2.14.10", None)
+
+
+@pytest.mark.parametrize("value", ["newest", "/nowhere/at/all", "2", "2.13.", "two.13"])
 def test_a_variable_that_makes_no_sense_is_one_line(no_torch_here, monkeypatch, value):
     monkeypatch.setenv("GRADEXT_TORCH", value)
     with pytest.raises(SystemExit, match="GRADEXT_TORCH=") as caught:

@@ -84,13 +84,21 @@ class ValueFlow:
         """How a value gets out of the functions of `frames`, outermost first: None for not at all.
 
         An empty set: it is returned. Else the attributes of `self` that hold it.
+
+        A library's function that the user's own code is called by hands on what that returns
+        (Module.__call__). One in which the value left need not: a check of arguments reads truth
+        values of them, and returns none. So these are read, where they have a source.
         """
         ways: set[str] = set()
+        is_outside = False
         for frame in reversed(frames):
-            if not frame.is_user or frame.function.rsplit(".", 1)[-1] in _INSIDE:
+            is_outside = is_outside or frame.is_user
+            if frame.function.rsplit(".", 1)[-1] in _INSIDE or is_outside > frame.is_user:
                 continue
             line = self._line(frame)
             if line.node is None:
+                if not frame.is_user:
+                    continue
                 return None
             followed = self._closure(frame, line.targets | ways)
             kept = {name for name in followed if name.startswith("self.")}

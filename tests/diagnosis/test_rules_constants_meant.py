@@ -301,6 +301,63 @@ SILENT = {
         loss.backward()
         opt.step()
     """,
+    "priors_and_guides_built_by_one_function": """
+    D = torch.distributions
+    loc = torch.zeros((), requires_grad=True)
+    def build(mean, width):
+        return D.Normal(mean, width)
+    def terms():
+        guide = build(loc, 1)
+        z = guide.sample()
+        prior, seen = build(0, 1), build((z * 100).clamp(0, 1), 1)
+        return guide.log_prob(z), prior.log_prob(z) + seen.log_prob(torch.tensor(0.0))
+    def evaluate():
+        log_q, log_p = terms()
+        return log_p.item() - log_q.item()
+    first = evaluate()
+    for _ in range(3):
+        log_q, log_p = terms()
+        (-(log_p + (log_p - log_q).detach() * log_q)).backward()
+    """,
+    "distributions_made_by_a_metaclass": """
+    D = torch.distributions
+    class Meta(type(D.Laplace)):
+        def __call__(cls, *args, **kwargs):
+            return super().__call__(*args, **kwargs)
+    class Laplace(D.Laplace, metaclass=Meta):
+        pass
+    raw = nn.Parameter(torch.zeros(()))
+    seen = []
+    for _ in range(3):
+        guide = Laplace(raw, 1)
+        z = guide.sample()
+        log_q, log_p = guide.log_prob(z), Laplace(0, 2).log_prob(z)
+        seen.append(log_q.item())
+        (-(log_p + (log_p - log_q).detach() * log_q)).backward()
+    """,
+    "wrapped_distributions_through_partial": """
+    import functools
+    D = torch.distributions
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.zeros(2))
+            self.kind = functools.partial(D.Normal, validate_args=True)
+        def dist(self, mean, width):
+            return D.Independent(self.kind(mean, width), 1)
+        def forward(self):
+            own = self.dist(self.loc, 1)
+            z = own.sample()
+            return own.log_prob(z), self.dist(torch.zeros(2), 1).log_prob(z)
+    guide = Guide()
+    opt = torch.optim.SGD(guide.parameters(), 0.1)
+    print(sum(term.item() for term in guide()))
+    for _ in range(3):
+        log_q, log_p = guide()
+        opt.zero_grad()
+        (-(log_p + (log_p - log_q).detach() * log_q)).backward()
+        opt.step()
+    """,
 }
 SILENT = {name: textwrap.dedent(text).lstrip("\n") for name, text in SILENT.items()}
 

@@ -26,7 +26,7 @@ from gradext import reporters
 from gradext._version import __version__
 from gradext.base import errors, interrupts, terminal, torch_import
 from gradext.base.text import clean
-from gradext.diagnosis import ignore_comments
+from gradext.diagnosis import folding, ignore_comments
 from gradext.diagnosis.run_report import RunReport, Told
 from gradext.reporters import run_json
 from gradext.run import child_file, ending, results_file
@@ -386,7 +386,7 @@ class Session:
                 return
             for entry in entries:
                 entry.printed = True
-            self._print(self._as_told(entries))
+            self._print(folding.by_cause(self._as_told(entries)))
 
     def _print(self, diagnoses: list[Diagnosis]) -> None:
         from gradext.reporters import diagnosis_text as reporter

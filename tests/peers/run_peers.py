@@ -226,12 +226,12 @@ def run_mode(name: str, peer: Peer, mode: str, source: Path, python: str, work: 
     junit, found, log = (out / f"{mode}.{kind}" for kind in ("xml", "json", "txt"))
     for old in (junit, found):
         old.unlink(missing_ok=True)
-    command = [python, "-m"]
-    if mode in ("run", "guard"):
-        command += ["gradext", "run", "--json", str(found)]
+    command = [python]
+    if mode in ("run", "guard"):  # the console command, under this peer's Python
+        command += [str(Path(sysconfig.get_path("scripts")) / "gradext"), "run"]
+        command += ["--json", str(found)]
         command += ["--guard"] if mode == "guard" else []
-        command += ["-m"]
-    command += ["pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["-p", "no:randomly", f"--junitxml={junit}", *peer.options, *peer.tests]
     path = os.environ.get("PYTHONPATH")
     folders = [str(source / folder) for folder in peer.folders]

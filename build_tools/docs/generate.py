@@ -110,6 +110,28 @@ def fix() -> str:
     return "```\n$ gradext fix train.py\n" + "\n".join(lines).replace(f"{folder}/", "") + "\n```"
 
 
+def pytest_program() -> str:
+    return f"```python\n{(ROOT / 'docs' / 'examples' / 'test_scores.py').read_text()}```"
+
+
+def pytest_report() -> str:
+    """What pytest prints with the plugin, without the lines of its tracebacks through torch."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "gradext_pytest", "--gradext", "--tb=short"),
+            *("-q", "--color=no", "--rootdir=.", "-c", os.devnull, "-p", "no:cacheprovider"),
+            "test_scores.py",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "docs" / "examples",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "92"},
+    )
+    printed = re.sub(r"^/.*: in .*\n(    .*\n)", "", done.stdout, flags=re.M)
+    printed = re.sub(r" in \d+\.\d+s$", "", printed.rstrip())
+    return f"```\n$ pytest --gradext --tb=short test_scores.py\n{printed}\n```"
+
+
 def mutations() -> str:
     """The table of one tensor's history; the lines are numbered as in a file of their own."""
     lines = [line[4:] for line in MUTATIONS.splitlines()]
@@ -345,6 +367,8 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/first-report.md", "run", lambda: example("train.py"), False),
     ("docs/first-report.md", "fix", fix, False),
     ("docs/fix.md", "fix", fix, False),
+    ("docs/pytest.md", "pytest_program", pytest_program, True),
+    ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/find-the-line.md", "mutations", mutations, False),
     ("docs/silent-gradients.md", "fused", lambda: example("fused.py", whole=True), False),
     ("docs/silent-gradients.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),

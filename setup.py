@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 from setuptools.command.build import build
@@ -71,8 +72,6 @@ def extension_arguments() -> dict[str, object]:
     if cuda.build:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", extension.architectures(cuda.toolkit))
 
-    built_cuda = torch.version.cuda if cuda.build else None
-
     class BuildC(cpp_extension.BuildExtension):  # type: ignore[misc]
         def finalize_options(self) -> None:
             super().finalize_options()
@@ -97,7 +96,7 @@ def extension_arguments() -> dict[str, object]:
             for folder in {Path(self.build_lib), ROOT} if self.inplace else {Path(self.build_lib)}:
                 library = folder / name
                 if library.is_file():
-                    write_build_record(library, torch.__version__, built_cuda)
+                    write_build_record(library, torch, cuda)
 
     checks = extension.sanitizers()
     kind = cpp_extension.CUDAExtension if cuda.build else cpp_extension.CppExtension
@@ -116,14 +115,16 @@ def extension_arguments() -> dict[str, object]:
     }
 
 
-def write_build_record(library: Path, torch_version: str, cuda: str | None) -> None:
+def write_build_record(library: Path, torch: Any, cuda: extension.Cuda) -> None:
     """What `library` was built for, in a file beside it: readable without loading it."""
     # The reader of this record also knows how to hash the sources; loaded without the package.
     reader = torch_finder.load_alone("native/build")
     record = {
-        "torch": torch_version,
+        "torch": torch.__version__,
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}",
-        "cuda": cuda,
+        "cuda": torch.version.cuda if cuda.build else None,
+        "cuda_why": cuda.why,
+        "cxx11_abi": torch.compiled_with_cxx11_abi(),
         "sources": reader.source_hash(ROOT / "csrc"),
     }
     reader.record_path(library).write_text(json.dumps(record, indent=1) + "\n")

@@ -77,8 +77,16 @@ def record(
     print(table(rows) if shown is None else shown)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / f"{name}.json").write_text(compact(result))
         print(f"\nwritten: {out / f'{name}.json'}")
+
+
+def compact(result: dict[str, Any]) -> str:
+    """The result as JSON with a line for each row: a new run's diff shows the rows that differ."""
+    head = {key: value for key, value in result.items() if key != "rows"}
+    opened = json.dumps(head, indent=1).removesuffix("\n}")
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in result["rows"])
+    return f'{opened},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def ended(name: str, rows: list[dict[str, Any]], missed: list[str], args: Any) -> int:

@@ -181,7 +181,11 @@ def main() -> int:
     rows = on_gpu(scale) if device == "cuda" else on_cpu(sizes, scale)
     if device == "cpu":
         print(f"variant {_C.fingerprint_variant()} of {', '.join(_C.fingerprint_variants())}\n")
-    code = common.finish(f"fingerprint{'_cuda' if device == 'cuda' else ''}", rows, args)
+    # What this project requires of itself is no news to whoever measures their own machine.
+    hidden = set() if args.check else {"required"}
+    shown = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    name = f"fingerprint{'_cuda' if device == 'cuda' else ''}"
+    code = common.finish(name, rows, args, common.table(shown))
     if xxhash is None and device == "cpu":
         print("not compared with xxh3: the package xxhash is not installed", file=sys.stderr)
     missed = [
@@ -190,7 +194,7 @@ def main() -> int:
         for row in rows
         if row["required"] is not None and row["times as fast"] < row["required"]
     ]
-    for line in missed:
+    for line in missed if args.check else ():
         print(f"missed: {line}", file=sys.stderr)
     return code or int(bool(missed) and args.check)
 

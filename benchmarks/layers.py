@@ -270,13 +270,13 @@ def main() -> int:
         return code
     rate = memory_rate(2 if args.quick else 10)
     common.record("axpby_rate", [rate], args.out)
-    if rate["of the rate of copy_"] < REQUIRED_RATE:
+    if args.check and rate["of the rate of copy_"] < REQUIRED_RATE:
         print(
             f"missed: {rate['what']}: {rate['of the rate of copy_']:.3f} of the rate of "
             f"copy_ (at least {REQUIRED_RATE})",
             file=sys.stderr,
         )
-        return 1 if args.check else code
+        return 1
     return code
 
 

@@ -182,7 +182,7 @@ def here(name: str, count: int, is_recorded: bool) -> dict[str, Any]:
     kind = globals()[name]
     if not is_recorded:
         return {"grown": run(kind, count)[1]}
-    with gradext.record(memory=MEMORY * MIB) as recording:
+    with gradext.record(memory=MEMORY) as recording:
         seconds, grown = run(kind, count)
         memory = recording.memory
         return {

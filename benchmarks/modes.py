@@ -17,10 +17,12 @@ import functools
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import common
 import matrix
+import plot_modes
 import processes
 import torch
 from matrix import Subject
@@ -296,7 +298,19 @@ def main() -> int:
         label="modes",
     )
     lines = [line for row in rows for line in pooled(row, options["device"], found[row.name])]
-    return common.finish("modes", lines, args, short(lines))
+    code = common.finish("modes", lines, args, short(lines))
+    if args.out is not None:
+        draw(args.out / "modes.json")
+    return code
+
+
+def draw(path: Path) -> None:
+    """The pictures beside the result; a line where there can be none."""
+    try:
+        for drawn in plot_modes.draw_files(path):
+            print(f"written: {drawn}")
+    except ImportError as error:
+        print(f"no pictures: {error}; run: pip install 'gradext[bench]'", file=sys.stderr)
 
 
 def short(lines: list[dict[str, Any]]) -> str:

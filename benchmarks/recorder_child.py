@@ -96,7 +96,8 @@ def memory(event: str, count: int) -> dict[str, Any]:
     # Room for all: what is measured is the size of an event, not the bound.
     # A new tensor is an event of its own, where values without gradient are followed.
     followed = kind == "flow"
-    with gradext.record(births=followed, cuts=followed, memory=4096 * count) as recording:
+    room = max(4096 * count >> 20, 1)  # MiB
+    with gradext.record(births=followed, cuts=followed, memory=room) as recording:
         for _ in range(1000):
             call()
         before, resident, done = recording.memory[f"{kind}s"], _resident_bytes(), 0

@@ -71,6 +71,9 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     defines = ["-DNDEBUG"] + (["-DGRADEXT_WITH_CUDA"] if cuda else [])
     host = [*maps, "-fvisibility=hidden"]
     device = ["-Xcompiler", ",".join(host)]
+    if os.environ.get("GRADEXT_OLD_GLIBC") == "1":  # for wheels that other machines install
+        # Not for nvcc, which gives the compiler its options again for what is preprocessed already.
+        host = [*host, "-include", str(ROOT / "build_tools" / "old_glibc.h")]
     checks = sanitizers()
     if checks:
         # Frame pointers and lines for the reports; -O1 keeps the stacks in them as written.

@@ -1,13 +1,33 @@
 """gradext: why autograd went wrong, made visible.
 
-This module is the table of the public names; each is imported from its home when it is first asked
-for. Importing it loads the compiled part (which registers `torch.ops.gradext`) and nothing heavy on
-top of torch.
+What to call first:
 
-In a program that is being recorded (`gradext run`, or the environment) torch and the compiled part
-come when the program imports torch: what it sets before that, such as OMP_NUM_THREADS, must still
-count.
+    with gradext.record():            # note what is written, saved, made and cut
+        try:
+            loss = step()
+            loss.backward()
+        except RuntimeError as error:
+            print(gradext.explain(error))   # the line that did it, and what to type instead
+
+    gradext.install()                 # the same for the rest of the program, notebooks too
+    with gradext.guard(model): ...    # who changes bytes that nothing says are written
+    print(gradext.inspect(tensor))    # version, view, leaf, inference flag: one card
+    gradext.fingerprint(model)        # 128 bits of each tensor's content
+
+From a shell: `gradext run train.py`; `gradext --help` has the rest. Further names:
+`inspect_tree`, `states` (many tensors at once), `compare_fingerprints`, `check_replicas`,
+`audit_inference` (can a model run under inference_mode), `compare_modes` (what no_grad and
+inference_mode save), `check_backward` (silent errors now), `testing.check_op` (does an op write
+what it declares), `ops` (reads for code that torch.compile traces).
 """
+
+# This module is the table of the public names; each is imported from its home when it is first
+# asked for. Importing it loads the compiled part (which registers `torch.ops.gradext`) and nothing
+# heavy on top of torch.
+#
+# In a program that is being recorded (`gradext run`, or the environment) torch and the compiled
+# part come when the program imports torch: what it sets before that, such as OMP_NUM_THREADS, must
+# still count.
 
 import importlib
 from typing import TYPE_CHECKING
@@ -18,9 +38,9 @@ from gradext.run import start
 
 if TYPE_CHECKING:
     from gradext import _C as _C
-    from gradext import ops
+    from gradext import ops, testing
     from gradext.byte_guard.guard import GuardError, GuardWarning, guard
-    from gradext.diagnosis.model import Diagnosis
+    from gradext.diagnosis.model import Diagnoses, Diagnosis
     from gradext.fingerprints.fingerprint import (
         Fingerprint,
         Fingerprints,
@@ -40,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STATE_COLUMNS",
+    "Diagnoses",
     "Diagnosis",
     "Fingerprint",
     "Fingerprints",
@@ -65,11 +86,12 @@ __all__ = [
     "shares_storage",
     "shares_version_counter",
     "states",
+    "testing",
 ]
 
 _HOMES = {
     "gradext.byte_guard.guard": ("GuardError", "GuardWarning", "guard"),
-    "gradext.diagnosis.model": ("Diagnosis",),
+    "gradext.diagnosis.model": ("Diagnoses", "Diagnosis"),
     "gradext.fingerprints.fingerprint": (
         *("Fingerprint", "Fingerprints", "compare_fingerprints", "fingerprint"),
     ),
@@ -92,8 +114,8 @@ def __getattr__(name: str) -> object:
         from gradext import native
 
         value = native._C
-    elif name == "ops":
-        value = importlib.import_module("gradext.ops")
+    elif name in ("ops", "testing"):
+        value = importlib.import_module(f"gradext.{name}")
     elif name in _HOME_OF:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
     else:
@@ -103,7 +125,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 _wiring.connect()

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -67,7 +67,7 @@ class guard:
     With `watched`, the bytes of these tensors are compared as well, at the end of the block: a
     frozen backbone, a reference model, a cache. One that has changed is GX405, with who wrote it.
 
-    Costs a read of every saved tensor at its save and at its use (benchmarks/fingerprint.py), and
+    Costs a read of every saved tensor at its save and at its use (`gradext bench fingerprint`), and
     for memory that is handed to numpy or by pointer a read at each line of Python. Takes no
     saved-tensor hooks and holds no tensor. Of the watched tensors, those on the CPU are compared.
 
@@ -86,7 +86,9 @@ class guard:
         ValueError: `on_change` is neither; or nothing in `watched` is a tensor.
     """
 
-    def __init__(self, watched: Any = None, *, on_change: str = "warn") -> None:
+    def __init__(
+        self, watched: Any = None, *, on_change: Literal["warn", "raise"] = "warn"
+    ) -> None:
         if on_change not in ("warn", "raise"):
             raise ValueError(f'gradext.guard: on_change is "warn" or "raise", got {on_change!r}')
         self.on_change = on_change

@@ -70,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         command.prepare_parser(child)
         child.set_defaults(its_command=command, its_parser=child)
+    if wanted is not None and words[0] == wanted and wanted not in COMMANDS:
+        from gradext.commands import hints
+
+        if (said := hints.command(wanted, COMMANDS)) is not None:
+            parser.error(said)
     args = parser.parse_args(words)
     if args.command is None:
         parser.print_help()

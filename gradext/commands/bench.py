@@ -27,7 +27,8 @@ class BenchCommand:
     """Run benchmark suites: one, several, or without a name all of them.
 
     Each prints a table, and with --out writes SUITE.json with the machine, the versions and the
-    commit. --quick is rough, for all suites together under three minutes on two cores. The modes of
+    commit; modes and recorder draw pictures beside it (matplotlib). --quick is rough, for all
+    suites together under three minutes on two cores. The modes of
     your own call are compared by gradext.compare_modes(fn, *args).
     Exit code 0, or that of the first suite that ended with another one.
     """
@@ -37,7 +38,9 @@ class BenchCommand:
         parser.add_argument("suites", metavar="SUITE", nargs="*", help=told)
         parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
         parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-        parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the JSON")
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="folder for the JSON and pictures"
+        )
         parser.add_argument(
             "--against", type=Path, metavar="OLD.json", help="compare with this earlier result"
         )

@@ -74,6 +74,7 @@ def examine() -> dict[str, Any]:
             "torch": found.torch,
             "python": found.python,
             "cuda": found.cuda,
+            "cuda_why": found.cuda_why,
         }
         report["self_tests"] = [[claim, holds] for claim, holds in module.self_test()]
         from gradext.native import torch_internals
@@ -97,13 +98,15 @@ def as_lines(report: dict[str, Any]) -> list[str]:
     if torch:
         pairs.append(("tried", f"torch {versions.minor(torch['version'])}: {tried['torch']}"))
         pairs.append(("torch CUDA", torch["cuda"] or "a build without CUDA"))
-        pairs.append(("device", ", ".join(torch["devices"]) or "no CUDA device"))
+        pairs.append(("device", ", ".join(torch["devices"]) or torch["no_device"]))
     for name, text in report["compilers"].items():
         pairs.append((name, text or "not found"))
     if compiled:
         pairs.append(("compiled", compiled["library"]))
         pairs.append(("built for", f"torch {compiled['torch']}, Python {compiled['python']}"))
-        pairs.append(("CUDA built", f"yes, CUDA {compiled['cuda']}" if compiled["cuda"] else "no"))
+        with_cuda = f"yes, CUDA {compiled['cuda']}" if compiled["cuda"] else "no"
+        why = f": {compiled['cuda_why']}" if compiled["cuda_why"] else ""
+        pairs.append(("CUDA built", f"{with_cuda}{why}"))
     for claim, holds in report["self_tests"]:
         pairs.append(("self-test", f"{'ok    ' if holds else 'FAILED'}  {claim}"))
     pairs += [("off", line) for line in report["off"]]
@@ -119,14 +122,29 @@ def _torch() -> dict[str, Any] | None:
     except ImportError:
         return None
     devices = []
-    if torch.cuda.is_available():
+    no_device = None
+    if not torch.cuda.is_available():
+        no_device = f"no CUDA device: {_no_device(torch)}"
+    else:
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "version": torch.__version__,
         "folder": os.path.dirname(torch.__file__),
         "cuda": torch.version.cuda,
         "devices": devices,
+        "no_device": no_device,
     }
+
+
+def _no_device(torch: Any) -> str:
+    """Why torch finds none, as torch says it when it is asked to begin."""
+    if torch.version.cuda is None:
+        return "this torch is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+    return "torch.cuda.device_count() is 0"  # CUDA_VISIBLE_DEVICES hides them
 
 
 def _output(program: str, *arguments: str) -> list[str]:

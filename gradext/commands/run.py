@@ -7,22 +7,27 @@ program is the one that imports it, after it has set what torch reads from the e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradext.base.text import clean
 from gradext.native import build
-from gradext.recording.options import MIB, RecordOptions
+from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.reporters import FORMATS
 from gradext.run import ending, program, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
 
 BAD_INPUT = 2
+USAGE_ERROR = 2  # argparse, click and others end with it where an option is unknown to them
+OPTIONS = {"--light", "--no-births", "--no-cuts", "--memory", "--guard"} | {
+    f"--{name}" for name in FORMATS
+}
 UNUSABLE = 1
 
 
@@ -57,7 +62,7 @@ class RunCommand:
             help="do not note where values lose their gradient (GX301, GX304)",
         )
         memory = parser.add_argument(
-            "--memory", metavar="MIB", type=_positive, help="let the journal use MIB mebibytes"
+            "--memory", metavar="MIB", type=_memory, help="let the journal take MIB mebibytes (64)"
         )
         valued.append(memory)
         parser.add_argument(
@@ -99,10 +104,11 @@ class RunCommand:
             saves=not args.light,
             births=False if args.no_births else None,
             cuts=False if args.no_cuts else None,
-            memory=None if args.memory is None else args.memory * MIB,
+            memory=args.memory,
             guard=args.guard,
         )
         settings = Settings.new(outputs, options)
+        hint = _hint(target)
         program.enter(target)
         fault = unusable()
         if fault is not None:
@@ -129,9 +135,38 @@ class RunCommand:
         try:
             recorded.exit_code = program.run(target, uncaught, leaving)
         except SystemExit as end:
-            recorded.exits(end, program.exit_code(end))
+            code = program.exit_code(end)
+            recorded.exits(end, code)
+            _say(hint, code)
             raise
+        _say(hint, recorded.exit_code)
         return recorded.exit_code
+
+
+class _Hint(NamedTuple):
+    """What is said of an option behind the program, and whether only of one that ended for it."""
+
+    line: str
+    only_after_an_error: bool
+
+
+def _hint(target: program.Target) -> _Hint | None:
+    words = [word for word in target.arguments if word.split("=")[0] in OPTIONS]
+    if not words or target.kind != "script":
+        return None
+    from gradext.commands import hints  # before the program's folder is on sys.path
+
+    line = (
+        f"gradext run: {words[0]} stands behind {target.value} and went to the program; for "
+        f"gradext: gradext run {words[0]} … {target.value}"
+    )
+    return _Hint(line, not hints.reads_no_arguments(target.value))
+
+
+def _say(hint: _Hint | None, code: int) -> None:
+    if hint is not None and (code == USAGE_ERROR or not hint.only_after_an_error):
+        with contextlib.suppress(Exception):  # the program may have closed stderr
+            print(clean(hint.line), file=sys.stderr)
 
 
 def split(
@@ -182,11 +217,9 @@ def unusable() -> str | None:
     return None if fits is not None else f"gradext: {problems[0]}"
 
 
-def _positive(text: str) -> int:
+def _memory(text: str) -> int | None:
     try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"a whole number above 0, not {text!r}")
-    return number
+        return journal_bytes(int(text) if text.isdecimal() else -1, "--memory")
+    except ValueError as error:
+        said = str(error).removeprefix("--memory: ").rpartition("; got ")[0]
+        raise argparse.ArgumentTypeError(f"{said}; got {text!r}") from None

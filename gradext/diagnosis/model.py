@@ -125,6 +125,15 @@ class Diagnosis:
         return report
 
 
+class Diagnoses(list[Diagnosis]):
+    """Diagnoses as `gradext.explain` returns them: a list that prints as the report."""
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self)) or "gradext has nothing to say of this error."
+
+    __repr__ = __str__
+
+
 def _frame(frame: Frame) -> dict[str, Any]:
     return {
         "file": frame.file,

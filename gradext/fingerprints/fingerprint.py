@@ -7,8 +7,8 @@ csrc/fingerprint, how results look is gradext.reporters.fingerprints. Reads tens
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, cast, overload
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, overload
 
 import numpy
 import torch
@@ -19,6 +19,9 @@ from gradext.native import _C
 from gradext.ops import graph_break
 from gradext.state.inspect import full_name
 from gradext.state.tree import is_container, walk
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The methods that give the dense parts of a sparse tensor.
 SPARSE_PARTS: dict[torch.layout, tuple[str, ...]] = {
@@ -148,6 +151,10 @@ class Fingerprints(Mapping[str, Fingerprint]):
 @overload
 def fingerprint(obj: torch.Tensor) -> Fingerprint: ...
 @overload
+def fingerprint(
+    obj: torch.nn.Module | Mapping[Any, Any] | Sequence[Any] | Set[Any] | DataclassInstance,
+) -> Fingerprints: ...
+@overload
 def fingerprint(obj: object) -> Fingerprints | Fingerprint: ...
 @graph_break
 def fingerprint(obj: object) -> Fingerprints | Fingerprint:
@@ -159,8 +166,8 @@ def fingerprint(obj: object) -> Fingerprints | Fingerprint:
     `torch.ops.gradext.fingerprint` and `fingerprint_list` leave it on the device.
 
     No cryptographic hash: whoever wants to can make two tensors with one fingerprint. A quantized
-    tensor counts as what it is stored as (its `int_repr()`, without scales). Definition:
-    docs/fingerprint.md.
+    tensor counts as what it is stored as (its `int_repr()`, without scales).
+    gradext.fingerprints.reference has the definition, in plain Python.
 
     Args:
         obj: a tensor, or whatever `gradext.inspect_tree` walks: modules, dicts, lists, tuples,

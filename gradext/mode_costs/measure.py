@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -25,13 +25,14 @@ from gradext.mode_costs.comparison import ModeComparison, ModeTime
 from gradext.native import _C
 
 SECONDS, WIDTH = 5.0, 0.02
+ModeName = Literal["grad", "no_grad", "inference_mode", "detached", "no_grad_frozen"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
     """A way to run a call. ``frozen``: inputs are detached, parameters do not require grad."""
 
-    name: str
+    name: ModeName
     says: str
     context: Callable[[], contextlib.AbstractContextManager[Any]]
     frozen: bool = False
@@ -50,7 +51,7 @@ class Mode:
                 parameter.requires_grad_(True)
 
 
-MODES = {
+MODES: dict[ModeName, Mode] = {
     mode.name: mode
     for mode in (
         Mode("grad", "a graph is recorded", torch.enable_grad),
@@ -70,10 +71,10 @@ MODES = {
 def compare_modes(
     fn: Callable[..., object],
     *args: Any,
-    modes: Sequence[str] = tuple(MODES),
-    over: str | None = None,
+    modes: Sequence[ModeName] = tuple(MODES),
+    over: ModeName | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    inputs: str = "given",
+    inputs: Literal["given", "copied"] = "given",
     seconds: float = SECONDS,
     width: float = WIDTH,
     threads: int | None = None,
@@ -238,13 +239,14 @@ def _try(call: Callable[[], object], calls: int, limit: float | None) -> None:
 def _chosen(names: Sequence[str], over: str | None) -> tuple[list[Mode], str]:
     if isinstance(names, str) or not names:
         raise ValueError(f"modes: expected some of {', '.join(MODES)}, got {names!r}")
+    by_name: dict[str, Mode] = {mode.name: mode for mode in MODES.values()}
     for name in names:
-        if name not in MODES:
+        if name not in by_name:
             raise ValueError(f"modes: no mode is called {name!r}; there are {', '.join(MODES)}")
     baseline = over or ("inference_mode" if "inference_mode" in names else names[0])
     if baseline not in names:
         raise ValueError(f"over: {baseline!r} is not among the modes {', '.join(names)}")
-    return [MODES[name] for name in dict.fromkeys(names)], baseline
+    return [by_name[name] for name in dict.fromkeys(names)], baseline
 
 
 def _add(

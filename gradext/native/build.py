@@ -22,13 +22,19 @@ REINSTALL = "pip install --force-reinstall --no-deps ."  # in a checkout of grad
 
 @dataclass(frozen=True)
 class Build:
-    """One compiled `_C` on disk: its path and what setup.py recorded beside it."""
+    """One compiled `_C` on disk: its path and what setup.py recorded beside it.
+
+    `cuda_why`: why it has CUDA kernels, or has none. `cxx11_abi`: whether that torch was compiled
+    with libstdc++'s newer std::string.
+    """
 
     library: Path
     torch: str | None
     python: str | None
     cuda: str | None
     sources: str | None
+    cxx11_abi: bool | None = None
+    cuda_why: str | None = None
 
 
 def record_path(library: Path) -> Path:
@@ -42,7 +48,8 @@ def read_build(library: Path) -> Build:
         record = json.loads(record_path(library).read_text())
     except (OSError, ValueError):
         record = {}
-    return Build(library, *(record.get(key) for key in ("torch", "python", "cuda", "sources")))
+    keys = ("torch", "python", "cuda", "sources", "cxx11_abi", "cuda_why")
+    return Build(library, *(record.get(key) for key in keys))
 
 
 def source_hash(csrc: Path) -> str:
@@ -76,6 +83,16 @@ def candidates() -> Iterator[Path]:
             yield resolved
 
 
+def of_several() -> list[Build]:
+    """The compiled parts of a wheel that has one for each of several releases of torch.
+
+    build_tools/join_wheels.py puts them there. Those with CUDA kernels come first: they are for a
+    torch with CUDA only, which those without would do for too.
+    """
+    builds = [read_build(path) for path in sorted(PACKAGE.glob(f"_C.torch-*{ABI_SUFFIX}"))]
+    return sorted(builds, key=lambda build: build.cuda is None)
+
+
 def problem(build: Build, torch: ModuleType) -> str | None:
     """One line that says why `build` cannot serve here and what to run; None if it can."""
     found = str(torch.__version__)
@@ -90,6 +107,13 @@ def problem(build: Build, torch: ModuleType) -> str | None:
         return f"{where} has no build record ({record_path(build.library).name}); run: {again}"
     if _minor(build.torch) != _minor(found):
         return f"{where} was built for torch {build.torch}, found torch {found}; run: {again}"
+    # Every torch since 2.7 has the newer one; what does not tell is not asked.
+    found_abi = getattr(torch, "compiled_with_cxx11_abi", lambda: None)()
+    if build.cxx11_abi is not None and found_abi is not None and build.cxx11_abi != found_abi:
+        return (
+            f"{where} was built for a torch with cxx11_abi={build.cxx11_abi}, "
+            f"found cxx11_abi={found_abi}; run: {again}"
+        )
     if build.cuda and _major(build.cuda) != _major(found_cuda or ""):
         kind = f"CUDA {found_cuda}" if found_cuda else "no CUDA"
         return (
@@ -117,9 +141,28 @@ def nothing_built() -> str:
     return f"no compiled part (_C{ABI_SUFFIX}) in {PACKAGE} or on sys.path; run: pip install ."
 
 
+def none_of(builds: list[Build], torch: ModuleType) -> str:
+    """The line for when a wheel has compiled parts and none for this torch."""
+    minors = sorted({".".join(_minor(build.torch)) for build in builds if build.torch}, key=_order)
+    listed = " and ".join([", ".join(minors[:-1]), minors[-1]] if len(minors) > 1 else minors)
+    return (
+        f"this wheel has the compiled part for torch {listed}, found torch {torch.__version__}; "
+        f"run: pip install 'torch=={minors[-1] if minors else listed}.*', or to build gradext for "
+        f"this torch: {REINSTALL} in gradext's source folder"
+    )
+
+
+def _order(minor: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in minor.split("."))
+
+
 def choose(torch: ModuleType) -> tuple[Build | None, list[str]]:
     """The first compiled part that fits, and the problems of those passed over before it."""
-    problems: list[str] = []
+    several = of_several()
+    for build in several:
+        if problem(build, torch) is None:
+            return build, []
+    problems = [none_of(several, torch)] if several else []
     for library in candidates():
         build = read_build(library)
         fault = problem(build, torch)

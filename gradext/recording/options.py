@@ -6,6 +6,8 @@ Imports no torch.
 
 from __future__ import annotations
 
+import operator
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +46,38 @@ class RecordOptions(NamedTuple):
     def wrong(self) -> str | None:
         """The name of the first option whose value makes no sense; for values from outside."""
         return next((name for name in self._fields if not _SOUND[name](getattr(self, name))), None)
+
+
+def journal_bytes(memory: int | None, who: str) -> int | None:
+    """`memory` MiB in bytes. `who`: what is told of a value that makes no sense.
+
+    Raises:
+        TypeError: it is no int.
+        ValueError: it is below 1, or more than this machine has.
+    """
+    if memory is None:
+        return None
+    try:
+        size = None if isinstance(memory, bool) else operator.index(memory)
+    except TypeError:
+        size = None
+    if size is None:
+        kind = type(memory).__name__
+        raise TypeError(f"{who}: memory is in MiB, a whole number such as 64; got {kind}")
+    most = _machine_memory()
+    if not 1 <= size <= most:
+        raise ValueError(
+            f"{who}: memory is in MiB, from 1 to the {most:,} of this machine; got {size:,}"
+        )
+    return size * MIB
+
+
+def _machine_memory() -> int:
+    """MiB of this machine's memory; as much as the journal could count where that is not known."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    except (AttributeError, OSError, ValueError):
+        return 2**24
 
 
 def _is_flag(value: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
-import operator
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ from gradext.recording.events import (
     View,
     Write,
 )
-from gradext.recording.options import RecordOptions
+from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.recording.overlap import extent
 from gradext.recording.tables import Data
 from gradext.state.inspect import state_of
@@ -242,7 +241,7 @@ class Recording:
         return list(judge.the_judge().explain(error, self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recording as JSON (docs/recording-format.md); gzipped if `path` ends in .gz."""
+        """Write the recording as JSON; gzipped if `path` ends in .gz."""
         data = self.data
         stacks = set(data.stacks())
         known: dict[Frame, int] = {}
@@ -338,30 +337,16 @@ def record(
         births: note which line made each inference tensor (GX201 to GX204). Default: as `saves`.
         cuts: note where values lose their gradient, and what is computed from them (GX301, GX304).
             Default: as `saves`.
-        memory: bytes that the journal may take (default 64 MiB); the oldest events go first.
+        memory: MiB that the journal may take (default 64); the oldest events go first.
 
     Raises:
         TypeError: `memory` is no int.
-        ValueError: `memory` is below 1 MiB.
+        ValueError: `memory` is below 1, or more than this machine has.
     """
-    size = None if memory is None else _checked_memory(memory)
+    size = journal_bytes(memory, "gradext.record")
     return Recording(RecordOptions(saves, births, cuts, size))
 
 
 def current() -> Recording | None:
     """The innermost recording that runs."""
     return running.recordings[-1] if running.recordings else None
-
-
-def _checked_memory(memory: int) -> int:
-    try:
-        size = operator.index(memory)
-    except TypeError:
-        raise TypeError(
-            f"gradext.record: memory is in bytes, an int; got {type(memory).__name__}"
-        ) from None
-    if size < 1 << 20:
-        raise ValueError(
-            f"gradext.record: memory is in bytes, at least 1 MiB (1048576); got {size}"
-        )
-    return size

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import errors, raw
-from gradext.diagnosis.model import Diagnosis
+from gradext.diagnosis.model import Diagnoses, Diagnosis
 from gradext.ops import graph_break
 from gradext.recording import findings, incidents, running, said
 from gradext.rules import recognise
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 @graph_break
-def explain(error: BaseException, recording: Recording | None = None) -> list[Diagnosis]:
+def explain(error: BaseException, recording: Recording | None = None) -> Diagnoses:
     """What caused `error`, an exception that autograd raised: culprit, victim, fix.
 
     Call it in the `except` block while a recording is on (gradext.record(), gradext.install() or
     `gradext run`). Without one, only what the exception itself shows can be said. Empty when the
-    error is none that gradext knows.
+    error is none that gradext knows. `print()` of the result is the report.
 
     Args:
         error: the exception, or one raised from it.
@@ -40,7 +40,7 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
     for at in chain:
         known = _seen_before(at, recording)
         if known:
-            return list(known)
+            return Diagnoses(known)
     if recording is None and running.recordings:
         recording = running.recordings[-1]
     keys: list[tuple[findings.Finding | None, list[Any]]] = []
@@ -56,7 +56,7 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
         if finding is not None and recording is not None:
             again = recording.known.recall(finding, live)
             if again:
-                return list(again)
+                return Diagnoses(again)
         keys.append((finding, live))
     data = recording.data if recording is not None else None
     for at, (finding, live) in zip(chain, keys, strict=True):
@@ -64,8 +64,8 @@ def explain(error: BaseException, recording: Recording | None = None) -> list[Di
         if found:
             if finding is not None and recording is not None:
                 recording.known.keep(finding, found, live)
-            return found
-    return []
+            return Diagnoses(found)
+    return Diagnoses()
 
 
 def _seen_before(error: BaseException, recording: Recording | None) -> Sequence[Diagnosis] | None:

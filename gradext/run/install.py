@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gradext.recording.options import MIB, RecordOptions
+from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.run import excepthook
 from gradext.run import session as sessions
 from gradext.run.settings import Settings
@@ -89,18 +89,22 @@ def install(
 
     Args:
         saves: record saves for backward too; without them only culprits are named.
-        memory: MiB that the journal may use.
+        memory: MiB that the journal may take (default 64).
         births: as gradext.record takes it.
         cuts: as gradext.record takes it.
+
+    Raises:
+        TypeError: `memory` is no int.
+        ValueError: `memory` is below 1, or more than this machine has.
     """
     global _shared
+    size = journal_bytes(memory, "gradext.install")
     if _shared is None:
         session = sessions.current()
         if session is not None:
             # `gradext run` or the environment records this process already, and goes on doing so.
             _shared = _Shared(session, [])
         else:
-            size = None if memory is None else memory * MIB
             settings = Settings.new({}, RecordOptions(saves, births, cuts, size))
             session = sessions.Session(settings)
             session.begin()

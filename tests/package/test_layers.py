@@ -67,7 +67,7 @@ def test_the_table_of_public_names_is_what_a_type_checker_reads():
         for alias in node.names
     }
     assert {name: home for home, names in gradext._HOMES.items() for name in names} == read
-    assert {*read, "ops", "__version__"} == set(gradext.__all__)
+    assert {*read, "ops", "testing", "__version__"} == set(gradext.__all__)
 
 
 @pytest.mark.parametrize("name", gradext.__all__)

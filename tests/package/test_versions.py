@@ -112,7 +112,13 @@ def test_the_verdict_on_a_version(table, version, says):
 
 @pytest.mark.parametrize("torch_version", ["2.99.0", "2.99.0.dev20261129+cpu"])
 def test_doctor_says_not_tried(monkeypatch, torch_version):
-    found = {"version": torch_version, "folder": "x", "cuda": None, "devices": []}
+    found = {
+        "version": torch_version,
+        "folder": "x",
+        "cuda": None,
+        "devices": [],
+        "no_device": "none",
+    }
     monkeypatch.setattr(doctor, "_torch", lambda: found)
     monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.99.1")
     report = doctor.examine()

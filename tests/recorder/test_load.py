@@ -66,7 +66,7 @@ def stale(before: int, between: int, after: int) -> torch.Tensor:
     [(MANY, 0, 0), (0, MANY, 0), (MANY, MANY, FEW), (0, 0, FEW), (MANY, FEW, FEW)],
 )
 def test_a_culprit_that_was_kept_is_found(before: int, between: int, after: int) -> None:
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         loss = stale(before, between, after)
         with pytest.raises(RuntimeError) as raised:
             loss.backward()
@@ -79,7 +79,7 @@ def test_a_culprit_that_was_kept_is_found(before: int, between: int, after: int)
 
 @pytest.mark.parametrize(("before", "between"), [(0, 0), (MANY, 0), (0, MANY)])
 def test_a_culprit_that_was_dropped_is_said_to_be(before: int, between: int) -> None:
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         loss = stale(before, between, MANY)
         with pytest.raises(RuntimeError) as raised:
             loss.backward()
@@ -94,7 +94,7 @@ def test_a_culprit_that_was_dropped_is_said_to_be(before: int, between: int) -> 
 
 def test_a_victim_that_was_dropped_is_said_to_be() -> None:
     w = torch.ones(1, requires_grad=True)
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         x = torch.ones(3, requires_grad=True)
         y = x.exp()
         for _ in range(20_000):
@@ -111,7 +111,7 @@ def test_a_victim_that_was_dropped_is_said_to_be() -> None:
 
 
 def test_a_cut_that_was_dropped_is_said_to_be() -> None:
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         x = torch.ones(3, requires_grad=True)
         loss = x.detach().sum()
         kept = [x.detach() for _ in range(5000)]
@@ -128,7 +128,7 @@ def test_a_cut_that_was_dropped_is_said_to_be() -> None:
 
 
 def test_code_that_nobody_else_holds_is_bounded() -> None:
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         seen = new_code(20_000)
         memory = recording.memory
         kept = writes(recording)
@@ -143,7 +143,7 @@ def test_code_that_nobody_else_holds_is_bounded() -> None:
 def test_code_that_the_program_holds_is_not_forgotten() -> None:
     functions = [renewed(number) for number in range(1, 8001)]
     x = torch.zeros(1)
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         for function in functions:
             function(x)
         kept = writes(recording)
@@ -162,7 +162,7 @@ def descend(depth: int, path: int, x: torch.Tensor) -> None:
 
 def test_recursion_in_ever_new_ways_is_bounded_and_the_latest_is_whole() -> None:
     x = torch.zeros(1)
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         for path in range(20_000):
             descend(20, path * 7919 % (1 << 20), x)
         memory = recording.memory
@@ -179,16 +179,16 @@ def test_recursion_in_ever_new_ways_is_bounded_and_the_latest_is_whole() -> None
 def test_the_stacks_of_what_was_recorded_are_kept(how: str) -> None:
     """A number of a stack is read late, perhaps when the recording has long ended."""
     x = torch.zeros(1)
-    with gradext.record(memory=4 * MIB) as recording:
+    with gradext.record(memory=4) as recording:
         renewed(123_456)(x)
         data = recording.data if how == "copied" else None
         if how != "ended":
             new_code(FEW * 4)
     if how == "ended":
-        with gradext.record(memory=MIB):
+        with gradext.record(memory=1):
             new_code(FEW * 20)
     elif how == "copied":
-        with gradext.record(memory=MIB):
+        with gradext.record(memory=1):
             fill(FEW)
     rows = recording.data if data is None else data
     first = rows.write(rows.writes[0])
@@ -199,7 +199,7 @@ def test_the_stacks_of_what_was_recorded_are_kept(how: str) -> None:
 
 def test_the_line_that_switched_grad_mode_off_is_kept() -> None:
     x = torch.ones(3, requires_grad=True)
-    with gradext.record(memory=MIB) as recording, torch.no_grad():
+    with gradext.record(memory=1) as recording, torch.no_grad():
         new_code(20_000)
         y = x.exp()
         flow = recording.flow(y)
@@ -211,7 +211,7 @@ def test_the_line_that_switched_grad_mode_off_is_kept() -> None:
 def test_tensors_without_end_are_bounded() -> None:
     kept = [torch.zeros(1) for _ in range(20_000)]
     count = 3 * len(kept)
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         for _ in range(3):
             for tensor in kept:
                 tensor.neg_()
@@ -227,7 +227,7 @@ def test_tensors_without_end_are_bounded() -> None:
 def test_shapes_without_end_are_bounded_and_none_is_made_up() -> None:
     x = torch.zeros(100, 100)
     shapes = [(rows, columns) for rows in range(2, 90) for columns in range(2, 90)]
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         for shape in shapes:
             x.as_strided(shape, (100, 1)).neg_()
         assert recording.memory["held_bytes"] <= MIB + SLACK
@@ -251,7 +251,7 @@ def test_cuts_at_ever_new_places_are_bounded_and_hide_no_later_one() -> None:
     told: list[Any] = []
     forget = incidents.subscribe(lambda incident: told.extend(incident.diagnoses))
     try:
-        with gradext.record(memory=MIB) as recording:
+        with gradext.record(memory=1) as recording:
             before = recording.memory["held_bytes"]
             for number in range(1, 3001):
                 code = leave.__code__.replace(co_firstlineno=number)
@@ -275,7 +275,7 @@ def test_cuts_at_ever_new_places_are_bounded_and_hide_no_later_one() -> None:
 def test_a_leaf_that_a_backward_has_reached_stays_so_when_room_is_made(is_trained: bool) -> None:
     """Else what is read of a trained model at the end of a long run would be told of."""
     weight = torch.ones(3, requires_grad=True)
-    with gradext.record(memory=MIB) as recording:
+    with gradext.record(memory=1) as recording:
         scale = weight.sum().item()
         if is_trained:
             (weight * scale).sum().backward()
@@ -325,7 +325,7 @@ def spreading(count):
     for k in range(count):
         tensors[k % len(tensors)].neg_()
 torch.set_num_threads(1)
-with gradext.record(memory=1 << 20) as recording:
+with gradext.record(memory=1) as recording:
     KIND(2000)
     times = []
     for tenth in range(10):

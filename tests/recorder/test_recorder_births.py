@@ -281,7 +281,7 @@ def test_the_dead_are_forgotten() -> None:
 
 
 def test_a_full_table_says_so() -> None:
-    with gradext.record(memory=1 << 20) as recording, torch.inference_mode():
+    with gradext.record(memory=1) as recording, torch.inference_mode():
         kept = [torch.ones(1) for _ in range(5000)]
         assert recording.birth(kept[0]) is None
         assert recording.birth(kept[-1]) is not None  # the oldest go
@@ -318,7 +318,7 @@ def test_ten_thousand_tokens_keep_memory_flat(tmp_path: Path) -> None:
         def resident():
             return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-        with gradext.record(memory=8 << 20) as recording, torch.inference_mode():
+        with gradext.record(memory=8) as recording, torch.inference_mode():
             def decode(count):
                 global tokens
                 for _ in range(count):

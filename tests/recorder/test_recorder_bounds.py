@@ -24,7 +24,7 @@ def test_old_writes_are_dropped_and_counted() -> None:
         for _ in range(count):
             x.neg_()
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     kept = writes(recording)
     assert len(kept) + recording.dropped["writes"] == count
     assert 1000 < len(kept) <= 3 * MIB / 4 / recording.memory["write_bytes"]
@@ -46,7 +46,7 @@ def test_old_saves_are_dropped_and_counted() -> None:
             w.sin()
             w.cos()  # another line, so another save
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     kept = len(recording.data.saves)
     assert recording.dropped["saves"] > 0
     assert kept + recording.dropped["saves"] == 60_000
@@ -65,7 +65,7 @@ def test_old_views_are_dropped_and_counted() -> None:
             for _ in range(20_000):
                 x[0]
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     assert recording.dropped["views"] > 0
     assert len(recording.views) + recording.dropped["views"] == 20_000
     assert recording.memory["held_bytes"] <= MIB + SLACK
@@ -78,7 +78,7 @@ def test_old_backwards_are_dropped_and_counted() -> None:
         for _ in range(2000):
             w.sin().backward()
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     assert recording.dropped["backwards"] > 0
     assert len(recording.backwards) + recording.dropped["backwards"] == 2000
     assert recording.memory["held_bytes"] <= MIB + SLACK
@@ -92,7 +92,7 @@ def test_refusals_are_bounded() -> None:
             with pytest.raises(RuntimeError):
                 leaf.add_(1)
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     assert len(recording.refused) == 64
     orders = [r.order for r in recording.refused]
     assert orders == sorted(orders)
@@ -100,13 +100,13 @@ def test_refusals_are_bounded() -> None:
 
 
 def test_a_nested_recording_may_ask_for_more_and_never_takes_away() -> None:
-    with gradext.record(memory=2 * MIB) as outer:
+    with gradext.record(memory=2) as outer:
         assert outer.memory["limit_bytes"] == 2 * MIB
-        with gradext.record(memory=4 * MIB):
+        with gradext.record(memory=4):
             assert outer.memory["limit_bytes"] == 4 * MIB
-        with gradext.record(memory=MIB):
+        with gradext.record(memory=1):
             assert outer.memory["limit_bytes"] == 4 * MIB
-    with gradext.record(memory=MIB) as next_one:
+    with gradext.record(memory=1) as next_one:
         assert next_one.memory["limit_bytes"] == MIB
 
 
@@ -137,7 +137,7 @@ def test_the_saves_of_many_threads_share_the_bound() -> None:
             thread.start()
             thread.join()
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     assert recording.memory["held_bytes"] <= MIB + SLACK
 
 
@@ -158,7 +158,7 @@ def test_the_saves_of_threads_that_run_at_once_share_the_bound() -> None:
         for thread in threads:
             thread.join()
 
-    recording = recorded(program, memory=MIB)
+    recording = recorded(program, memory=1)
     assert recording.memory["held_bytes"] <= MIB + SLACK
 
 
@@ -198,7 +198,7 @@ TEN_MILLION = (
     + """
 tensors = [torch.zeros(1) for _ in range(1000)]
 torch._foreach_zero_(tensors)
-with gradext.record(memory=16 * MIB) as recording:
+with gradext.record(memory=16) as recording:
     torch._foreach_zero_(tensors)
     before = rss()
     peak = 0
@@ -241,7 +241,7 @@ def step(k):
     loss.backward()
     optimizer.step()
 
-with gradext.record(memory=MIB, saves=SAVES) as recording:
+with gradext.record(memory=1, saves=SAVES) as recording:
     full = None
     for k in range(5000):
         step(k)

@@ -224,16 +224,29 @@ def test_stop_without_start_does_nothing() -> None:
     gradext.record().stop()
 
 
-@pytest.mark.parametrize("memory", [0, -1, 1000, (1 << 20) - 1])
-def test_too_little_memory(memory: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 1 MiB .1048576.; got {memory}"):
-        gradext.record(memory=memory)
+@pytest.mark.parametrize("memory", [0, -1, 64 << 20, 1 << 40])
+@pytest.mark.parametrize("begin", [gradext.record, gradext.install])
+def test_memory_that_no_machine_has(memory: int, begin: Any) -> None:
+    said = (
+        rf"gradext\.{begin.__name__}: memory is in MiB, from 1 to the [\d,]+ of this machine; got "
+    )
+    with pytest.raises(ValueError, match=f"{said}{memory:,}$"):
+        begin(memory=memory)
+    assert is_off()
 
 
-@pytest.mark.parametrize("memory", ["64", 1.5e7, [1]])
-def test_memory_that_is_no_number_of_bytes(memory: Any) -> None:
-    with pytest.raises(TypeError, match=r"gradext\.record: memory is in bytes, an int; got"):
-        gradext.record(memory=memory)
+@pytest.mark.parametrize("memory", ["64", 1.5, [1], True])
+@pytest.mark.parametrize("begin", [gradext.record, gradext.install])
+def test_memory_that_is_no_whole_number(memory: Any, begin: Any) -> None:
+    said = rf"gradext\.{begin.__name__}: memory is in MiB, a whole number such as 64; got "
+    with pytest.raises(TypeError, match=said + type(memory).__name__):
+        begin(memory=memory)
+    assert is_off()
+
+
+def test_memory_is_in_mebibytes() -> None:
+    with gradext.record(memory=3) as recording:
+        assert recording.memory["limit_bytes"] == 3 << 20
 
 
 @pytest.mark.parametrize("value", [None, 3, "x", [torch.ones(1)]])

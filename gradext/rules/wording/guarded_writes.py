@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 UNDECLARED = (
     "no op declares a write there: it came from outside torch, or from an op that does not say "
-    "what it writes (docs/ops-that-lie.md)"
+    "what it writes"
 )
 
 

@@ -18,7 +18,7 @@ _WORDS = {
     "births": "births of inference tensors",
     "flows": "older values without gradient",
 }
-_MORE = "give it more memory: `gradext run --memory MIB`, record(memory=BYTES)"
+_MORE = "give it more memory: `gradext run --memory MIB`, record(memory=MIB)"
 
 
 def lost(data: Data, *kinds: str) -> str | None:

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gradext.base.text import clean
@@ -63,6 +64,50 @@ def console(stream: Any, **options: Any) -> Console:
         "color_system": "auto" if colored else None,
     }
     return Console(file=stream, **{**of_rule, **options})
+
+
+@contextlib.contextmanager
+def pager(wanted: bool = True) -> Iterator[Console]:
+    """A console whose output a person scrolls through, in $PAGER or less; stdout elsewhere.
+
+    What is printed is shown as it comes. A reader that leaves ends the block.
+    """
+    # Imported here: this module is part of what `gradext run` loads before a program starts.
+    import shlex
+    import shutil
+    import subprocess
+
+    from rich.console import Console
+
+    class Paged(Console):
+        def on_broken_pipe(self) -> None:  # rich's own ends the program
+            raise BrokenPipeError
+
+    words = shlex.split(os.environ.get("PAGER") or "less")
+    both = is_terminal(sys.stdout) and is_terminal(sys.stdin)
+    if not (wanted and both and words and shutil.which(words[0])) or words == ["cat"]:
+        yield console(sys.stdout, highlight=False)
+        return
+    # F: nothing to scroll, nothing stays open; R: colours; X: the text stays when it is left.
+    environment = {"LESS": "FRX", "LESSCHARSET": "utf-8", **os.environ}
+    shown = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment, encoding="utf-8")
+    assert shown.stdin is not None
+    colored = wants_color(sys.stdout)
+    options: dict[str, Any] = {"color_system": "standard" if colored else None, "width": width()}
+    try:
+        yield Paged(file=shown.stdin, force_terminal=True, highlight=False, **options)
+        shown.stdin.close()
+    except BrokenPipeError:
+        pass  # the reader has seen enough
+    finally:
+        with contextlib.suppress(OSError):
+            shown.stdin.close()
+        while True:
+            try:
+                shown.wait()
+                break
+            except KeyboardInterrupt:
+                continue  # less takes Ctrl-C itself, and goes on
 
 
 def rendered(renderable: Any, **options: Any) -> str:

@@ -12,10 +12,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import terminal
 from gradext.base.text import clean
 
 if TYPE_CHECKING:
-    from gradext.lesson.core import Chapter, ClaimResult
+    from gradext.lesson.core import Chapter, ClaimResult, LessonError
 
 OK, NOT_AS_STATED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -24,12 +25,16 @@ class LessonCommand:
     """Learn what requires_grad, detach, no_grad and inference_mode do, by running them.
 
     Each claim prints its code, the evidence read from the tensors and the verdict that follows.
-    The exit code is 0 only if every verdict came out as the lesson states it.
+    The code can be pasted into a file and run. On a terminal the lesson is shown in a pager.
+    The exit code is 0 unless a verdict contradicts the expected one.
     """
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
-            "chapters", metavar="CHAPTER", nargs="*", help="run only these chapters (1 to 6)"
+            "chapters",
+            metavar="CHAPTER",
+            nargs="*",
+            help="run only these chapters (1 to 6) or claims (3.8)",
         )
         parser.add_argument("--list", action="store_true", help="list the chapters and claims")
         parser.add_argument(
@@ -42,6 +47,8 @@ class LessonCommand:
         parser.add_argument(
             "--notebook", metavar="FILE", help="write the lesson as a Jupyter notebook to FILE"
         )
+        parser.add_argument("--html", metavar="FILE", help="run it and write a page to FILE")
+        parser.add_argument("--no-pager", action="store_true", help="print without a pager")
 
     def run(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         # Imported here: this package imports torch, and --help needs neither.
@@ -66,19 +73,24 @@ class LessonCommand:
     def _run(self, args: argparse.Namespace) -> int:
         from gradext.lesson import core
 
-        if args.notebook is not None and (args.list or args.json):
-            raise core.LessonError("--notebook goes with neither --list nor --json: choose one")
+        for option in ("notebook", "html"):
+            if getattr(args, option) is not None and (args.list or args.json):
+                raise core.LessonError(
+                    f"--{option} goes with neither --list nor --json: choose one"
+                )
         core.check_device(args.device)
-        chapters = core.select([_number(text) for text in args.chapters] or None)
+        chapters = core.pick(args.chapters)
+        if args.html is not None:
+            return _write_page(chapters, args)
         if args.notebook is not None:
             return _write_notebook(chapters, args.device, args.notebook)
         if args.list:
-            return _list(chapters, args.json)
+            return _list(chapters, args.json, paged=not args.no_pager)
         if args.json:
             results = [result for _, result in core.play(chapters, args.device, args.quick)]
             print(json.dumps(report(results, args.device), indent=2))
         else:
-            results = _tell(chapters, args.device, args.quick)
+            results = _tell(chapters, args.device, args.quick, paged=not args.no_pager)
         return OK if all(result.as_stated for result in results) else NOT_AS_STATED
 
 
@@ -98,35 +110,26 @@ def report(results: list[ClaimResult], device: str) -> dict[str, Any]:
     }
 
 
-def _number(text: str) -> int:
-    from gradext.lesson.core import LessonError
-
-    try:
-        return int(text)
-    except ValueError:
-        raise LessonError(
-            f"a chapter is a number, not {text!r} (gradext lesson --list shows them)"
-        ) from None
-
-
-def _tell(chapters: list[Chapter], device: str, quick: bool) -> list[ClaimResult]:
+def _tell(chapters: list[Chapter], device: str, quick: bool, paged: bool) -> list[ClaimResult]:
     """Run the lesson in the terminal, each claim printed as soon as it is judged."""
     from gradext.lesson import core
     from gradext.lesson.terminal import TerminalReporter
 
-    reporter = TerminalReporter()
-    reporter.opening(chapters, device)
-    start = time.perf_counter()
     results: list[ClaimResult] = []
-    told = None
-    for chapter, result in core.play(chapters, device, quick):
-        if chapter is not told:
-            reporter.chapter(chapter)
-            told = chapter
-        reporter.claim(result)
-        sys.stdout.flush()
-        results.append(result)
-    reporter.closing(results, time.perf_counter() - start, _next_command(chapters, results))
+    with terminal.pager(paged) as console:
+        reporter = TerminalReporter(console)
+        reporter.opening(chapters, device)
+        start = time.perf_counter()
+        told = None
+        for chapter, result in core.play(chapters, device, quick):
+            if chapter is not told:
+                reporter.chapter(chapter)
+                told = chapter
+            reporter.claim(result)
+            reporter.flush()
+            results.append(result)
+        seconds = time.perf_counter() - start
+        reporter.closing(results, seconds, _next_command(chapters, results))
     return results
 
 
@@ -136,18 +139,26 @@ def _next_command(chapters: list[Chapter], results: list[ClaimResult]) -> str:
     if not all(result.as_stated for result in results):
         return "gradext doctor"
     after = chapters[-1].number + 1
+    (whole,) = core.select(chapters[-1].number)
+    if len(chapters) == 1 and len(chapters[0].claims) < len(whole.claims):
+        following = chapters[0].claims[-1].index + 1
+        if following <= len(whole.claims):
+            return f"gradext lesson {whole.number}.{following}"
     if len(chapters) == 1 and after in {chapter.number for chapter in core.chapters()}:
         return f"gradext lesson {after}"
     return "gradext lesson --notebook lesson.ipynb"
 
 
-def _list(chapters: list[Chapter], as_json: bool) -> int:
+def _list(chapters: list[Chapter], as_json: bool, paged: bool) -> int:
     if as_json:
         listing = [
             {
                 "number": chapter.number,
                 "title": chapter.title,
-                "claims": [{"number": c.number, "claim": c.text} for c in chapter.claims],
+                "claims": [
+                    {"number": c.number, "claim": c.text, "stated": c.stated}
+                    for c in chapter.claims
+                ],
             }
             for chapter in chapters
         ]
@@ -155,20 +166,38 @@ def _list(chapters: list[Chapter], as_json: bool) -> int:
         return OK
     from gradext.lesson.terminal import TerminalReporter
 
-    TerminalReporter().listing(chapters)
+    with terminal.pager(paged) as console:
+        TerminalReporter(console).listing(chapters)
     return OK
+
+
+def _write_page(chapters: list[Chapter], args: argparse.Namespace) -> int:
+    from gradext.lesson import core, page
+
+    played = list(core.play(chapters, args.device, args.quick))
+    try:
+        page.write(page.page(played), args.html)
+    except OSError as error:
+        raise _cannot_write(args.html, error) from None
+    print(f"Wrote {clean(args.html)}: {len(played)} claims. Open it in a browser")
+    return OK if all(result.as_stated for _, result in played) else NOT_AS_STATED
+
+
+def _cannot_write(path: str, error: OSError) -> LessonError:
+    from gradext.lesson import core
+
+    return core.LessonError(
+        f"cannot write {path}: {error.strerror}; name a file in a folder that you may write to"
+    )
 
 
 def _write_notebook(chapters: list[Chapter], device: str, path: str) -> int:
     from gradext.lesson import notebook
-    from gradext.lesson.core import LessonError
 
     try:
         notebook.write(notebook.build(chapters, device), path)
     except OSError as error:
-        raise LessonError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that you may write to"
-        ) from None
+        raise _cannot_write(path, error) from None
     claims = sum(len(chapter.claims) for chapter in chapters)
     shown = clean(path)
     print(f"Wrote {shown}: {claims} claims. Next: jupyter lab {shown}")

@@ -4,6 +4,25 @@ One module per chapter (``c1_…`` to ``c6_…``), each a list of claims. This p
 how they are run and how they are told; it reads tensors through gradext's ops and changes nothing.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from gradext.lesson.core import ClaimResult, chapters, run
 
-__all__ = ["ClaimResult", "chapters", "run"]
+if TYPE_CHECKING:
+    from gradext.lesson.notebook import NotebookLesson
+
+__all__ = ["ClaimResult", "begin", "chapters", "run"]
+
+
+def begin(number: str, device: str = "cpu") -> NotebookLesson:
+    """The ``lesson`` that the code of a claim ("3.8") uses when it is pasted into a file.
+
+    Raises LessonError (a ValueError) for a claim or a device that is not there.
+    """
+    from gradext.lesson.notebook import NotebookLesson
+
+    lesson = NotebookLesson(device)
+    lesson.begin(number)
+    return lesson

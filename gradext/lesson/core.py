@@ -21,10 +21,13 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from gradext.lesson import snippets
+
 Verdict: TypeAlias = Literal["true", "false", "depends"]
-Outcome: TypeAlias = Literal["true", "false", "depends", "error"]
+Outcome: TypeAlias = Literal["true", "false", "depends", "unknown", "error"]
 Value: TypeAlias = "str | int | float | bool | list[Value] | dict[str, Value] | None"
-ClaimFunction: TypeAlias = "Callable[[Lesson], bool | Depends]"
+Judged: TypeAlias = "bool | Depends | CannotTell"
+ClaimFunction: TypeAlias = "Callable[[Lesson], Judged]"
 
 # A chapter is a module of this package named "c", its number, "_" and a word or two.
 _CHAPTER_MODULE = re.compile(r"c\d+_\w+")
@@ -39,6 +42,16 @@ class Depends:
     """The verdict "it depends": ``on`` says on what, with the numbers."""
 
     on: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CannotTell:
+    """No verdict: an interval that was measured here holds both answers. ``why`` has the numbers.
+
+    It contradicts no expected verdict: another machine, or a quieter hour, may decide.
+    """
+
+    why: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +123,17 @@ class Lesson:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One sentence that the lesson judges, the code that tests it, and the verdict it states."""
+    """One sentence that the lesson judges, the code that tests it, and the expected verdict.
+
+    ``instead``: what is true instead of a false claim, in one sentence.
+    """
 
     chapter: int
     index: int
     text: str
     stated: Verdict
     function: ClaimFunction
+    instead: str = ""
 
     @property
     def number(self) -> str:
@@ -137,16 +154,20 @@ class Chapter:
         self.intro = " ".join(intro.split())
         self.claims: list[Claim] = []
 
-    def claim(self, text: str, verdict: Verdict) -> Callable[[ClaimFunction], ClaimFunction]:
+    def claim(
+        self, text: str, verdict: Verdict, instead: str = ""
+    ) -> Callable[[ClaimFunction], ClaimFunction]:
         """Register the decorated function as this chapter's next claim.
 
-        Its body is what the learner reads and what becomes a notebook cell: it returns once, in
-        its last statement, and uses only ``lesson``, its own names and the module's.
+        ``instead``: one sentence, for a false claim: what is true. The function's body is what the
+        learner reads and what becomes a notebook cell: it returns once, in its last statement, and
+        uses only ``lesson``, its own names and the module's.
         """
 
         def register(function: ClaimFunction) -> ClaimFunction:
             words = " ".join(text.split())
-            self.claims.append(Claim(self.number, len(self.claims) + 1, words, verdict, function))
+            index, true = len(self.claims) + 1, " ".join(instead.split())
+            self.claims.append(Claim(self.number, index, words, verdict, function, true))
             return function
 
         return register
@@ -166,11 +187,12 @@ class ClaimResult:
     error: str | None
     evidence: list[Row | Chart]
     seconds: float
+    instead: str = ""
 
     @property
     def as_stated(self) -> bool:
-        """Whether the evidence gave the verdict that the lesson states."""
-        return self.verdict == self.stated
+        """Whether the evidence does not contradict the expected verdict."""
+        return self.verdict in (self.stated, "unknown")
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "as_stated": self.as_stated}
@@ -243,6 +265,44 @@ def select(numbers: int | Iterable[int] | None) -> list[Chapter]:
     return [available[number] for number in wanted]
 
 
+def pick(words: Iterable[str]) -> list[Chapter]:
+    """The chapters ("3") and single claims ("3.8") that are named, in the order of the lesson.
+
+    Without a word all of it. Raises LessonError for what is not there.
+    """
+    wanted = list(words)
+    if not wanted:
+        return select(None)
+    whole, single = set(), set()
+    for word in wanted:
+        chapter, _, claim = word.partition(".")
+        if not chapter.isdecimal() or ("." in word and not claim.isdecimal()):
+            raise LessonError(
+                f"a chapter is a number and a claim is one like 3.8, not {word!r} "
+                "(gradext lesson --list shows them)"
+            )
+        (found,) = select(int(chapter))
+        if not claim:
+            whole.add(found.number)
+        elif 1 <= int(claim) <= len(found.claims):
+            single.add((found.number, int(claim)))
+        else:
+            raise LessonError(
+                f"there is no claim {word}: chapter {found.number} has claims {found.number}.1 "
+                f"to {found.number}.{len(found.claims)} (gradext lesson --list shows them)"
+            )
+    picked = []
+    for chapter_of in select(sorted(whole | {number for number, _ in single})):
+        part = Chapter(chapter_of.number, chapter_of.title, chapter_of.intro)
+        part.claims = [
+            claim_of
+            for claim_of in chapter_of.claims
+            if claim_of.chapter in whole or (claim_of.chapter, claim_of.index) in single
+        ]
+        picked.append(part)
+    return picked
+
+
 def check_device(device: str) -> None:
     """Raise LessonError unless the lesson can run on ``device`` ("cpu" or "cuda") here."""
     if device not in ("cpu", "cuda"):
@@ -305,21 +365,33 @@ def judge(
     if error is None:
         if isinstance(answer, Depends):
             verdict = "depends"
+        elif isinstance(answer, CannotTell):
+            verdict = "unknown"
         elif isinstance(answer, bool):
             verdict = "true" if answer else "false"
         else:
-            error = f"the claim must give a bool or a Depends, it gave {answer!r}"
+            error = f"the claim must give a bool, Depends or CannotTell, it gave {answer!r}"
+    on = None
+    if isinstance(answer, (Depends, CannotTell)):
+        on = answer.on if isinstance(answer, Depends) else answer.why
+    try:
+        code = snippets.snippet(claim)
+    except ValueError as unfit:
+        code = claim.code
+        if error is None:
+            verdict, error = "error", str(unfit)
     return ClaimResult(
         number=claim.number,
         chapter=claim.chapter,
         claim=claim.text,
-        code=claim.code,
+        code=code,
         stated=claim.stated,
         verdict=verdict,
-        depends_on=answer.on if isinstance(answer, Depends) else None,
+        depends_on=on,
         error=error,
         evidence=evidence,
         seconds=seconds,
+        instead=claim.instead if verdict == "false" else "",
     )
 
 

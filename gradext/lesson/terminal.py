@@ -24,7 +24,19 @@ from gradext.lesson.core import Chapter, Chart, ClaimResult, Row, Value
 MAX_WIDTH = 100
 PROSE_WIDTH = 80
 INDENT = 5
-VERDICT_STYLES = {"true": "bold green", "false": "bold red", "depends": "bold yellow"}
+VERDICT_STYLES = {
+    "true": "bold green",
+    "false": "bold red",
+    "depends": "bold yellow",
+    "unknown": "bold yellow",
+}
+WORDS = {
+    "true": "TRUE",
+    "false": "FALSE",
+    "depends": "IT DEPENDS",
+    "unknown": "CANNOT TELL on this machine",
+    "error": "ERROR",
+}
 INTRO = (
     "What requires_grad, detach, no_grad and inference_mode do. Nothing here asks to be believed: "
     "each claim is code that runs now, the evidence is read from the tensors it made, and the "
@@ -41,14 +53,20 @@ class Glyphs:
     full: str
     spread: str
     reference: str
+    right: str
+    wrong: str
 
     @classmethod
     def unicode(cls) -> Glyphs:
-        return cls(rule="─", margin="│", full="█", spread="▒", reference="┊")
+        return cls("─", "│", full="█", spread="▒", reference="┊", right="✓", wrong="✗")
 
     @classmethod
     def ascii(cls) -> Glyphs:
-        return cls(rule="-", margin="|", full="#", spread="=", reference=":")
+        return cls("-", "|", full="#", spread="=", reference=":", right="+", wrong="x")
+
+    def mark(self, verdict: str) -> str:
+        """One character for a verdict: true, false, or neither."""
+        return {"true": self.right, "false": self.wrong, "error": "!"}.get(verdict, "?")
 
     @classmethod
     def of(cls, console: Console) -> Glyphs:
@@ -69,6 +87,10 @@ class TerminalReporter:
         self.width = min(self.console.width, MAX_WIDTH)
         self.glyphs = glyphs or Glyphs.of(self.console)
 
+    def flush(self) -> None:
+        """Show what was printed, now."""
+        self.console.file.flush()
+
     def opening(self, chapters: Sequence[Chapter], device: str) -> None:
         claims = sum(len(chapter.claims) for chapter in chapters)
         size = f"{_count(len(chapters), 'chapter')}, {_count(claims, 'claim')}"
@@ -87,9 +109,10 @@ class TerminalReporter:
 
     def claim(self, result: ClaimResult) -> None:
         self._line()
-        self._hang(
-            Text(result.number.ljust(INDENT), "bold cyan"), Text(result.claim, "bold"), PROSE_WIDTH
-        )
+        number = Text(result.number.ljust(INDENT), "bold cyan")
+        style = VERDICT_STYLES.get(result.verdict, "bold reverse red")
+        number.append(self.glyphs.mark(result.verdict), style).append(" ")
+        self._hang(number, Text(result.claim, "bold"), PROSE_WIDTH)
         self._line()
         self._code(result.code)
         for group in _groups(result.evidence):
@@ -106,54 +129,47 @@ class TerminalReporter:
         self._line()
         self._line(Text(self.glyphs.rule * self.width, "cyan"))
         self._line()
+        open_ = sum(result.verdict == "unknown" for result in results)
         count = len(results)
         style = "bold red" if wrong else "bold green"
-        self._line(
-            Text.assemble(
-                (f"{_count(count, 'claim')}, ", "bold"),
-                (f"{count - len(wrong)} as stated", style),
-                (f", in {seconds:.1f} s.", "dim"),
-            )
-        )
+        line = Text(f"{_count(count, 'claim')}, ", "bold")
+        line.append(f"{count - len(wrong) - open_} as expected", style)
+        if open_:
+            line.append(f", {open_} that this machine cannot tell", "bold yellow")
+        self._line(line.append(f", in {seconds:.1f} s.", "dim"))
         for result in wrong:
-            said = result.error or result.verdict
+            said = result.error or result.verdict.upper()
             self._hang(
                 Text(result.number.ljust(INDENT), "bold red"),
-                Text(f"{said} (the lesson states {result.stated}): {result.claim}"),
+                Text(f"{said} (expected: {result.stated}): {result.claim}"),
                 PROSE_WIDTH,
             )
         self._line(Text.assemble("Next: ", (next_command, "bold")))
 
     def listing(self, chapters: Iterable[Chapter]) -> None:
-        """The table of contents."""
+        """The table of contents, each claim with its expected verdict."""
         for chapter in chapters:
             self._line(Text(f"{chapter.number}  {chapter.title}", "bold"))
             for claim in chapter.claims:
-                self._hang(Text(f"   {claim.number:<5}", "cyan"), Text(claim.text), self.width)
+                first = Text(f"   {claim.number:<5}", "cyan")
+                first.append(self.glyphs.mark(claim.stated), VERDICT_STYLES[claim.stated])
+                self._hang(first.append(" "), Text(claim.text), self.width)
         self._line()
-        self._line(Text.assemble("Run one with: ", ("gradext lesson CHAPTER", "bold")))
+        key = f"{self.glyphs.right} true  {self.glyphs.wrong} false  ? it depends"
+        self._line(Text(key, "dim"))
+        run = ("gradext lesson 3", "bold"), " (a chapter) or ", ("gradext lesson 3.8", "bold")
+        self._line(Text.assemble("Run with: ", *run))
 
     def _code(self, code: str) -> None:
         margin = Text(" " * (INDENT - 2)).append(self.glyphs.margin + " ", "dim cyan")
         margin_only = margin.copy()
         margin_only.rstrip()
-        room = self.width - INDENT
         highlighted = Syntax("", "python", theme="ansi_dark").highlight(self._safe(code))
         highlighted.rstrip()
         for line in highlighted.split("\n", allow_blank=True):
             line.rstrip()
-            if not line.plain:
-                self._line(margin_only)
-                continue
-            if cell_len(line.plain) <= room:
-                self._line(Text.assemble(margin, line))
-                continue
-            indent = len(line.plain) - len(line.plain.lstrip())
-            parts = line[indent:].wrap(self.console, max(room - indent - 4, 16))
-            for index, part in enumerate(parts):
-                part.rstrip()
-                deeper = " " * (indent + (4 if index else 0))
-                self._line(Text.assemble(margin, deeper, part))
+            # Never broken here: a terminal shows a long line on two, and copies it as one.
+            self._line(Text.assemble(margin, line) if line.plain else margin_only)
 
     def rows(self, rows: Sequence[Row]) -> None:
         room = self.width - INDENT
@@ -224,21 +240,21 @@ class TerminalReporter:
 
     def verdict(self, result: ClaimResult) -> None:
         word = Text(" " * INDENT)
-        word.append(result.verdict.upper(), VERDICT_STYLES.get(result.verdict, "bold reverse red"))
-        word.append("  ")
-        if result.error is not None:
-            says = Text(result.error)
-        elif result.depends_on is not None:
-            says = Text(result.depends_on)
+        style = VERDICT_STYLES.get(result.verdict, "bold reverse red")
+        word.append(WORDS[result.verdict], style)
+        says = Text()
+        told = result.error or result.depends_on or ""
+        if result.verdict == "unknown":
+            says.append(f": {told}")
+        elif result.as_stated:
+            says.append(", as expected", "dim")
+            says.append(f": {told}" if told else "")
         else:
-            says = Text()
-        if says.plain:
-            says.append("  ")
-        if result.as_stated:
-            says.append("as the lesson states", "dim")
-        else:
-            says.append(f"NOT AS STATED: the lesson states {result.stated}", "bold red")
-        self._hang(word, says, self.width)
+            says.append(f": {told}" if told else "")
+            says.append(f"  NOT AS EXPECTED: {WORDS[result.stated]} was", "bold red")
+        self._hang(Text(" " * INDENT), word[INDENT:] + says, self.width)
+        if result.instead and result.as_stated:
+            self._hang(Text(" " * INDENT), Text(result.instead, "bold"), self.width)
 
     def _paragraph(self, words: str) -> None:
         self._hang(Text(), Text(words), PROSE_WIDTH)

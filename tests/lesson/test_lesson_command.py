@@ -59,10 +59,12 @@ def test_a_chapter_runs_and_every_claim_is_as_stated() -> None:
     assert done.stderr == ""
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
-    assert f"{len(claims)} claims, {len(claims)} as stated" in done.stdout
+    assert f"{len(claims)} claims, {len(claims)} as expected" in done.stdout
     assert done.stdout.endswith("Next: gradext lesson 2\n")
     for claim in claims:
-        assert f"\n{claim.number}  " in done.stdout
+        mark = {"true": "+", "false": "x"}[claim.stated]
+        assert f"\n{claim.number}  {mark} " in done.stdout
+        assert claim.instead in " ".join(done.stdout.split())
     assert "   | x = torch.ones(3, device=lesson.device)\n" in done.stdout
     assert "     requires_grad  False\n" in done.stdout
 
@@ -70,7 +72,8 @@ def test_a_chapter_runs_and_every_claim_is_as_stated() -> None:
 def test_a_narrow_terminal() -> None:
     done = lesson("3", COLUMNS="60")
     assert done.returncode == 0
-    assert max(map(len, done.stdout.splitlines())) <= 60
+    told = [line for line in done.stdout.splitlines() if not line.startswith("   | ")]
+    assert max(map(len, told)) <= 60
 
 
 def test_an_ascii_stream_on_a_terminal() -> None:
@@ -87,7 +90,8 @@ def test_list_names_every_claim() -> None:
     for chapter in core.chapters():
         assert f"{chapter.number}  {chapter.title}\n" in done.stdout
         for claim in chapter.claims:
-            assert f"{claim.number} {claim.text}" in listed
+            mark = {"true": "+", "false": "x", "depends": "?"}[claim.stated]
+            assert f"{claim.number} {mark} {claim.text}" in listed
 
     listing = json.loads(lesson("--list", "--json").stdout)
     assert [chapter["number"] for chapter in listing["chapters"]] == [1, 2, 3, 4, 5, 6]
@@ -105,7 +109,7 @@ def test_json_is_all_there_is_on_stdout() -> None:
     for claim in report["claims"]:
         assert set(claim) == {
             "number", "chapter", "claim", "code", "stated", "verdict", "depends_on", "error",
-            "evidence", "seconds", "as_stated",
+            "evidence", "seconds", "as_stated", "instead",
         }  # fmt: skip
         assert claim["verdict"] == claim["stated"]
         assert claim["as_stated"] is True
@@ -117,7 +121,13 @@ def test_json_is_all_there_is_on_stdout() -> None:
     ("arguments", "says"),
     [
         (["9"], "there is no chapter 9: the lesson has chapters 1 to 6"),
-        (["two"], "a chapter is a number, not 'two'"),
+        (["two"], "a chapter is a number and a claim is one like 3.8, not 'two'"),
+        (["3."], "a chapter is a number and a claim is one like 3.8, not '3.'"),
+        (["3.99"], "there is no claim 3.99: chapter 3 has claims 3.1 to 3.13"),
+        (["3.0"], "there is no claim 3.0: chapter 3 has claims"),
+        (["9.1"], "there is no chapter 9"),
+        (["--html", "no/such/folder/x.html", "1.1"], "cannot write no/such/folder/x.html"),
+        (["--html", "x.html", "--list"], "--html goes with neither --list nor --json"),
         (["--device", "tpu"], "the lesson runs on 'cpu' or 'cuda', not on 'tpu'"),
         (["--notebook", "no/such/folder/x.ipynb"], "cannot write no/such/folder/x.ipynb"),
         (["--notebook", "x.ipynb", "--json"], "--notebook goes with neither --list nor --json"),
@@ -160,8 +170,9 @@ def test_the_exit_code_is_0_only_if_all_came_out_as_stated(
     if arguments:
         assert json.loads(done.stdout)["as_stated"] == (1 if code == 0 else 0)
     elif code:
-        assert f"TRUE  NOT AS STATED: the lesson states {stated}" in done.stdout
-        assert "1 claim, 0 as stated" in done.stdout
+        word = {"false": "FALSE", "depends": "IT DEPENDS"}[stated]
+        assert f"TRUE  NOT AS EXPECTED: {word} was" in done.stdout
+        assert "1 claim, 0 as expected" in done.stdout
         assert done.stdout.endswith("Next: gradext doctor\n")
 
 
@@ -191,3 +202,76 @@ def test_notebook_is_written(tmp_path: Path) -> None:
     claims = len(core.select(1)[0].claims)
     assert done.stdout == f"Wrote {file}: {claims} claims. Next: jupyter lab {file}\n"
     assert json.loads(file.read_text())["nbformat"] == 4
+
+
+def test_one_claim_runs_alone_and_the_next_is_named() -> None:
+    done = lesson("3.8")
+    assert done.returncode == 0
+    assert "1 claim, 1 as expected" in done.stdout
+    assert "\n3.8  x backward() passes" in done.stdout
+    assert done.stdout.endswith("Next: gradext lesson 3.9\n")
+    report = json.loads(lesson("--json", "6.2", "3.8", "6.2").stdout)
+    assert [claim["number"] for claim in report["claims"]] == ["3.8", "6.2"]
+
+
+def test_a_page_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "lesson.html"
+    done = lesson("--html", str(file), "2.2", "3.1")
+    assert done.returncode == 0
+    assert done.stdout == f"Wrote {file}: 2 claims. Open it in a browser\n"
+    text = file.read_text(encoding="utf-8")
+    assert '<h3 id="c2.2">2.2 <span class="false">✗</span> The detached tensor is a copy' in text
+    assert "lesson = begin(&quot;2.2&quot;)" in text
+    assert "FALSE, as expected\nIt is the same memory" in text
+    assert "<script" not in text
+    assert text.count("<pre>") == text.count('<pre class="evidence">') == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize(
+    ("words", "paged"), [(["1.1"], True), (["--list"], True), (["--no-pager", "1.1"], False)]
+)
+def test_a_terminal_gets_a_pager(tmp_path: Path, words: list[str], paged: bool) -> None:
+    import pty
+
+    pager = tmp_path / "pager"
+    pager.write_text(f"#!/bin/sh\necho paged\ncat > {tmp_path}/seen\n")
+    pager.chmod(0o755)
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradext", "lesson", *words],
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        env={**ENVIRONMENT, "PAGER": str(pager), "TERM": "xterm"},
+    )
+    os.close(side)
+    shown = b""
+    try:
+        while chunk := os.read(main, 4096):
+            shown += chunk
+    except OSError:
+        pass  # the other end is closed
+    os.close(main)
+    assert process.wait(timeout=120) == 0
+    assert (b"paged" in shown) is paged
+    assert (tmp_path / "seen").is_file() is paged
+    text = (tmp_path / "seen").read_text() if paged else shown.decode()
+    assert "requires_grad=False." in text
+    assert "\x1b[" in text
+
+
+def test_a_reader_that_leaves_its_pager_ends_the_lesson(monkeypatch, tmp_path) -> None:
+    from gradext.base import terminal
+
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\nexit 0\n")
+    pager.chmod(0o755)
+    monkeypatch.setenv("PAGER", str(pager))
+    monkeypatch.setattr(terminal, "is_terminal", lambda stream: True)
+    printed = 0
+    with terminal.pager() as console:
+        for _ in range(100_000):
+            console.print("x" * 80)
+            printed += 1
+    assert printed < 100_000

@@ -43,6 +43,11 @@ def depends(lesson: Lesson) -> bool | Depends:
     return Depends("on 3 of 4")
 
 
+@CHAPTER.claim("Is not decided.", verdict="true")
+def undecided(lesson: Lesson) -> bool | core.CannotTell:
+    return core.CannotTell("[0.9, 1.2] holds 1")
+
+
 @CHAPTER.claim("Says nothing.", verdict="false")
 def says_nothing(lesson: Lesson) -> bool | Depends:
     return None  # type: ignore[return-value]
@@ -72,19 +77,22 @@ def test_code_is_the_body_with_its_comments_and_nothing_else() -> None:
 
 
 def test_numbers_and_texts() -> None:
-    assert [c.number for c in CHAPTER.claims] == [f"90.{i}" for i in range(1, 7)]
+    assert [c.number for c in CHAPTER.claims] == [f"90.{i}" for i in range(1, 8)]
     assert claim(1).text == "Spread over two lines."
     assert CHAPTER.intro == "Nothing but tests."
 
 
 def test_the_verdict_comes_from_the_answer() -> None:
     results = [result for _, result in core.play([CHAPTER])]
-    assert [r.verdict for r in results] == ["true", "false", "error", "depends", "error", "true"]
-    assert [r.as_stated for r in results] == [True, False, False, True, False, True]
+    assert [r.verdict for r in results] == [
+        *("true", "false", "error", "depends", "unknown", "error", "true")
+    ]
+    assert [r.as_stated for r in results] == [True, False, False, True, True, False, True]
+    assert results[4].depends_on == "[0.9, 1.2] holds 1"
     assert results[2].error == "KeyError: 'gone'"
     assert results[2].evidence == [core.Row("before", 1)]
     assert results[3].depends_on == "on 3 of 4"
-    assert "None" in (results[4].error or "")
+    assert "None" in (results[5].error or "")
 
 
 def test_results_are_json() -> None:
@@ -102,7 +110,7 @@ def test_a_claim_starts_from_a_known_state_and_leaves_the_callers(mode: type) ->
     torch.manual_seed(17)
     with mode():
         before = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        result = core.run_claim(claim(6))
+        result = core.run_claim(claim(7))
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
     assert torch.equal(torch.rand(4), expected)
     assert torch.get_default_dtype() == torch.float32
@@ -117,7 +125,7 @@ def test_a_claim_starts_from_a_known_state_and_leaves_the_callers(mode: type) ->
 def test_a_claim_starts_in_float32_whatever_the_default_is() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        result = core.run_claim(claim(6))
+        result = core.run_claim(claim(7))
         assert result.evidence[3] == core.Row("dtype", "torch.float32")
         assert torch.get_default_dtype() == torch.float64
     finally:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gradext.lesson import core, notebook
+from gradext.lesson import core, notebook, snippets
 from gradext.lesson.core import Chapter, Depends, Lesson
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "lesson.ipynb"
 CLAIMS = [claim for chapter in core.chapters() for claim in chapter.claims]
+
+AS_EXPECTED = re.compile(
+    r"^(TRUE, as expected|FALSE, as expected\n\S.+|IT DEPENDS, as expected: .+|CANNOT TELL on .+)",
+    re.M,
+)
 
 CHAPTER = Chapter(91, "for the tests", "Nothing but tests.")
 
@@ -42,24 +51,24 @@ def sources(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_a_cell_is_the_body_with_its_return_judged() -> None:
-    cell = notebook.cell_source(CHAPTER.claims[0])
+    cell = snippets.cell(CHAPTER.claims[0])
     begin, *body, _ = cell.split("\n")
     assert begin == 'lesson.begin("91.1")'
     assert body[:2] == ["answer = helper()", 'lesson.show("answer", answer)']
     assert "assert lesson.verdict(" in cell
     assert "return" not in cell
     ast.parse(cell)
-    assert notebook.imports(CHAPTER) == f"from {__name__} import helper"
+    assert snippets.imports(CHAPTER.claims) == f"from {__name__} import helper"
 
 
 def test_a_claim_that_returns_early_is_refused() -> None:
     with pytest.raises(ValueError, match=r"claim 91\.2 must return once, in its last statement"):
-        notebook.cell_source(CHAPTER.claims[1])
+        snippets.cell(CHAPTER.claims[1])
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.number)
 def test_each_claims_cell_has_each_line_that_the_lesson_shows(claim: core.Claim) -> None:
-    cell = notebook.cell_source(claim)
+    cell = snippets.cell(claim)
     ast.parse(cell)
     (last,) = [node for node in ast.parse(claim.code).body if isinstance(node, ast.Return)]
     shown = claim.code.splitlines()[: last.lineno - 1]
@@ -83,7 +92,7 @@ def test_the_committed_notebook_was_run_and_names_no_machine() -> None:
     for cell in verdicts:
         (output,) = cell["outputs"]
         assert output["output_type"] == "stream"
-        assert " ".join("".join(output["text"]).split()).endswith("as the lesson states")
+        assert AS_EXPECTED.search("".join(output["text"]))
     text = COMMITTED.read_text(encoding="utf-8")
     assert not any(word in text for word in ("/home/", "/root/", "/tmp/", "Traceback"))
 
@@ -98,12 +107,12 @@ def test_the_notebook_runs_and_each_verdict_is_as_stated() -> None:
     pytest.importorskip("ipykernel")
     executed = notebook.execute(notebook.build(core.chapters()))
     ends = [
-        " ".join("".join(cell["outputs"][0]["text"]).split())
+        "".join(cell["outputs"][0]["text"])
         for cell in executed["cells"]
         if cell["id"].startswith("claim-") and cell["cell_type"] == "code"
     ]
     assert len(ends) == len(CLAIMS)
-    assert all(end.endswith("as the lesson states") for end in ends)
+    assert all(AS_EXPECTED.search(end) for end in ends)
 
 
 def test_a_cell_fails_when_the_verdict_is_not_the_stated_one() -> None:
@@ -124,4 +133,39 @@ def test_verdict_before_begin_says_what_to_do(capsys: pytest.CaptureFixture[str]
     lesson.begin("1.1")
     assert lesson.verdict(True)
     assert not lesson.verdict(False)
-    assert "FALSE  NOT AS STATED: the lesson states true" in capsys.readouterr().out
+    assert "FALSE  NOT AS EXPECTED: TRUE was" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.number)
+def test_each_snippet_runs_in_a_namespace_of_its_own(claim: core.Claim, capsys) -> None:
+    """As it is shown, pasted into a file: nothing is there but what it imports."""
+    text = snippets.snippet(claim)
+    assert max(map(len, text.splitlines())) <= 100
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with core.isolated("cpu"):
+        exec(compile(text, "pasted.py", "exec", dont_inherit=True), names)
+    assert AS_EXPECTED.search(capsys.readouterr().out)
+    modules = {
+        node.module
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    private = [name for module in modules for name in module.split(".") if name.startswith("_")]
+    assert private == []
+
+
+@pytest.mark.parametrize("number", ["1.7", "2.5", "5.11"])
+def test_a_snippet_runs_as_a_file(tmp_path: Path, number: str) -> None:
+    (claim,) = (claim for claim in CLAIMS if claim.number == number)
+    (tmp_path / "pasted.py").write_text(snippets.snippet(claim), encoding="utf-8")
+    root = str(Path(core.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "pasted.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert AS_EXPECTED.search(done.stdout)

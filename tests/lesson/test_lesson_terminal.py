@@ -71,7 +71,10 @@ def test_no_line_is_longer_than_the_terminal(width: int, terminal: bool) -> None
 
     text = printed(make(evidence=EVIDENCE), width=width, terminal=terminal)
     lines = [Text.from_ansi(line).plain for line in text.splitlines()]
-    assert max(map(len, lines)) <= width
+    code = [line for line in lines if line.startswith(("   | ", "   │ "))]
+    assert max(len(line) for line in lines if line not in code) <= width
+    # A line of code stays one line, which can be copied; the terminal shows it on two.
+    assert [line[5:] for line in code] == [line for line in make().code.split("\n") if line]
     assert not any(line != line.rstrip() for line in lines if not terminal)
     # Nothing is lost by wrapping.
     words = " ".join(" ".join(lines).split())
@@ -86,6 +89,7 @@ def test_a_pipe_gets_neither_colour_nor_box_characters() -> None:
     assert "\x1b" not in text
     assert "-- 7  A title ---" in text
     assert "   | x = 1\n   |\n   | if x:\n   |     show(" in text
+    assert "\n7.1  + A claim that" in text
 
 
 def test_a_terminal_gets_both() -> None:
@@ -93,6 +97,7 @@ def test_a_terminal_gets_both() -> None:
     assert "\x1b[" in text
     assert "│" in text
     assert "█" in text
+    assert "✓" in text
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -104,23 +109,43 @@ def test_what_the_stream_cannot_encode_is_replaced(encoding: str) -> None:
     assert "│" not in text
 
 
-def test_a_verdict_is_a_word_and_says_whether_it_was_stated() -> None:
-    assert "     TRUE  as the lesson states\n" in printed(make())
-    assert "     FALSE  as the lesson states\n" in printed(make("false", "false"))
+def test_a_verdict_is_a_word_and_says_whether_it_was_expected() -> None:
+    assert "     TRUE, as expected\n" in printed(make())
+    text = printed(make("false", "false", instead="This is true."))
+    assert "     FALSE, as expected\n     This is true.\n" in text
     text = printed(make("depends", "depends", depends_on="on the size, 2 of 3"))
-    assert "     DEPENDS  on the size, 2 of 3  as the lesson states\n" in text
-    assert "     FALSE  NOT AS STATED: the lesson states true\n" in printed(make("false", "true"))
+    assert "     IT DEPENDS, as expected: on the size, 2 of 3\n" in text
+    text = printed(make("unknown", "false", depends_on="[0.9, 1.2] holds 1."))
+    assert "     CANNOT TELL on this machine: [0.9, 1.2] holds 1.\n" in text
+    assert "expected" not in text.split("CANNOT TELL")[1].split("claim, ")[0]
+    text = printed(make("false", "true", instead="Not said where it was not expected."))
+    assert "     FALSE  NOT AS EXPECTED: TRUE was\n" in text
+    assert "Not said" not in text
     text = printed(make("error", "true", error="KeyError: 'x'"))
-    assert "     ERROR  KeyError: 'x'  NOT AS STATED: the lesson states true\n" in text
+    assert "     ERROR: KeyError: 'x'  NOT AS EXPECTED: TRUE was\n" in text
+
+
+def test_the_heading_and_the_list_show_the_verdict_at_once() -> None:
+    marks = {"true": "+", "false": "x", "depends": "?", "unknown": "?", "error": "!"}
+    for verdict, mark in marks.items():
+        assert f"\n7.1  {mark} A claim that" in printed(make(verdict))
+    chapter = Chapter(7, "A title", "")
+    for number, verdict in enumerate(("true", "false", "depends")):
+        chapter.claim(f"Claim {number}.", verdict=verdict)(lambda lesson: True)  # type: ignore[arg-type]
+    stream = io.StringIO()
+    TerminalReporter(Console(file=stream, width=80), Glyphs.unicode()).listing([chapter])
+    assert "7.1  ✓ Claim 0.\n   7.2  ✗ Claim 1.\n   7.3  ? Claim 2.\n" in stream.getvalue()
 
 
 def test_the_summary_counts_and_lists_what_differs() -> None:
     text = printed(make(), make("false", "true", claim="Short."), make("error", error="Boom: b"))
-    assert "3 claims, 1 as stated, in 1.2 s.\n" in text
-    assert "7.1  false (the lesson states true): Short.\n" in text
-    assert "7.1  Boom: b (the lesson states true): A claim" in text
+    assert "3 claims, 1 as expected, in 1.2 s.\n" in text
+    assert "7.1  FALSE (expected: true): Short.\n" in text
+    assert "7.1  Boom: b (expected: true): A claim" in text
     assert text.endswith("Next: gradext lesson 8\n")
-    assert "1 claim, 1 as stated" in printed(make())
+    assert "1 claim, 1 as expected" in printed(make())
+    text = printed(make(), make("unknown", "true", depends_on="x"))
+    assert "2 claims, 1 as expected, 1 that this machine cannot tell, in 1.2 s.\n" in text
 
 
 def test_rows_are_aligned() -> None:
@@ -181,4 +206,4 @@ def test_values_read_well() -> None:
 
 
 def test_a_notebook_cell_prints_evidence_and_verdict() -> None:
-    assert render_evidence(make(evidence=[Row("a", 1)])) == "a  1\nTRUE  as the lesson states"
+    assert render_evidence(make(evidence=[Row("a", 1)])) == "a  1\nTRUE, as expected"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
+import numpy
 import torch
 
 import gradext
 from gradext.lesson import graph_memory
-from gradext.lesson.core import Chapter, Depends, Lesson
+from gradext.lesson.core import CannotTell, Chapter, Depends, Lesson
+from gradext.mode_costs import timing
 
 CHAPTER = Chapter(
     1,
@@ -17,6 +20,16 @@ CHAPTER = Chapter(
     chapter reads the flag, follows it through an operation, and then counts what is really
     allocated: nodes and saved tensors, in bytes.""",
 )
+
+
+def at_most(ratios: Mapping[int, timing.Estimate], most: float) -> bool | CannotTell:
+    """Whether each ratio is at most that, as far as the intervals decide it."""
+    if all(ratio.high <= most for ratio in ratios.values()):
+        return True
+    if any(ratio.low > most for ratio in ratios.values()):
+        return False
+    intervals = ", ".join(f"[{ratio.low:.2f}, {ratio.high:.2f}]" for ratio in ratios.values())
+    return CannotTell(f"the intervals {intervals} hold {most}.")
 
 
 @CHAPTER.claim("Leaves default to requires_grad=False.", verdict="true")
@@ -29,7 +42,11 @@ def leaves_default_to_false(lesson: Lesson) -> bool | Depends:
     return state.is_leaf and not state.requires_grad
 
 
-@CHAPTER.claim("The parameters of a module default to False as well.", verdict="false")
+@CHAPTER.claim(
+    "The parameters of a module default to False as well.",
+    verdict="false",
+    instead="nn.Parameter requires grad by default, and a module's weights are such.",
+)
 def parameters_default_to_false(lesson: Lesson) -> bool | Depends:
     layer = torch.nn.Linear(3, 2, device=lesson.device)
     weight, bias = gradext.inspect(layer.weight), gradext.inspect(layer.bias)
@@ -65,7 +82,11 @@ def grad_fn_is_named(lesson: Lesson) -> bool | Depends:
     return graph_memory.names(total) == expected
 
 
-@CHAPTER.claim("requires_grad=True allocates memory for a graph.", verdict="false")
+@CHAPTER.claim(
+    "requires_grad=True allocates memory for a graph.",
+    verdict="false",
+    instead="The flag alone costs nothing; a graph begins with the first operation on the tensor.",
+)
 def the_flag_allocates(lesson: Lesson) -> bool | Depends:
     x = torch.ones(1024, device=lesson.device)
     storage = gradext.inspect(x).storage
@@ -85,6 +106,7 @@ def the_flag_allocates(lesson: Lesson) -> bool | Depends:
 @CHAPTER.claim(
     "The graph of w @ x copies w and x, because backward needs them.",
     verdict="false",
+    instead="The graph refers to w and x themselves; only their lifetime is longer.",
 )
 def matmul_copies_its_inputs(lesson: Lesson) -> bool | Depends:
     w = torch.randn(64, 32, device=lesson.device, requires_grad=True)
@@ -130,3 +152,25 @@ def mlp_keeps_activations(lesson: Lesson) -> bool | Depends:
     lesson.show("the same under no_grad", without)
     lesson.show("bytes of the hidden layer", hidden_layer)
     return activations == with_graph - without == hidden_layer
+
+
+@CHAPTER.claim(
+    "A tensor without requires_grad is as light as a NumPy array.",
+    verdict="false",
+    instead="It holds the same bytes and no graph, but each operation on it passes torch's "
+    "dispatcher, which small tensors feel and large ones hide.",
+)
+def as_light_as_numpy(lesson: Lesson) -> bool | CannotTell:
+    torch.set_num_threads(1)  # numpy adds on one
+    ratios = {}
+    for count in (4, 1_000_000):
+        x = torch.ones(count)  # on the CPU, where numpy is
+        array = x.numpy().copy()
+        lesson.show(f"bytes of {count:,} numbers", [x.untyped_storage().nbytes(), array.nbytes])
+        ways = {"torch": partial(torch.add, x, x), "numpy": partial(numpy.add, array, array)}
+        found = timing.compare(ways, budget_seconds=0.1 if lesson.quick else 0.4)
+        ratio = ratios[count] = found.ratio("torch", "numpy")
+        times = f"{ratio.value:.2f} times numpy's [{ratio.low:.2f}, {ratio.high:.2f}]"
+        lesson.show(f"time of adding {count:,} numbers", times)
+    # As light: within a tenth, for small and for large.
+    return at_most(ratios, 1.1)

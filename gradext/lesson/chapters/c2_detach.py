@@ -19,7 +19,7 @@ CHAPTER = Chapter(
     "detach",
     """detach() gives a second tensor on the same memory that autograd knows nothing about. That is
     all it does, and it is enough to cut a graph in the right place, or to break one. This chapter
-    shows both, and then the four places where it belongs.""",
+    shows both, then the four places where it belongs, and last what freezing does instead.""",
 )
 
 
@@ -62,7 +62,11 @@ def same_memory_no_history(lesson: Lesson) -> bool | Depends:
     return gradext.shares_storage(d, y) and no_history
 
 
-@CHAPTER.claim("The detached tensor is a copy: writing to it is safe.", verdict="false")
+@CHAPTER.claim(
+    "The detached tensor is a copy: writing to it is safe.",
+    verdict="false",
+    instead="It is the same memory: write to y.detach().clone() instead.",
+)
 def writing_is_safe(lesson: Lesson) -> bool | Depends:
     x = torch.ones(3, device=lesson.device, requires_grad=True)
     y = x * 2
@@ -91,7 +95,12 @@ def detach_shares_the_counter(lesson: Lesson) -> bool | Depends:
     return shared and error is not None
 
 
-@CHAPTER.claim(".data is an older spelling of .detach().", verdict="false")
+@CHAPTER.claim(
+    ".data is an older spelling of .detach().",
+    verdict="false",
+    instead=".data shares the memory without the version counter, so a write through it goes "
+    "unnoticed: use detach().",
+)
 def data_is_detach(lesson: Lesson) -> bool | Depends:
     x = torch.tensor([0.0, 1.0, 2.0], device=lesson.device, requires_grad=True)
     (right,) = torch.autograd.grad(torch.exp(x).sum(), x)
@@ -160,6 +169,7 @@ def gan_discriminator_step(lesson: Lesson) -> bool | Depends:
 @CHAPTER.claim(
     "An LSTM trained window by window forgets old windows by itself; detach is not needed.",
     verdict="false",
+    instead="Each window's graph goes on into the last one's; detach the state between windows.",
 )
 def lstm_forgets_by_itself(lesson: Lesson) -> bool | Depends:
     lstm = nn.LSTM(input_size=4, hidden_size=8).to(lesson.device)
@@ -182,7 +192,11 @@ def lstm_forgets_by_itself(lesson: Lesson) -> bool | Depends:
     return nodes["carried over"][-1] == nodes["carried over"][0]
 
 
-@CHAPTER.claim("matplotlib can draw a tensor that requires grad.", verdict="false")
+@CHAPTER.claim(
+    "matplotlib can draw a tensor that requires grad.",
+    verdict="false",
+    instead="Detach it first: what is drawn needs no gradient.",
+)
 def matplotlib_draws_it(lesson: Lesson) -> bool | Depends:
     x = torch.linspace(0, 6, 50, device=lesson.device, requires_grad=True)
     curve = torch.sin(x).cpu()  # numpy, and so matplotlib, reads the CPU only
@@ -190,3 +204,107 @@ def matplotlib_draws_it(lesson: Lesson) -> bool | Depends:
     error = lesson.raises(lambda: draw(curve), "draw(curve) raises")
     lesson.show("draw(curve.detach()) gives", draw(curve.detach()))
     return error is None
+
+
+@CHAPTER.claim(
+    "detach().clone() gives what can be written and kept: the graph does not notice.",
+    verdict="true",
+)
+def detach_clone_is_safe(lesson: Lesson) -> bool | Depends:
+    x = torch.tensor([0.0, 1.0, 2.0], device=lesson.device, requires_grad=True)
+    (right,) = torch.autograd.grad(torch.exp(x).sum(), x)
+    y = torch.exp(x)
+    copy = y.detach().clone()
+    copy.mul_(10)
+    lesson.show("shares the memory of y", gradext.shares_storage(copy, y))
+    lesson.show("shares its version counter", gradext.shares_version_counter(copy, y))
+    lesson.show("version of y after copy.mul_(10)", gradext.ops.version(y))
+    error = lesson.raises(y.sum().backward, "y.sum().backward() raises")
+    lesson.show("the gradient it gives", x.grad)
+    # In this order: clone().detach() would record the clone first, and forget it.
+    return error is None and x.grad is not None and torch.equal(x.grad, right)
+
+
+@CHAPTER.claim(
+    "Freezing with requires_grad_(False) spares the same memory as detaching the features.",
+    verdict="true",
+)
+def freezing_spares_activations(lesson: Lesson) -> bool | Depends:
+    images = torch.randn(8, 16, device=lesson.device)
+    kept = {}
+    for name in ("trained", "frozen", "detached", "no_grad"):
+        backbone = make_mlp(16, 64, 32).to(lesson.device)
+        head = nn.Linear(32, 4).to(lesson.device)
+        backbone.requires_grad_(name != "frozen")
+        with torch.set_grad_enabled(name != "no_grad"):
+            features = backbone(images)
+        loss = head(features.detach() if name == "detached" else features).square().mean()
+        parameters = [*backbone.parameters(), *head.parameters()]
+        kept[name] = graph_memory.storage_bytes(graph_memory.saved_tensors(loss), parameters)
+    lesson.show("bytes of activations the loss keeps", kept)
+    # The images need no gradient: behind frozen parameters there is nothing to record.
+    return kept["frozen"] == kept["detached"] == kept["no_grad"] < kept["trained"]
+
+
+@CHAPTER.claim(
+    "A frozen layer stops the gradient, as detach does.",
+    verdict="false",
+    instead="Its own parameters get none, but the gradient passes through to what comes before; "
+    "detach cuts it.",
+)
+def frozen_layer_stops_the_gradient(lesson: Lesson) -> bool | Depends:
+    first, frozen = nn.Linear(8, 8).to(lesson.device), nn.Linear(8, 4).to(lesson.device)
+    frozen.requires_grad_(False)
+    x = torch.randn(2, 8, device=lesson.device)
+    frozen(first(x)).square().mean().backward()
+    reached = with_gradient(first)
+    lesson.show("frozen parameters with a gradient", with_gradient(frozen))
+    lesson.show("parameters before it with a gradient, frozen", reached)
+    first.zero_grad()
+    lesson.raises(frozen(first(x).detach()).square().mean().backward, "detached, backward() raises")
+    lesson.show("parameters before it with a gradient, detached", with_gradient(first))
+    return reached == 0
+
+
+@CHAPTER.claim(
+    "Once requires_grad is False, the optimizer leaves a parameter alone.",
+    verdict="false",
+    instead="It skips a parameter whose .grad is None: call optimizer.zero_grad() when you freeze, "
+    "or a gradient from before goes on moving it.",
+)
+def optimizer_leaves_it_alone(lesson: Lesson) -> bool | Depends:
+    moved = {}
+    for name in ("frozen before the first backward", "frozen after one", "and zero_grad() called"):
+        layer = nn.Linear(4, 1).to(lesson.device)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        x = torch.ones(2, 4, device=lesson.device)
+        if name != "frozen before the first backward":
+            layer(x).sum().backward()
+        layer.requires_grad_(False)
+        if name == "and zero_grad() called":
+            optimizer.zero_grad()
+        before = layer.weight.clone()
+        optimizer.step()
+        moved[name] = not torch.equal(layer.weight, before)
+    lesson.show("step() moved the weight", moved)
+    return not any(moved.values())
+
+
+@CHAPTER.claim(
+    "A frozen BatchNorm no longer changes.",
+    verdict="false",
+    instead="Its running statistics are buffers, which each forward in training mode updates: call "
+    "eval() on it too.",
+)
+def frozen_batchnorm_stands_still(lesson: Lesson) -> bool | Depends:
+    changed = {}
+    for name in ("frozen", "frozen, eval()"):
+        norm = nn.BatchNorm1d(4).to(lesson.device).requires_grad_(False)
+        norm.train(name == "frozen")
+        before = gradext.fingerprint(norm)
+        with torch.no_grad():  # which changes nothing about it
+            norm(torch.randn(16, 4, device=lesson.device))
+        after = gradext.fingerprint(norm)
+        changed[name] = [path for path in before if before[path] != after[path]]
+    lesson.show("what a forward changed", changed)
+    return changed["frozen"] == []

@@ -28,7 +28,12 @@ def no_grad_results(lesson: Lesson) -> bool | Depends:
     return w.requires_grad and not y.requires_grad and y.grad_fn is None
 
 
-@CHAPTER.claim("Under no_grad, in-place writes are not counted.", verdict="false")
+@CHAPTER.claim(
+    "Under no_grad, in-place writes are not counted.",
+    verdict="false",
+    instead="Writes are counted there as everywhere; only inference_mode makes tensors without "
+    "a counter.",
+)
 def no_grad_counts_no_writes(lesson: Lesson) -> bool | Depends:
     y = torch.ones(3, device=lesson.device)
     before = gradext.ops.version(y)
@@ -92,6 +97,7 @@ def inference_views(lesson: Lesson) -> bool | Depends:
 @CHAPTER.claim(
     "Under inference_mode, a write to a tensor from outside is not counted either.",
     verdict="false",
+    instead="A normal tensor keeps its counter, and a write to it counts in each mode.",
 )
 def inference_writes_to_normal_tensors(lesson: Lesson) -> bool | Depends:
     x = torch.ones(3, device=lesson.device)
@@ -128,6 +134,8 @@ def ad_inplace_or_view_is_gone(lesson: Lesson) -> bool | Depends:
 @CHAPTER.claim(
     "backward() passes on a no_grad result and raises on an inference_mode result.",
     verdict="false",
+    instead="Neither has a graph, so both raise the same error; the difference shows where a "
+    "result is used again.",
 )
 def the_tutorials_test(lesson: Lesson) -> bool | Depends:
     w = torch.ones(3, device=lesson.device, requires_grad=True)
@@ -172,7 +180,9 @@ def inference_result_cannot_be_saved(lesson: Lesson) -> bool | Depends:
 
 
 @CHAPTER.claim(
-    "The inference_mode result raises in any operation that autograd records.", verdict="false"
+    "The inference_mode result raises in any operation that autograd records.",
+    verdict="false",
+    instead="It raises only where backward would have to save it; an addition saves nothing.",
 )
 def inference_result_raises_everywhere(lesson: Lesson) -> bool | Depends:
     w = torch.ones(3, device=lesson.device, requires_grad=True)

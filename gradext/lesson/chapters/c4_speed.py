@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 import gradext
-from gradext.lesson.core import Chapter, Depends, Lesson
+from gradext.lesson.core import CannotTell, Chapter, Depends, Lesson
 from gradext.lesson.models import LLM, MLP, ViT
 from gradext.mode_costs import measure, timing
 from gradext.mode_costs.comparison import ModeComparison
@@ -24,7 +24,8 @@ CHAPTER = Chapter(
     writes and track views. inference_mode skips those as well. This chapter first counts what is
     skipped, which is the same on each machine, and then times what it is worth here. The times are
     ratios: the three modes take turns within each round, a number is the median over the rounds,
-    and the spread is the 95 % interval of that median.""",
+    and the spread is the 95 % interval of that median. Where the interval holds both answers, the
+    verdict is that this machine cannot tell.""",
 )
 
 MODES = {name: measure.MODES[name].context for name in ("grad", "no_grad", "inference_mode")}
@@ -125,21 +126,59 @@ def chart_modes(lesson: Lesson, title: str, timed: Mapping[str, ModeComparison])
             rows.append((f"{name}, {mode}", ratio.value, ratio.low, ratio.high))
     lesson.chart(title, rows, unit="x", reference=1.0)
     for name, comparison in timed.items():
-        microseconds = comparison.time("inference_mode").value * 1e6
-        lesson.show(name, f"{microseconds:,.4g} us; {in_words(comparison)}")
+        time = comparison.time("inference_mode")
+        value, low, high = (number * 1e6 for number in (time.value, time.low, time.high))
+        lesson.show(name, f"{value:,.4g} us [{low:,.4g}, {high:,.4g}]; {in_words(comparison)}")
+
+
+def percent(ratio: timing.Estimate) -> str:
+    """ "+12.3 % [+11.0, +13.9]": a ratio over 1 with its interval."""
+    value, low, high = (100 * (number - 1) for number in (ratio.value, ratio.low, ratio.high))
+    return f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]"
 
 
 def in_words(comparison: ModeComparison) -> str:
-    """What inference_mode gains over no_grad, or that no gain can be measured."""
+    """What no_grad adds to inference_mode, with its interval, and whether that is anything."""
     ratio = gain(comparison)
-    if ratio.holds(1.0):
-        return "no difference measurable under no_grad"
-    saved = (ratio.value - 1) * comparison.time("inference_mode").value * 1e6
-    microseconds = f"{saved:+.2f}" if abs(saved) < 10 else f"{saved:+,.0f}"
-    return f"under no_grad {100 * (ratio.value - 1):+.1f} % ({microseconds} us)"
+    verdict = "; no difference that can be told" if ratio.holds(1.0) else ""
+    return f"under no_grad {percent(ratio)}{verdict}"
 
 
-@CHAPTER.claim("no_grad skips the Autograd kernels.", verdict="false")
+def at_least(gains: Mapping[str, timing.Estimate], least: float) -> bool | CannotTell:
+    """Whether each gain is at least that: as far as the intervals decide it."""
+    if all(ratio.low >= least for ratio in gains.values()):
+        return True
+    if any(ratio.high < least for ratio in gains.values()):
+        return False
+    open_ = {name: ratio for name, ratio in gains.items() if ratio.low < least}
+    numbers = ", ".join(f"{name} {percent(ratio)}" for name, ratio in open_.items())
+    return CannotTell(f"the intervals hold {100 * (least - 1):.0f} %: {numbers}.")
+
+
+def grown(small: timing.Estimate, large: timing.Estimate) -> bool | CannotTell:
+    """Whether the gain is larger by 2 points at least, as far as the intervals decide it."""
+    if large.low > small.high + 0.02:
+        return True
+    if large.high <= small.low + 0.02:
+        return False
+    return CannotTell(f"small {percent(small)} and large {percent(large)} may be the same.")
+
+
+def five_to_ten(gains: Mapping[str, timing.Estimate]) -> bool | Depends | CannotTell:
+    """Whether each gain is from 5 to 10 %, as far as the intervals decide it."""
+    numbers = ", ".join(f"{percent(ratio)} for {name}" for name, ratio in gains.items())
+    if all(ratio.low >= 1.05 and ratio.high <= 1.10 for ratio in gains.values()):
+        return True
+    if any(ratio.high < 1.05 or ratio.low > 1.10 for ratio in gains.values()):
+        return Depends(f"on how much work there is per operation: {numbers}.")
+    return CannotTell(f"each interval reaches into 5 to 10 %: {numbers}.")
+
+
+@CHAPTER.claim(
+    "no_grad skips the Autograd kernels.",
+    verdict="false",
+    instead="They run under no_grad too, and find nothing to record.",
+)
 def no_grad_skips_autograd(lesson: Lesson) -> bool | Depends:
     passed = {}
     for name, mode in MODES.items():
@@ -168,7 +207,12 @@ def inference_mode_skips_all(lesson: Lesson) -> bool | Depends:
     return not passed and view.version_counter is None and not view.is_view
 
 
-@CHAPTER.claim("It skips them for every tensor, parameters included.", verdict="false")
+@CHAPTER.claim(
+    "It skips them for every tensor, parameters included.",
+    verdict="false",
+    instead="A tensor from outside keeps its counter and its views; only what is made inside "
+    "has neither.",
+)
 def parameters_included(lesson: Lesson) -> bool | Depends:
     weight = torch.nn.Linear(3, 3, device=lesson.device).weight
     with torch.inference_mode():
@@ -207,7 +251,7 @@ def what_a_model_skips(lesson: Lesson) -> bool | Depends:
     "Under no_grad a view by itself takes at least 1.25 times as long as under inference_mode.",
     verdict="true",
 )
-def one_operation(lesson: Lesson) -> bool | Depends:
+def one_operation(lesson: Lesson) -> bool | CannotTell:
     w = torch.ones(5, 5, device=lesson.device, requires_grad=True)
     operations: dict[str, Callable[[torch.Tensor], object]] = {
         "x.view(25)": lambda x: x.view(25),
@@ -219,15 +263,17 @@ def one_operation(lesson: Lesson) -> bool | Depends:
     for name, operation in operations.items():
         timed[name] = time_modes(lesson, partial(on_ones, operation, lesson.device), seconds=0.25)
     chart_modes(lesson, "Time of a call, as a multiple of its time under inference_mode", timed)
-    return gain(timed["x.view(25)"]).value > 1.25 and gain(timed["x[1:3]"]).value > 1.25
+    return at_least({name: gain(timed[name]) for name in ("x.view(25)", "x[1:3]")}, 1.25)
 
 
 @CHAPTER.claim(
     """A whole model gains at least 10 % over no_grad, at batch 1 and at a large batch alike (the
     LLM decodes one token with its KV cache).""",
     verdict="false",
+    instead="The more arithmetic a call holds, the less the skipped bookkeeping is worth: at "
+    "large batches little or nothing.",
 )
-def whole_models(lesson: Lesson) -> bool | Depends:
+def whole_models(lesson: Lesson) -> bool | CannotTell:
     timed = {}
     for model, large in ((MLP(), 1024), (ViT(), 16), (LLM(), 32)):
         model.to(lesson.device)
@@ -235,12 +281,16 @@ def whole_models(lesson: Lesson) -> bool | Depends:
             name = f"{type(model).__name__}, batch {batch}"
             timed[name] = time_modes(lesson, partial(forward_of, model, batch), seconds=0.4)
     chart_modes(lesson, "Time of a call, as a multiple of its time under inference_mode", timed)
-    # The lower end of each interval counts: 10 % must be certain.
-    return all(gain(comparison).low >= 1.10 for comparison in timed.values())
+    return at_least({name: gain(comparison) for name, comparison in timed.items()}, 1.10)
 
 
-@CHAPTER.claim("The gain of inference_mode over no_grad grows with model size.", verdict="false")
-def grows_with_size(lesson: Lesson) -> bool | Depends:
+@CHAPTER.claim(
+    "The gain of inference_mode over no_grad grows with model size.",
+    verdict="false",
+    instead="What is skipped depends on the number of operations, not on their size; bigger "
+    "ones hide it.",
+)
+def grows_with_size(lesson: Lesson) -> bool | CannotTell:
     # A GPU needs a wider model before its kernels outlast their launches.
     wide, batch = (4096, 1024) if lesson.device == "cuda" else (1024, 8)
     small, large = (MLP(width).to(lesson.device) for width in (64, wide))
@@ -254,12 +304,12 @@ def grows_with_size(lesson: Lesson) -> bool | Depends:
     }
     chart_modes(lesson, "Time of a call, as a multiple of its time under inference_mode", timed)
     at_small, at_large = (gain(comparison) for comparison in timed.values())
-    # The same is skipped, beside more arithmetic. Grown: the intervals lie 2 points apart.
-    return skipped[1] > skipped[0] or at_large.low > at_small.high + 0.02
+    # The same is skipped, beside more arithmetic.
+    return grown(at_small, at_large)
 
 
 @CHAPTER.claim("inference_mode is 5 to 10 % faster than no_grad.", verdict="depends")
-def five_to_ten_percent(lesson: Lesson) -> bool | Depends:
+def five_to_ten_percent(lesson: Lesson) -> bool | Depends | CannotTell:
     llm, mlp = LLM().to(lesson.device), MLP(512).to(lesson.device)
     timed = {
         "a view": time_modes(
@@ -270,7 +320,4 @@ def five_to_ten_percent(lesson: Lesson) -> bool | Depends:
     }
     for name, comparison in timed.items():
         lesson.show(name, in_words(comparison))
-    gains = {name: gain(comparison).value - 1 for name, comparison in timed.items()}
-    numbers = ", ".join(f"{100 * value:+.1f} % for {name}" for name, value in gains.items())
-    everywhere = all(0.05 <= value <= 0.10 for value in gains.values())
-    return everywhere or Depends(f"on how much work there is per operation: {numbers}.")
+    return five_to_ten({name: gain(comparison) for name, comparison in timed.items()})

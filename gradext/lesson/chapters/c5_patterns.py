@@ -64,7 +64,9 @@ def decorated_method(lesson: Lesson) -> bool | Depends:
 
 
 @CHAPTER.claim(
-    "On a generator, the mode stays on in the caller between two yields.", verdict="false"
+    "On a generator, the mode stays on in the caller between two yields.",
+    verdict="false",
+    instead="The decorator leaves the mode at each yield and enters it again behind.",
 )
 def decorated_generator(lesson: Lesson) -> bool | Depends:
     @torch.inference_mode()
@@ -82,7 +84,12 @@ def decorated_generator(lesson: Lesson) -> bool | Depends:
     return between == ["inference_mode", "inference_mode"]
 
 
-@CHAPTER.claim("A with block in a generator is as safe as the decorator.", verdict="false")
+@CHAPTER.claim(
+    "A with block in a generator is as safe as the decorator.",
+    verdict="false",
+    instead="A with block in a generator stays on in the caller between two yields: use the "
+    "decorator.",
+)
 def with_block_in_generator(lesson: Lesson) -> bool | Depends:
     def decode() -> Generator[torch.Tensor, None, None]:
         with torch.inference_mode():
@@ -100,7 +107,11 @@ def with_block_in_generator(lesson: Lesson) -> bool | Depends:
     return between == "grad" and y.requires_grad
 
 
-@CHAPTER.claim("On an async function the decorator covers the body.", verdict="false")
+@CHAPTER.claim(
+    "On an async function the decorator covers the body.",
+    verdict="false",
+    instead="Calling it only makes the coroutine; write the with block inside its body.",
+)
 def decorated_coroutine(lesson: Lesson) -> bool | Depends:
     @torch.inference_mode()
     async def serve() -> str:
@@ -145,7 +156,11 @@ def enable_grad_in_no_grad(lesson: Lesson) -> bool | Depends:
     return without.grad_fn is None and again.grad_fn is not None
 
 
-@CHAPTER.claim("enable_grad inside inference_mode records a graph again.", verdict="false")
+@CHAPTER.claim(
+    "enable_grad inside inference_mode records a graph again.",
+    verdict="false",
+    instead="The Autograd kernels stay skipped: leave with inference_mode(False).",
+)
 def enable_grad_in_inference_mode(lesson: Lesson) -> bool | Depends:
     w = torch.ones(2, device=lesson.device, requires_grad=True)
     with torch.inference_mode(), torch.enable_grad():
@@ -173,7 +188,11 @@ def leave_inference_mode(lesson: Lesson) -> bool | Depends:
     return recorded and error is not None
 
 
-@CHAPTER.claim("inference_mode(False) leaves grad mode as it was.", verdict="false")
+@CHAPTER.claim(
+    "inference_mode(False) leaves grad mode as it was.",
+    verdict="false",
+    instead="inference_mode(False) turns grad mode on, whatever it was.",
+)
 def false_turns_grad_on(lesson: Lesson) -> bool | Depends:
     w = torch.ones(2, device=lesson.device, requires_grad=True)
     with torch.no_grad():
@@ -203,7 +222,9 @@ def set_grad_enabled_block(lesson: Lesson) -> bool | Depends:
 
 
 @CHAPTER.claim(
-    "set_grad_enabled(flag) as a plain call ends with the function that calls it.", verdict="false"
+    "set_grad_enabled(flag) as a plain call ends with the function that calls it.",
+    verdict="false",
+    instead="A plain call holds until the next one; as a with block it ends with the block.",
 )
 def set_grad_enabled_call(lesson: Lesson) -> bool | Depends:
     def evaluate() -> None:
@@ -219,7 +240,11 @@ def set_grad_enabled_call(lesson: Lesson) -> bool | Depends:
     return after == before
 
 
-@CHAPTER.claim("A thread inherits the mode of the thread that starts it.", verdict="false")
+@CHAPTER.claim(
+    "A thread inherits the mode of the thread that starts it.",
+    verdict="false",
+    instead="A mode belongs to its thread: enter it again in the new one.",
+)
 def threads_start_fresh(lesson: Lesson) -> bool | Depends:
     seen = {}
 

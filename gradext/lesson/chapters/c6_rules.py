@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -46,7 +47,12 @@ def train_in_grad_mode(lesson: Lesson) -> bool | Depends:
     return reached == {"enable_grad": 8, "no_grad": 0, "inference_mode": 0}
 
 
-@CHAPTER.claim("model.eval() is enough: it stops recording a graph.", verdict="false")
+@CHAPTER.claim(
+    "model.eval() is enough: it stops recording a graph.",
+    verdict="false",
+    instead="eval() changes what dropout and batch norm compute; use it together with "
+    "inference_mode.",
+)
 def eval_is_no_mode(lesson: Lesson) -> bool | Depends:
     model = MLP().to(lesson.device).eval()
     x = torch.ones(4, 64, device=lesson.device)
@@ -102,7 +108,9 @@ def serve_under_inference_mode(lesson: Lesson) -> bool | Depends:
 
 
 @CHAPTER.claim(
-    "A teacher's targets for a student can be made under inference_mode.", verdict="false"
+    "A teacher's targets for a student can be made under inference_mode.",
+    verdict="false",
+    instead="Make under no_grad what meets autograd again, or clone it outside of inference_mode.",
 )
 def targets_need_no_grad(lesson: Lesson) -> bool | Depends:
     teacher, student = MLP().to(lesson.device), MLP().to(lesson.device)
@@ -119,7 +127,12 @@ def targets_need_no_grad(lesson: Lesson) -> bool | Depends:
     return error is None
 
 
-@CHAPTER.claim("A cache that validation filled serves training too.", verdict="false")
+@CHAPTER.claim(
+    "A cache that validation filled serves training too.",
+    verdict="false",
+    instead="What a block leaves behind is an inference tensor: fill the cache before, or under "
+    "inference_mode(False).",
+)
 def lazy_cache(lesson: Lesson) -> bool | Depends:
     class Rotary(nn.Module):
         cos: torch.Tensor | None = None
@@ -162,7 +175,9 @@ def lazy_cache_fixed(lesson: Lesson) -> bool | Depends:
 
 
 @CHAPTER.claim(
-    "A KV cache allocated under inference_mode can be written after the block.", verdict="false"
+    "A KV cache allocated under inference_mode can be written after the block.",
+    verdict="false",
+    instead="A cache is written in the mode that made it: keep one mode for all of its life.",
 )
 def kv_cache(lesson: Lesson) -> bool | Depends:
     with torch.inference_mode():
@@ -177,7 +192,11 @@ def kv_cache(lesson: Lesson) -> bool | Depends:
     return error is None and again is None
 
 
-@CHAPTER.claim("A module built under inference_mode trains like any other.", verdict="false")
+@CHAPTER.claim(
+    "A module built under inference_mode trains like any other.",
+    verdict="false",
+    instead="Its parameters are inference tensors: build modules in grad mode.",
+)
 def module_built_inside(lesson: Lesson) -> bool | Depends:
     with torch.inference_mode():
         layer = nn.Linear(3, 1, device=lesson.device)
@@ -193,6 +212,7 @@ def module_built_inside(lesson: Lesson) -> bool | Depends:
 @CHAPTER.claim(
     "A module converted under inference_mode (layer.double()) either trains or raises an error.",
     verdict="false",
+    instead="It can half-train in silence: convert and move modules outside of the block.",
 )
 def module_moved_inside(lesson: Lesson) -> bool | Depends:
     layer = nn.Linear(3, 1, device=lesson.device)
@@ -228,7 +248,11 @@ def module_repaired(lesson: Lesson) -> bool | Depends:
     return learned == {"weight": True, "bias": True}
 
 
-@CHAPTER.claim("After its block, an inference tensor can no longer be changed.", verdict="false")
+@CHAPTER.claim(
+    "After its block, an inference tensor can no longer be changed.",
+    verdict="false",
+    instead="Only torch refuses the write; numpy writes the same memory past every check.",
+)
 def numpy_writes_inference_tensor(lesson: Lesson) -> bool | Depends:
     with torch.inference_mode():
         x = torch.ones(3)  # on the CPU: numpy sees no other memory
@@ -240,7 +264,12 @@ def numpy_writes_inference_tensor(lesson: Lesson) -> bool | Depends:
     return x.tolist() == before
 
 
-@CHAPTER.claim("A write through numpy is counted, so backward notices it.", verdict="false")
+@CHAPTER.claim(
+    "A write through numpy is counted, so backward notices it.",
+    verdict="false",
+    instead="No counter sees it and the gradients are wrong: gradext run --guard finds such "
+    "writes.",
+)
 def numpy_writes_saved_tensor(lesson: Lesson) -> bool | Depends:
     w = torch.ones(2, requires_grad=True)
     x = torch.tensor([3.0, 4.0])  # on the CPU: numpy sees no other memory
@@ -253,3 +282,29 @@ def numpy_writes_saved_tensor(lesson: Lesson) -> bool | Depends:
     lesson.show("gradient, right", right)
     lesson.show("gradient, as computed", w.grad)
     return gradext.ops.version(x) != before and error is not None
+
+
+@CHAPTER.claim(
+    "Use inference_mode always, in place of no_grad.",
+    verdict="false",
+    instead="Use it where nothing that is made inside meets autograd, a later write or a module's "
+    "state; use no_grad for the rest.",
+)
+def always_inference_mode(lesson: Lesson) -> bool | Depends:
+    works = {}
+    x = torch.ones(4, 64, device=lesson.device)
+    for mode in (torch.no_grad, torch.inference_mode):
+        student = MLP().to(lesson.device)
+        with mode():
+            target = MLP().to(lesson.device)(x)
+            average = torch.zeros(64, device=lesson.device)  # of a weight, as an EMA keeps it
+        name = mode.__name__
+        errors = [
+            lesson.raises(partial(torch.sum, target), f"{name}: a forward"),
+            lesson.raises(
+                partial(functional.mse_loss, student(x), target), f"{name}: its result as a target"
+            ),
+            lesson.raises(partial(average.add_, 1), f"{name}: what it made, written later"),
+        ]
+        works[name] = [error is None for error in errors]
+    return works["inference_mode"] == works["no_grad"]

@@ -27,6 +27,8 @@ from setuptools import build_meta
 build_sdist = build_meta.build_sdist
 ROOT = Path(__file__).resolve().parent.parent
 
+NO_SOURCES = {"build", "dist", "docs", "tests"}  # of a wheel
+
 # Starts recording in the fresh interpreters that a recorded program starts (gradext.run.autostart).
 # setuptools has no place for a file beside the packages, and none at all for an editable install.
 AUTOSTART = Path(__file__).with_name("gradext-autostart.pth")
@@ -115,11 +117,15 @@ def is_writable(root: Path) -> bool:
 def copy_sources(target: Path) -> None:
     """What a wheel is built from, and nothing that an earlier build left there."""
     target.mkdir()
-    for name in ("gradext", "csrc", "build_tools", "benchmarks"):
-        left = shutil.ignore_patterns("__pycache__", "_C.*.so", "_C.*.json", "results")
-        shutil.copytree(ROOT / name, target / name, ignore=left)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, target)
+    for entry in sorted(ROOT.iterdir()):
+        left_out = entry.name.startswith(".") or entry.suffix == ".egg-info"
+        if left_out or entry.name in NO_SOURCES or (entry / "pyvenv.cfg").exists():
+            continue
+        if entry.is_dir():
+            left = shutil.ignore_patterns("__pycache__", "_C.*.so", "_C.*.json", "results")
+            shutil.copytree(entry, target / entry.name, ignore=left)
+        elif entry.is_file():
+            shutil.copy(entry, target)
     for folder, _, _ in os.walk(target):  # a read-only tree's folders may be read-only themselves
         os.chmod(folder, 0o755)
 

@@ -30,6 +30,8 @@ def test_a_tree_that_cannot_be_written_to_is_built_in_a_copy(unwritable):
         assert here != unwritable
         packed = {path.name for path in here.iterdir()}
         assert {"setup.py", "pyproject.toml", "csrc", "gradext", "build_tools"} <= packed
+        assert {path.name for path in ROOT.glob("*.py")} <= packed
+        assert not {"build", "dist", "docs", "tests", ".git"} & packed
         assert not list(here.glob("gradext/_C.*.so"))
         # As pip's backend would: setup.py is read, and writes beside itself.
         done = subprocess.run(

@@ -41,8 +41,10 @@ def printed(script: str, *options: str) -> str | None:
             cwd=folder,
             env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
         )
-    start = REPORT.search(done.stderr)
-    return None if start is None else done.stderr[start.start() :].rstrip()
+    # "fix:" is printed where LibCST is installed: a page is the same everywhere.
+    said = re.sub(r"^fix: gradext fix .*\n", "", done.stderr, flags=re.M)
+    start = REPORT.search(said)
+    return None if start is None else said[start.start() :].rstrip()
 
 
 def fill(code: str) -> None:

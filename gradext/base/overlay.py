@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import linecache
 import os
+import runpy
+from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from typing import Any
 
@@ -16,6 +18,12 @@ _texts: dict[str, bytes] = {}
 def bytes_of(path: str) -> bytes | None:
     """What stands in for the file at `path`; None where the file itself counts."""
     return _texts.get(os.path.realpath(path)) if _texts else None
+
+
+def is_among(path: str, paths: Iterable[str]) -> bool:
+    """Whether a path leads to the file that one of `paths` leads to."""
+    wanted = os.path.realpath(path)
+    return any(os.path.realpath(one) == wanted for one in paths)
 
 
 def lay(texts: dict[str, bytes]) -> None:
@@ -53,3 +61,15 @@ def _patch_loader() -> None:
         return path_stats(self, path)
 
     loader.get_data, loader.path_stats = overlaid_data, overlaid_stats
+    # What multiprocessing runs the program's script with, in a process that it spawns.
+    from_file = runpy._get_code_from_file  # type: ignore[attr-defined] # noqa: SLF001
+
+    def overlaid_code(*args: Any, **kwargs: Any) -> Any:
+        path = args[-1]
+        text = bytes_of(path)
+        if text is None:
+            return from_file(*args, **kwargs)
+        code = compile(text, path, "exec", dont_inherit=True)
+        return code if len(args) == 1 else (code, path)  # before Python 3.12 both are asked for
+
+    runpy._get_code_from_file = overlaid_code  # type: ignore[attr-defined] # noqa: SLF001

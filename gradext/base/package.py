@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent  # of the package gradext
 PREFIX = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of its files
@@ -46,6 +47,18 @@ def is_user_file(file: str) -> bool:
     if "site-packages" in parts or "dist-packages" in parts:
         return False
     return not file.startswith(library_folders()) and not is_launcher(file)
+
+
+def user_lines(frame: Any) -> list[dict[str, Any]]:
+    """The user's lines among a live frame and those that called it, innermost first; at most 64."""
+    found: list[dict[str, Any]] = []
+    while frame is not None and len(found) < 64:
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            name = getattr(code, "co_qualname", code.co_name)
+            found.append({"file": code.co_filename, "line": frame.f_lineno, "function": name})
+        frame = frame.f_back
+    return found
 
 
 def is_launcher(file: str) -> bool:

@@ -83,11 +83,19 @@ class _Watcher:
     ) -> ModuleSpec | None:
         if name != "torch" or self._callback is None:
             return None
+        # The one that asked last stands first, and is the only one that is asked.
+        watchers = [one for one in reversed(sys.meta_path) if isinstance(one, _Watcher)]
+
+        def done() -> None:
+            for watcher in watchers:
+                watcher.done()
+
         for finder in sys.meta_path:
-            find = None if finder is self else getattr(finder, "find_spec", None)
+            is_watcher = isinstance(finder, _Watcher)
+            find = None if is_watcher else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = find(name, path, target) if find is not None else None
             if spec is not None:
-                _watch(spec, self.done)
+                _watch(spec, done)
                 return spec
         return None
 

@@ -21,6 +21,7 @@ from gradext.reporters import fix as shown
 from gradext.run import results_file
 
 VERIFIED, UNPROVED, NONE = 0, 1, 2
+INTERRUPTED = 130
 
 
 class FixCommand:
@@ -34,13 +35,18 @@ class FixCommand:
     """
 
     def prepare_parser(self, parser: argparse.ArgumentParser) -> None:
-        parser.usage = "gradext fix [options] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]"
+        parser.usage = "gradext fix [options] (SCRIPT | NOTEBOOK | -m MODULE | -c CODE) [ARGS ...]"
         parser.allow_abbrev = False
         parser.add_argument("--apply", action="store_true", help="write a verified patch")
         parser.add_argument(
             "--changes-meaning",
             action="store_true",
             help="with --apply: also write one that runs and computes something else",
+        )
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="run the program once, as it is, and show what would be tried",
         )
         valued = [
             parser.add_argument("--code", metavar="CODES", default="", help="only these: GX101,…"),
@@ -76,23 +82,41 @@ class FixCommand:
         parser.parse_known_args = parse_options  # type: ignore[method-assign]
 
     def run(self, args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+        if args.dry_run and args.apply:
+            parser.error("--dry-run tries nothing that --apply could write")
         if args.target is None:
             parser.error("nothing to mend: name a script, -m MODULE or -c CODE")
         if args.target.kind == "script" and args.target.value == "-":
             parser.error("a program from stdin cannot be run several times; save it to a file")
+        args.text = args.target.value if args.target.kind == "command" else None
+        args.notebook = None
+        if args.target.kind == "script" and args.target.value.endswith(".ipynb"):
+            from gradext.fix import notebook
+
+            args.notebook = os.path.basename(args.target.value)
+            try:
+                args.text = notebook.program(args.target.value)
+            except notebook.NoNotebook as error:
+                parser.error(str(error))
         if args.json is not None and (why := results_file.problem(os.path.abspath(args.json))):
             parser.error(why)
         fault = unusable() or _without_libcst()
         if fault is not None:
             print(f"gradext fix: {clean(fault)}", file=sys.stderr)
             return NONE
-        with tempfile.TemporaryDirectory(prefix="gradext-fix-") as folder:
-            found = self._look(args, _stdin(folder))
+        try:
+            with tempfile.TemporaryDirectory(prefix="gradext-fix-") as folder:
+                found = self._look(args, _stdin(folder))
+        except KeyboardInterrupt:
+            return _interrupted()
         if args.json is not None:
             results_file.replace(os.path.abspath(args.json), shown.as_json(found.tried))
         if found.problem is not None:
             print(f"gradext fix: {clean(found.problem)}", file=sys.stderr)
             return NONE
+        if args.dry_run:
+            print(shown.listed(found.tried, color=terminal.wants_color(sys.stdout)))
+            return UNPROVED
         good = [one for one in found.tried if one.verdict.level != "fails"]
         print(shown.text(found.tried, color=terminal.wants_color(sys.stdout)))
         if not good:
@@ -107,15 +131,19 @@ class FixCommand:
         codes = frozenset(code.strip().upper() for code in args.code.split(",") if code.strip())
         most = args.tries + 4
         line = f"the program is run up to {most} times, each from its beginning"
+        if args.dry_run:  # twice where only the guard finds the fault
+            line = "the program is run once or twice, as it is"
         print(f"gradext fix: {line}; no file of it is changed", file=sys.stderr)
 
         def say(text: str) -> None:
             print(f"gradext fix: {clean(text)}", file=sys.stderr)
 
-        command = args.target.value if args.target.kind == "command" else None
-        words = args.target.words if command is None else ("-c", command, *args.target.arguments)
-        limits = Limits(args.tries, float(args.time), args.steps, codes)
-        return Search(Program(tuple(words), command, stdin), limits, say).look()
+        words = args.target.words
+        if args.text is not None:
+            words = ("-c", args.text, *args.target.arguments)
+        limits = Limits(args.tries, float(args.time), args.steps, codes, args.dry_run)
+        program = Program(tuple(words), args.text, stdin, notebook=args.notebook)
+        return Search(program, limits, say).look()
 
     def _ended(self, args: argparse.Namespace, best: Any) -> int:
         level = best.verdict.level
@@ -128,8 +156,14 @@ class FixCommand:
             return code
         from gradext.fix import apply
 
+        if args.notebook is not None:
+            said = "the cells of a notebook are not written to; copy the lines above"
+            print(f"gradext fix: {said}", file=sys.stderr)
+            return NONE
         try:
             done = apply.write(best.files, best.before)
+        except KeyboardInterrupt:
+            return _interrupted()
         except apply.CannotApply as error:
             print(f"gradext fix: {clean(str(error))}", file=sys.stderr)
             return NONE
@@ -137,6 +171,11 @@ class FixCommand:
             undo = f"to undo: mv {clean(backup)} {clean(path)}"
             print(f"gradext fix: wrote {clean(path)}; {undo}", file=sys.stderr)
         return code
+
+
+def _interrupted() -> int:
+    print("gradext fix: interrupted; nothing was changed", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _without_libcst() -> str | None:

@@ -64,6 +64,32 @@ class Site:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEdit:
+    """Replaces a range of a file by `text`; lines from 1, columns from 0, in characters."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fix:
+    """Edits that together could mend a fault.
+
+    Attributes:
+        title: what they do.
+        level: "untried"; what they are worth `gradext fix` finds out by running them.
+    """
+
+    title: str
+    edits: tuple[TextEdit, ...]
+    level: str = "untried"
+
+
+@dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """One failure, explained.
 
@@ -75,6 +101,7 @@ class Diagnosis:
         fix: what to change, specific to the pattern, ready to be typed.
         notes: further sentences (what is conservative in torch's check, what could not be seen).
         window: (after, before) where a write can only be bracketed; `culprits` is empty then.
+        fixes: edits of the program's files, the likeliest first; looked for at a run's end alone.
     """
 
     code: str
@@ -85,6 +112,7 @@ class Diagnosis:
     fix: str = ""
     notes: tuple[str, ...] = ()
     window: tuple[Frame, Frame] | None = None
+    fixes: tuple[Fix, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.severity:
@@ -122,6 +150,8 @@ class Diagnosis:
         if self.window is not None:
             after, before = self.window
             report["window"] = {"after": _frame(after), "before": _frame(before)}
+        if self.fixes:
+            report["fixes"] = [dataclasses.asdict(fix) for fix in self.fixes]
         return report
 
 

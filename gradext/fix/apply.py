@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradext.base import whole_file
 
 
 class CannotApply(Exception):
@@ -14,31 +19,51 @@ class CannotApply(Exception):
 
 
 def write(files: Mapping[str, bytes], before: Mapping[str, bytes]) -> list[tuple[str, str]]:
-    """Write each file; returns (path, backup) of each.
+    """Write each file; returns (path, backup) of each, both of the file behind a link.
 
     Args:
-        files: new contents, by path. before: what stood there when the patch was made.
+        files: new contents, by path.
+        before: what stood there when the patch was made.
 
     Raises:
         CannotApply: one of them is no file, may not be written, or has changed since. What had
             been written by then was put back.
+        KeyboardInterrupt: by Ctrl-C, whenever it came: everything was put back.
     """
-    for path in files:
-        _check(path, before[path])
-    done: list[tuple[str, str]] = []
-    try:
-        for path, text in files.items():
-            backup = _backup(path)
-            done.append((path, backup))
-            _replace(path, text)
-    except BaseException as error:  # Ctrl-C too
-        for path, backup in done:
-            with contextlib.suppress(OSError):
-                os.replace(backup, path)
-        if isinstance(error, OSError):
-            raise CannotApply(f"cannot write {error.filename}: {error.strerror}") from None
-        raise
+    with _interrupts_later() as is_interrupted:
+        for path in files:
+            _check(path, before[path])
+        done: list[tuple[str, str]] = []
+        try:
+            for path, text in files.items():
+                target = os.path.realpath(path)
+                done.append((target, _backup(target)))
+                whole_file.replace(target, text, mode=_mode(target))
+                if is_interrupted():
+                    raise KeyboardInterrupt
+        except BaseException as error:
+            for (target, backup), path in zip(done, files, strict=False):
+                with contextlib.suppress(OSError):
+                    whole_file.replace(target, before[path], mode=_mode(backup))
+                    os.unlink(backup)
+            if isinstance(error, OSError):
+                raise CannotApply(f"cannot write {path}: {error.strerror}") from None
+            raise
     return done
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[Any]:
+    """Ctrl-C is noted, and raised by nobody; yields the question whether it came."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    kept = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGINT, kept)
 
 
 def _check(path: str, expected: bytes) -> None:
@@ -51,8 +76,13 @@ def _check(path: str, expected: bytes) -> None:
         raise CannotApply(f"cannot read {path}: {error.strerror}") from None
     if now != expected:
         raise CannotApply(f"{path} has changed since it was tried; nothing was written")
-    if not os.access(path, os.W_OK):
-        raise CannotApply(f"{path} may not be written")
+    # Whoever may do anything (root) is not asked: a file without a write bit is meant to stay.
+    if not os.access(path, os.W_OK) or not _mode(path) & 0o222:
+        raise CannotApply(f"{path} may not be written; nothing was written")
+
+
+def _mode(path: str) -> int:
+    return stat.S_IMODE(os.stat(path).st_mode)
 
 
 def _backup(path: str) -> str:
@@ -64,19 +94,3 @@ def _backup(path: str) -> str:
         number += 1
     shutil.copy2(path, backup)
     return backup
-
-
-def _replace(path: str, text: bytes) -> None:
-    target = os.path.realpath(path)
-    draft = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(draft, stat.S_IMODE(os.stat(target).st_mode))
-        os.replace(draft, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise

@@ -3,6 +3,9 @@
 Started as `python -m gradext.fix.child SPEC`, a JSON file of fields (see Spec). The program is run
 by `gradext run`, so what is diagnosed is what a user would see. Each outermost call of the engine
 is noted: hashes of its outputs, and of the value and the gradient of each leaf that it reaches.
+
+The processes that the program starts (ranks, workers) are armed like it, and write notes of their
+own beside its: gradext.run.autostart calls `join` in those that begin anew; forks inherit.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import threading
 from typing import Any, NamedTuple, NoReturn
 
 from gradext.base import overlay, package, torch_import
+from gradext.fix.cost import Meter
+from gradext.run import autostart, fixes
 
 
 class Spec(NamedTuple):
@@ -24,8 +29,10 @@ class Spec(NamedTuple):
     Attributes:
         words: what stands behind `gradext` on the command line that is to be run.
         texts: (path, its bytes in base64) of each file that another text stands in for.
-        mode: "as-is"; "as-saved": each tensor that is saved for backward is saved as a copy, so
-            that later writes do not reach it; "no-inference": inference_mode() acts as no_grad().
+        mode: "as-is", or how a reference is run, with commas between several. "as-saved": each
+            tensor that is saved for backward is saved as a copy, so that later writes do not reach
+            it; "no-inference": inference_mode() acts as no_grad(); "refused-writes" (as-saved too)
+            and "own-gradients": see gradext.fix.reference.
         until: passes after which the program is ended; None: see `more`.
         more: passes after the first diagnosis of a silent fault, after which it is ended.
         seed: of Python's, numpy's and torch's generators, set before the program begins.
@@ -58,6 +65,7 @@ class Notes:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.pid = os.getpid()
+        self.is_first = True  # the process that the trial has started
         self.passes: list[dict[str, Any]] = []
         self.values: list[list[Any]] = []
         self.bytes = 0
@@ -65,24 +73,53 @@ class Notes:
         self.told: int | None = None  # the pass of the first silent fault
         self.ended = 0
         self.lock = threading.Lock()
+        self.meter = Meter()
+        self.refused: Any = None  # the RefusedWrites of a reference
+
+    def forked(self) -> None:
+        """This process is a fork: what it computes is its own."""
+        self.lock = threading.Lock()
+        self.pid, self.is_first = os.getpid(), False
+        self.meter = Meter()
+        self.passes, self.values, self.bytes = [], [], 0
+        # A pool would start another worker for one that ends early, and wait for its answer.
+        self.until, self.told, self.ended = None, None, 0
 
     def write(self) -> None:
         if os.getpid() != self.pid:
-            return  # a fork of the program
+            return
         import torch
 
-        torch.save(self.values, self.spec.result + ".pt")
-        draft = self.spec.result + ".tmp"
+        path = self.spec.result if self.is_first else f"{self.spec.result}.{self.pid}"
+        torch.save(self.values, path + ".pt")
+        draft = path + ".tmp"
+        facts: dict[str, Any] = {
+            "process": "" if self.is_first else _name(),
+            "pid": self.pid,
+            "passes": self.passes,
+            "stopped": self.ended > 0,
+            "told": self.told,
+            "doubt": None if self.refused is None else self.refused.doubt,
+        }
         with open(draft, "w", encoding="utf-8") as file:
-            facts = {"passes": self.passes, "stopped": self.ended > 0, "told": self.told}
             json.dump(facts, file)
-        os.replace(draft, self.spec.result)
+        os.replace(draft, path)
+
+    def add(self, note: dict[str, Any], gradients: list[Any], returned: tuple[Any, ...]) -> None:
+        """One more pass, with what it computed."""
+        note["gradients"] = [_hash(t) for t in gradients]
+        with self.lock:
+            self.passes.append(note)
+            self.values.append([_kept(t, self) for t in (*gradients, *returned)])
+        count = len(self.passes)
+        if not self.is_first and (note["raised"] or count <= 8 or not count & (count - 1)):
+            self.write()  # nobody may hear of its end
 
     def diagnosed(self, incident: Any) -> None:
         if incident.kind == "backward" or self.told is not None:
             return  # it raises
         self.told = len(self.passes)
-        if self.until is None:
+        if self.until is None and (self.is_first or _rank() is not None):
             self.until = self.told + 1 + self.spec.more
 
     def enough(self) -> None:
@@ -101,15 +138,27 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
+def _rank() -> str | None:
+    return os.environ.get("RANK")
+
+
+def _name() -> str:
+    """What this process is called in each run of the program: "rank 1", "SpawnProcess-2"."""
+    from multiprocessing import process
+
+    parts = [f"rank {_rank()}"] if _rank() is not None else []
+    name = process.current_process().name
+    return " ".join(parts + ([name] if name != "MainProcess" else []))
+
+
 def main() -> None:
+    if sys.argv[1] == _SCRIPT:  # a rank, see `join`
+        _run_script(sys.argv[2:])
     with open(sys.argv[1], encoding="utf-8") as file:
         spec = Spec(**json.load(file))
-    overlay.lay({path: base64.b64decode(text) for path, text in spec.texts})
-    import random
-
-    random.seed(spec.seed)
-    notes = Notes(spec)
-    torch_import.when_imported(lambda: _arm(notes))
+    os.environ[autostart.TRIAL] = sys.argv[1]
+    notes = _prepare(spec)
+    fixes.enabled = False
     sys.argv = ["gradext", *spec.words]
     sys.orig_argv = [sys.executable, "-m", "gradext", *spec.words]
     try:
@@ -118,6 +167,52 @@ def main() -> None:
     finally:
         if "torch" in sys.modules:
             notes.write()
+
+
+def _prepare(spec: Spec) -> Notes:
+    """Before the program begins, and before torch is imported."""
+    overlay.lay({path: base64.b64decode(text) for path, text in spec.texts})
+    import random
+
+    random.seed(spec.seed)
+    notes = Notes(spec)
+    os.register_at_fork(after_in_child=notes.forked)
+    torch_import.when_imported(lambda: _arm(notes))
+    return notes
+
+
+_SCRIPT = "--script"
+
+
+def join(session: Any) -> None:
+    """This process was started by the program, and records for `session`: note its passes too."""
+    with open(os.environ[autostart.TRIAL], encoding="utf-8") as file:
+        spec = Spec(**json.load(file))
+    words = fixes.program_of(sys.orig_argv)
+    if words and overlay.is_among(words[0], [path for path, _ in spec.texts]):
+        # The interpreter would read the file itself, and not what stands in for it.
+        options = sys.orig_argv[: len(sys.orig_argv) - len(words)]
+        os.execv(sys.executable, [*options, "-m", "gradext.fix.child", _SCRIPT, *words])
+    notes = _prepare(spec)
+    notes.forked()
+    if _rank() is not None:
+        notes.until = spec.until
+    session.at_end.append(notes.write)
+
+
+def _run_script(words: list[str]) -> NoReturn:
+    from gradext.run import program, session
+
+    target = program.Target("script", words[0], tuple(words[1:]), tuple(words))
+    sys.argv = ["gradext", *words]
+    program.enter(target)
+    recorded = session.current()
+
+    def uncaught(error: BaseException) -> None:
+        if recorded is not None:
+            recorded.uncaught(error)
+
+    sys.exit(program.run(target, uncaught, lambda code: None))
 
 
 def _arm(notes: Notes) -> None:
@@ -130,14 +225,24 @@ def _arm(notes: Notes) -> None:
     torch.manual_seed(spec.seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(spec.seed)
-    if spec.mode == "as-saved":
+    modes = spec.mode.split(",")
+    if "as-saved" in modes or "refused-writes" in modes:
         # For the rest of the process, on its first thread. torch compares no versions of what a
         # hook has packed (Note [Saved tensors] in torch/csrc/autograd/saved_variable.h).
         torch.autograd.graph.saved_tensors_hooks(torch.clone, _same).__enter__()
-    elif spec.mode == "no-inference":
+    if "no-inference" in modes:
         for module in (torch, torch.autograd, torch.autograd.grad_mode):
             if hasattr(module, "inference_mode"):
                 module.inference_mode = _no_grad_instead  # type: ignore[attr-defined]
+    if "refused-writes" in modes:
+        from gradext.fix import reference
+
+        notes.refused = reference.RefusedWrites()
+        notes.refused.__enter__()
+    if "own-gradients" in modes:
+        from gradext.fix import reference
+
+        reference.own_gradients()
     nudger = None
     if spec.nudge:
         from gradext.fix import slope
@@ -146,6 +251,7 @@ def _arm(notes: Notes) -> None:
         nudger = slope.Nudger(spec.nudge, spec.nudged, lambda: len(notes.passes))
         nudger.__enter__()  # type: ignore[no-untyped-call]
     incidents.subscribe(notes.diagnosed)
+    notes.meter.arm()
     engine = torch.autograd.graph._engine_run_backward
     noted = _noted(engine, notes, nudger)
     torch.autograd.graph._engine_run_backward = noted
@@ -171,13 +277,9 @@ def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
         if getattr(running, "depth", 0):
             return engine(outputs, *args, **kwargs)
         notes.enough()  # it was caught the first time
-        leaves = _leaves(outputs)
-        note: dict[str, Any] = {
-            "at": _user_lines(),
-            "outputs": [_hash(t) for t in outputs],
-            "leaves": [_hash(leaf) for leaf in leaves],
-            "raised": False,
-        }
+        begun = notes.meter.seconds()
+        leaves, note = notes.meter.aside(lambda: _note(outputs, len(notes.passes), notes.meter))
+        note.update(at=package.user_lines(sys._getframe(1)), begun=begun)
         running.depth = 1
         gradients: list[Any] = []
         if nudger is not None:
@@ -185,7 +287,7 @@ def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
         try:
             result = engine(outputs, *args, **kwargs)
             gradients = [leaf.grad for leaf in leaves]
-            note["returned"] = [_hash(t) for t in result or ()]
+            note["returned"] = notes.meter.aside(lambda: [_hash(t) for t in result or ()])
             if nudger is not None:
                 note["slope"] = nudger.after(result)
         except BaseException:
@@ -193,16 +295,23 @@ def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
             raise
         finally:
             running.depth = 0
-            note["gradients"] = [_hash(t) for t in gradients]
-            with notes.lock:
-                notes.passes.append(note)
-                notes.values.append(
-                    [_kept(t, notes) for t in (*gradients, *_given(note, locals()))]
-                )
+            returned = _given(note, locals())
+            notes.meter.aside(lambda: notes.add(note, gradients, returned))
         notes.enough()
         return result
 
     return run_backward
+
+
+def _note(outputs: Any, number: int, meter: Meter) -> tuple[list[Any], dict[str, Any]]:
+    """The leaves that a pass reaches, and what is written down before it runs."""
+    leaves = _leaves(outputs)
+    return leaves, {
+        "outputs": [_hash(t) for t in outputs],
+        "leaves": [_hash(leaf) for leaf in leaves],
+        "raised": False,
+        "held": meter.held(number, outputs),
+    }
 
 
 def _given(note: dict[str, Any], names: dict[str, Any]) -> tuple[Any, ...]:
@@ -239,18 +348,6 @@ def _kept(tensor: Any, notes: Notes) -> Any:
         return None
     notes.bytes += tensor.nbytes if tensor.layout == torch.strided else 0
     return tensor.detach().to_dense().cpu().clone() if notes.bytes <= _MOST_BYTES else None
-
-
-def _user_lines() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    at: Any = sys._getframe(2)
-    while at is not None and len(found) < 64:
-        code = at.f_code
-        if package.is_user_file(code.co_filename):
-            name = getattr(code, "co_qualname", code.co_name)
-            found.append({"file": code.co_filename, "line": at.f_lineno, "function": name})
-        at = at.f_back
-    return found
 
 
 if __name__ == "__main__":

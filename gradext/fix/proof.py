@@ -1,7 +1,8 @@
 """What a patch is worth, by what it computes: four answers, never blurred.
 
 The reference is what the forward pass that was run means: its derivative with each saved tensor as
-it was when it was saved (for inference tensors: with inference_mode() as no_grad()). "verified"
+it was when it was saved (for inference tensors: with inference_mode() as no_grad(); for writes that
+torch refuses, and gradients that are shared: gradext.fix.reference). "verified"
 says that the patched program computes exactly that, and the loss of the broken one.
 """
 
@@ -9,22 +10,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from gradext.fix.cost import UNKNOWN, Cost
 from gradext.fix.trial import Ran
 
 VERIFIED, CHANGES, UNPROVED, FAILS = "verified", "changes-meaning", "unproved", "fails"
+UNTRIED = "untried"  # no answer: the candidate was not run
 
 WARNS = "gradext warns of it"  # how the reason begins where a patch leads to a new diagnosis
 
 OTHER_LOSS = "the loss is another one"
 
-# How the reference is run, by code; for the others there is none.
+# How the reference is run, by code; for the others there is none. See gradext.fix.child.Spec.mode.
 REFERENCES = {
     **dict.fromkeys(("GX101", "GX401", "GX402"), "as-saved"),
+    **dict.fromkeys(("GX102", "GX103", "GX104", "GX105", "GX106"), "refused-writes"),
     **dict.fromkeys(("GX201", "GX202", "GX203"), "no-inference"),
+    "GX403": "own-gradients",
 }
+
+
+def reference_of(codes: Iterable[str]) -> str | None:
+    """How the reference of a program with several faults is run; None where one has none."""
+    modes = {REFERENCES.get(code) for code in codes}
+    return None if None in modes else ",".join(sorted(mode for mode in modes if mode))
 
 
 # Where the graph was cut, the gradient is held against differences of the loss.
@@ -41,6 +52,7 @@ class Verdict:
         difference: the largest one, as a part of the larger value; 0 where all are bit-equal.
         tolerance: what two runs of the reference differ by.
         more: backward passes after the one that failed, that ran and were compared.
+        cost: over the broken program.
     """
 
     level: str
@@ -50,10 +62,12 @@ class Verdict:
     difference: float = 0.0
     tolerance: float = 0.0
     more: int = 0
+    cost: Cost = UNKNOWN
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k != "level"}
+        found = {k: v for k, v in dataclasses.asdict(self).items() if k != "level"}
+        return {**found, "cost": self.cost.facts()}
 
 
 def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Verdict:
@@ -76,6 +90,10 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
     if not references:
         return Verdict(UNPROVED, "there is no reference for this kind of fault", more=more)
     wanted = references[0]
+    if wanted.doubt is not None:
+        return Verdict(UNPROVED, wanted.doubt, more=more)
+    if _is_over_before(wanted, tried, failed):
+        return _by_what_it_prints(wanted, tried, failed)
     if wanted.exit_code is None or len(wanted.passes) <= failed or wanted.passes[failed]["raised"]:
         return Verdict(UNPROVED, "the reference itself could not be run", more=more)
     if len(tried.passes) <= failed:
@@ -107,6 +125,26 @@ def judge(broken: Ran, tried: Ran, references: Sequence[Ran], steps: int) -> Ver
     if len(tried.passes) < compared:
         return Verdict(CHANGES, "fewer backward passes were made", **facts)
     return Verdict(VERIFIED, "same loss, same gradients", **facts)
+
+
+def _is_over_before(wanted: Ran, tried: Ran, failed: int) -> bool:
+    """Whether both end well, and neither makes a backward pass behind the line that failed."""
+    return failed > 0 and all(
+        ran.exit_code == 0 and not ran.stopped and len(ran.passes) == failed
+        for ran in (wanted, tried)
+    )
+
+
+def _by_what_it_prints(wanted: Ran, tried: Ran, failed: int) -> Verdict:
+    found = list(_differences(wanted, tried, failed, 0))
+    equal = sum(difference == 0 for difference in found)
+    facts = {"equal": equal, "gradients": len(found), "difference": max(found, default=0.0)}
+    if wanted.output != tried.output:
+        return Verdict(CHANGES, "it prints something else", **facts)  # type: ignore[arg-type]
+    if equal < len(found) or not found:
+        why = "gradients are not those of the forward pass that was run"
+        return Verdict(CHANGES, why, **facts)  # type: ignore[arg-type]
+    return Verdict(VERIFIED, "same gradients, same output", **facts)  # type: ignore[arg-type]
 
 
 def target(broken: Ran) -> int:

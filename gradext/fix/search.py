@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gradext.base import package
-from gradext.fix import proof, strategies, trial
-from gradext.fix.case import Candidate, Case, Sources
-from gradext.fix.edits import CannotEdit
+from gradext.fix import cost, notebook, proof, trial
 from gradext.fix.proof import Verdict
-from gradext.fix.strategies.copies import writes_unrecorded
 from gradext.fix.trial import Program, Ran
+from gradext.rules.rewrite import strategies
+from gradext.rules.rewrite.strategies.case import Candidate, Case, Sources
+from gradext.rules.rewrite.strategies.copies import writes_unrecorded
+from gradext.source.edits import CannotEdit
 
 _LONGEST_CHAIN = 4  # faults that one patch may have to mend, one after another
+_CHEAPER = 2  # candidates that are tried after a verified one that costs something
 _STEP = 1e-4  # by which leaves are moved
 _RAW = ("GX401", "GX402")
 _NO_DERIVATIVE = (
@@ -39,6 +41,8 @@ class Tried:
     files: dict[str, bytes]
     before: dict[str, bytes]
     verdict: Verdict
+    copies: str = ""  # Candidate.copies
+    notebook: str | None = None  # Program.notebook
 
     @property
     def diff(self) -> str:
@@ -46,6 +50,9 @@ class Tried:
         lines: list[str] = []
         for path, new in self.files.items():
             old = self.before[path]
+            if path == trial.COMMAND and self.notebook is not None:
+                lines.append(notebook.diff(old.decode(), new.decode(), self.notebook))
+                continue
             a, b = (
                 text.decode("utf-8", "replace").splitlines(keepends=True) for text in (old, new)
             )
@@ -78,12 +85,14 @@ class Limits:
         tries: candidates that are run. seconds: for all of it.
         steps: backward passes after the failing one that a patched program has to make.
         codes: only these diagnoses; empty: any.
+        dry: the candidates are listed, and none is run.
     """
 
     tries: int = 8
     seconds: float = 600.0
     steps: int = 3
     codes: frozenset[str] = frozenset()
+    dry: bool = False
 
 
 class Search:
@@ -94,15 +103,19 @@ class Search:
         self._ends = time.monotonic() + limits.seconds
         self._runs = 0
         self._guard = False
+        self._process = ""  # the one that failed, of those that the program starts
         self._references: dict[str, list[Ran]] = {}
         self._compared = False
+        self._files: dict[str, bytes] = {}  # as they were when they were first read
+        self._refused: dict[str, str] = {}
 
     def _run(self, **options: Any) -> Ran:
         self._runs += 1
         left = max(1.0, self._ends - time.monotonic())
-        return trial.run(
+        ran = trial.run(
             self.program, guard=self._guard, limit=left, more=self.limits.steps, **options
         )
+        return ran.seen_by(self._process)
 
     @property
     def _is_over(self) -> bool:
@@ -118,7 +131,11 @@ class Search:
             self._guard = True
             broken = self._run()
             chosen = self._chosen(broken)
-        return broken, chosen
+        process = broken.pids.get((chosen or {}).get("pid", 0))
+        if process is not None:
+            self.say(f"it fails in {process}, whose gradients are compared from here on")
+            self._process = process
+        return broken.seen_by(self._process), chosen
 
     def _chosen(self, ran: Ran) -> dict[str, Any] | None:
         wanted = [
@@ -135,10 +152,33 @@ class Search:
         given: dict[str, bytes] = {}
         if self.program.command is not None:
             given[trial.COMMAND] = self.program.command.encode()
+        if self.limits.dry:
+            return self._listed(broken, diagnosis, given)
         tried: list[Tried] = []
-        self._try_all(broken, broken, diagnosis, given, "", tried, 1)
+        self._try_all(broken, broken, diagnosis, given, "", tried)
+        if not tried:
+            return Found(self._why_none(diagnosis), diagnosis, (), self._runs)
         tried.sort(key=lambda one: _rank(one.verdict))
         return Found(None, diagnosis, tuple(tried), self._runs)
+
+    def _listed(self, broken: Ran, diagnosis: dict[str, Any], given: Mapping[str, bytes]) -> Found:
+        sources = Sources(given, package.is_user_file, self._files)
+        found = []
+        for candidate in strategies.propose(Case.of(diagnosis, broken.failed_at, sources)):
+            try:
+                texts = sources.patched(candidate)
+            except CannotEdit:
+                continue
+            olds = {path: self._original(sources, path) for path in texts}
+            changed = {path: text for path, text in texts.items() if text != olds[path]}
+            verdict = Verdict(proof.UNTRIED, "it was not run")
+            name = self.program.notebook
+            found.append(Tried(candidate.title, changed, olds, verdict, candidate.copies, name))
+            if len(found) >= self.limits.tries:
+                break
+        self._refused.update(sources.refused)
+        why = None if found else self._why_none(diagnosis)
+        return Found(why, diagnosis, tuple(found), self._runs)
 
     def _try_all(
         self,
@@ -148,23 +188,28 @@ class Search:
         given: Mapping[str, bytes],
         before: str,
         tried: list[Tried],
-        depth: int,
+        chain: tuple[str, ...] = (),
         undone: bool = False,
     ) -> None:
         """Try what is proposed for one diagnosis; then go on where another fault shows behind it.
 
         `failing` is the run that it is of: the broken program's, or that of an earlier patch, which
-        `given` and `before` (its title) are of. `undone`: that patch undoes a stop.
+        `given` and `before` (its title) are of. `chain`: the codes that it mended. `undone`: it
+        undoes a stop.
         """
-        sources = Sources(given, package.is_user_file)
+        chain = (*chain, diagnosis["code"])
+        sources = Sources(given, package.is_user_file, self._files)
         case = Case.of(diagnosis, failing.failed_at, sources)
         behind: list[tuple[Ran, str, dict[str, bytes], bool]] = []
         failed = True
         for candidate in strategies.propose(case):
-            if len(tried) >= self.limits.tries or self._is_over or _is_found(tried):
+            if len(tried) >= self.limits.tries or self._is_over or _is_done(tried, case):
                 return
             if candidate.instead and not failed:
                 continue
+            good = [one.copies for one in tried if _is_verified(one)]
+            if good and (not candidate.copies or candidate.copies in good):
+                continue  # no cheaper
             try:
                 texts = sources.patched(candidate)
             except CannotEdit:
@@ -173,35 +218,45 @@ class Search:
             title = f"{before}; then {candidate.title}" if before else candidate.title
             self.say(f"trying {len(tried) + 1} of at most {self.limits.tries}: {title}")
             ran = self._run(texts=texts, until=broken.failed + 1 + self.limits.steps)
-            verdict = self._judged(broken, ran, diagnosis, candidate, texts)
+            is_first = not any(map(_is_verified, tried))
+            verdict = self._judged(broken, ran, diagnosis, candidate, texts, chain, is_first)
             if verdict.level == proof.VERIFIED and case.code in _RAW and writes_unrecorded(case):
                 verdict = dataclasses.replace(verdict, level=proof.UNPROVED, why=_NO_DERIVATIVE)
-            originals = Sources({}, package.is_user_file)
-            olds = {path: self._original(originals, path) for path in texts}
+            verdict = dataclasses.replace(verdict, cost=cost.compare(broken, ran))
+            olds = {path: self._original(sources, path) for path in texts}
             changed = {path: text for path, text in texts.items() if text != olds[path]}
-            tried.append(Tried(title, changed, olds, verdict))
+            tried.append(
+                Tried(title, changed, olds, verdict, candidate.copies, self.program.notebook)
+            )
             failed = verdict.level == proof.FAILS
             following = self._chosen(ran)
             if following is None or not (failed or verdict.why.startswith(proof.WARNS)):
                 continue
             if _is_same(following, diagnosis) and ran.failed <= failing.failed:
                 continue
-            if following["code"] == diagnosis["code"] and depth < _LONGEST_CHAIN:
+            if following["code"] == diagnosis["code"] and len(chain) < _LONGEST_CHAIN:
                 # This one is mended, and the next of its kind shows.
                 stop = candidate.undoes_stop
-                self._try_all(broken, ran, following, texts, title, tried, depth + 1, stop)
+                self._try_all(broken, ran, following, texts, title, tried, chain, stop)
             else:
                 behind.append((ran, title, texts, candidate.undoes_stop))
-        for ran, title, texts, stop in behind if depth < _LONGEST_CHAIN else ():
+        for ran, title, texts, stop in behind if len(chain) < _LONGEST_CHAIN else ():
             following = self._chosen(ran)
             if following is not None:
-                self._try_all(broken, ran, following, texts, title, tried, depth + 1, stop)
+                self._try_all(broken, ran, following, texts, title, tried, chain, stop)
+        self._refused.update(sources.refused)
+
+    def _why_none(self, diagnosis: Mapping[str, Any]) -> str:
+        said = f"{diagnosis['code']} is found, and no patch can be made"
+        if self._is_over:
+            return f"{said} in the time that there is; --time gives it more"
+        why = next(iter(self._refused.values()), "no way to mend this form of it is known")
+        return f"{said}: {why}"
 
     def _original(self, sources: Sources, path: str) -> bytes:
         if path == trial.COMMAND:
             return (self.program.command or "").encode()
-        source = sources.get(path)
-        return b"" if source is None else source.data
+        return sources.original(path) or b""
 
     def _by_differences(
         self,
@@ -236,11 +291,14 @@ class Search:
         diagnosis: Mapping[str, Any],
         candidate: Candidate,
         texts: Mapping[str, bytes],
+        chain: Sequence[str],
+        is_first: bool,
     ) -> Verdict:
+        """What `candidate` is worth; `is_first`: no other one is verified so far."""
         code = diagnosis["code"]
         steps = self.limits.steps
         verdict = proof.judge(broken, ran, (), steps)
-        mode = None if " as `ctx." in diagnosis["message"] else proof.REFERENCES.get(code)
+        mode = None if " as `ctx." in diagnosis["message"] else proof.reference_of(chain)
         if verdict.level == proof.UNPROVED and code in proof.BY_DIFFERENCES:
             return self._by_differences(verdict, broken, ran, candidate, texts)
         if verdict.level == proof.FAILS or mode is None:
@@ -250,20 +308,33 @@ class Search:
             self._references[mode] = [self._run(mode=mode, until=broken.failed + 1 + steps)]
         known = self._references[mode]
         verdict = proof.judge(broken, ran, known, steps)
-        if len(known) == 1 and proof.needs_second_reference(verdict):
+        if is_first and len(known) == 1 and proof.needs_second_reference(verdict):
             self.say("running the reference again: is it the same each time?")
             known.append(self._run(mode=mode, until=broken.failed + 1 + steps))
             verdict = proof.judge(broken, ran, known, steps)
         return verdict
 
 
-def _is_found(tried: Sequence[Tried]) -> bool:
-    return any(one.verdict.level == proof.VERIFIED for one in tried)
+def _is_done(tried: Sequence[Tried], case: Case) -> bool:
+    """Whether a patch is found, and none that is cheaper is looked for any more."""
+    first = next((n for n, one in enumerate(tried) if _is_verified(one)), None)
+    if first is None:
+        return False
+    alone = case.code in proof.BY_DIFFERENCES  # a second one is not compared with anything
+    cheapest = min(one.verdict.cost.key for one in tried if _is_verified(one))
+    return alone or cheapest <= cost.NOTHING or len(tried) - first > _CHEAPER
 
 
-def _rank(verdict: Verdict) -> tuple[int, float, int]:
+def _is_verified(one: Tried) -> bool:
+    return one.verdict.level == proof.VERIFIED
+
+
+def _rank(verdict: Verdict) -> tuple[float, ...]:
+    level = _ORDER.index(verdict.level)
+    if verdict.level == proof.VERIFIED:
+        return (level, *verdict.cost.key)
     share = verdict.equal / verdict.gradients if verdict.gradients else 0.0
-    return _ORDER.index(verdict.level), -share, -verdict.more
+    return (level, -share, -verdict.more)
 
 
 def _is_same(following: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> bool:

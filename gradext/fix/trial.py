@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradext.fix.child import Spec
 
@@ -28,6 +29,7 @@ class Program:
     Attributes:
         words: as they stand behind `gradext run`, the program first.
         command: the code of `-c`, which a patch may replace; None for others.
+        notebook: the name of the notebook that `command` is the code of; None for others.
         stdin: a file with what the program reads there, None for nothing.
         seed: of the random generators, the same in all runs.
     """
@@ -36,6 +38,36 @@ class Program:
     command: str | None = None
     stdin: str | None = None
     seed: int = 0
+    notebook: str | None = None
+
+
+class Noted(NamedTuple):
+    """What one process wrote down (gradext.fix.child.Notes); as fields of Ran."""
+
+    passes: list[dict[str, Any]]
+    values: list[list[Any]]
+    stopped: bool = False
+    told: int | None = None
+    doubt: str | None = None
+
+    @classmethod
+    def read(cls, path: str) -> tuple[Noted, dict[str, Any]]:
+        """Of one file, and what else it says."""
+        facts = _json(path)
+        values: list[list[Any]] = []
+        if os.path.exists(path + ".pt"):
+            import torch
+
+            with contextlib.suppress(Exception):  # killed while it wrote
+                values = torch.load(path + ".pt", weights_only=True)
+        noted = cls(
+            facts.get("passes", []),
+            values,
+            bool(facts.get("stopped")),
+            facts.get("told"),
+            facts.get("doubt"),
+        )
+        return noted, facts
 
 
 @dataclasses.dataclass
@@ -48,6 +80,9 @@ class Ran:
         values: gradients of each pass as tensors; None where there was no room.
         stopped: it had run far enough and was ended.
         told: index of the pass of the first fault that is silent; None where there is none.
+        doubt: of a reference, why the program may mean something else.
+        processes: of the processes that the program has started: what they noted, by name.
+        pids: their names, by process id.
     """
 
     exit_code: int | None
@@ -59,6 +94,16 @@ class Ran:
     stopped: bool
     seconds: float
     told: int | None = None
+    doubt: str | None = None
+    processes: dict[str, Noted] = dataclasses.field(default_factory=dict)
+    pids: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    def seen_by(self, process: str) -> Ran:
+        """The run as one of its processes has seen it; "" is the first."""
+        if not process:
+            return self
+        noted = self.processes.get(process, Noted([], []))
+        return dataclasses.replace(self, **noted._asdict())
 
     @property
     def diagnoses(self) -> list[dict[str, Any]]:
@@ -122,23 +167,26 @@ def run(
         code, output, error = _wait(folder, path, program.stdin, limit)
         seconds = time.monotonic() - begun
         report = _json(spec.words[2])
-        result = _json(spec.result)
-        values: list[list[Any]] = []
-        if os.path.exists(spec.result + ".pt"):
-            import torch
-
-            with contextlib.suppress(Exception):  # killed while it wrote
-                values = torch.load(spec.result + ".pt", weights_only=True)
+        first, _ = Noted.read(spec.result)
+        processes, pids = {}, {}
+        for found in sorted(glob.glob(glob.escape(spec.result) + ".*[0-9]")):
+            noted, facts = Noted.read(found)
+            if facts.get("process"):  # a plain fork has no name to be known by in another run
+                processes[facts["process"]] = noted
+                pids[facts["pid"]] = facts["process"]
         return Ran(
             code,
             hashlib.sha256(output).hexdigest(),
             error,
             report,
-            result.get("passes", []),
-            values,
-            bool(result.get("stopped")),
+            first.passes,
+            first.values,
+            first.stopped,
             seconds,
-            result.get("told"),
+            first.told,
+            first.doubt,
+            processes,
+            pids,
         )
 
 

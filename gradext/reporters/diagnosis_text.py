@@ -43,16 +43,19 @@ _ANSI = {
 }
 
 
-def text(d: Diagnosis, *, color: bool = False, width: int | None = None) -> str:
+def text(
+    d: Diagnosis, *, color: bool = False, width: int | None = None, command: str | None = None
+) -> str:
     """One diagnosis, without a newline at its end.
 
     Args:
         color: add ANSI colour; the characters stay the same.
         width: cells of a line; the terminal's width, at most 100, unless given. Code is cut to it
             and prose is wrapped to it. Paths are never broken: they are there to be clicked on.
+        command: the `gradext fix` of the program, where it has something to try.
     """
     try:
-        return _text(d, color, room(width))
+        return _text(d, color, room(width), command)
     except Exception as error:
         # The report stands between a person and their own error: it never adds one.
         return _bare(d, error)
@@ -64,10 +67,18 @@ def report(
     color: bool = False,
     width: int | None = None,
     header: str | None = None,
+    command: str | None = None,
 ) -> str:
-    """All diagnoses below `header`, with an empty line between them. "" if there is nothing."""
+    """All diagnoses below `header`, with an empty line between them. "" if there is nothing.
+
+    `command`: the `gradext fix` of the program, shown once, with the first that has edits.
+    """
     cells = room(width)
-    parts = [text(d, color=color, width=cells) for d in diagnoses]
+    first = next((n for n, d in enumerate(diagnoses) if d.fixes), None)
+    parts = [
+        text(d, color=color, width=cells, command=command if n == first else None)
+        for n, d in enumerate(diagnoses)
+    ]
     if header:
         rows: list[Row] = [[(line, "strong")] for line in excerpt.wrap(header, cells)]
         parts.insert(0, _join(rows, color))
@@ -138,7 +149,7 @@ class _Shown:
         return self.site.frame
 
 
-def _text(d: Diagnosis, color: bool, width: int) -> str:
+def _text(d: Diagnosis, color: bool, width: int, command: str | None) -> str:
     only = _only_file(d)
     if only is not None:
         d = _by_lines(d, only)
@@ -155,6 +166,8 @@ def _text(d: Diagnosis, color: bool, width: int) -> str:
     if d.fix:
         for index, line in enumerate(excerpt.wrap(d.fix, width, "help: ")):
             rows.append([("help:", "help"), (line[5:], "")] if index == 0 else [(line, "")])
+    if command is not None:  # never broken: it is there to be copied
+        rows.append([("fix: ", "help"), (command, "")])
     if d.code in CODES:
         rows.append([("docs: ", "dim"), (f"gradext explain {d.code}", "")])
     return _join(rows, color)

@@ -17,6 +17,8 @@ class Entry:
         silent: torch raised nothing, so that nobody can have caught it.
         uncaught: nobody caught the error.
         error: the error's text; incident: the last that had this diagnosis, to tell its exception.
+        at: the user's lines of the call that raised, innermost first; empty where it is not known.
+        is_asked: whether edits were looked for.
         pid: of the child that it comes from; open: the child may have caught the error since.
     """
 
@@ -29,6 +31,8 @@ class Entry:
     pid: int | None = None
     open: bool = False
     printed: bool = False
+    at: tuple[dict[str, Any], ...] = ()
+    is_asked: bool = False
 
     def is_told_in(self, text: str) -> bool:
         """Whether `text`, of an error raised in the parent, contains this child's error message.

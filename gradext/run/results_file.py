@@ -5,11 +5,11 @@ Owns the questions asked of a path before the program begins, and the writing. I
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import sys
 
+from gradext.base import whole_file
 from gradext.base.text import clean
 
 
@@ -73,13 +73,4 @@ def _open_descriptors() -> list[int]:
 
 def replace(path: str, text: str) -> None:
     """Write a file whole or not at all, so that a kill leaves a file to read. Raises OSError."""
-    folder, name = os.path.split(path)
-    draft = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(draft, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(draft)
-        raise
+    whole_file.replace(path, text.encode("utf-8"))

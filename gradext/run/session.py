@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gradext import reporters
 from gradext._version import __version__
-from gradext.base import errors, interrupts, terminal, torch_import
+from gradext.base import errors, interrupts, package, terminal, torch_import
 from gradext.base.text import clean
 from gradext.diagnosis import folding, ignore_comments
 from gradext.diagnosis.run_report import RunReport, Told
 from gradext.reporters import run_json
-from gradext.run import child_file, ending, results_file
+from gradext.run import child_file, ending, fixes, results_file
 from gradext.run.entries import Entry
 from gradext.run.settings import CannotWrite, Settings
 
@@ -75,6 +75,7 @@ class Session:
     def __init__(self, settings: Settings, *, write_early: bool = True) -> None:
         self.settings = settings
         self.exit_code: int | None = None
+        self.at_end: list[Callable[[], None]] = []  # called when the process ends
         self.by_cell = False  # a notebook: what a cell does is told again if it is done again
         self._write_early = write_early
         self._pid = self._process = os.getpid()
@@ -93,7 +94,7 @@ class Session:
         self._torch_seen = False
         self._recording: Any = None
         self._undo: list[Callable[[], None]] = []
-        self._finished = False
+        self._finished = self._in_haste = False
 
     @property
     def is_current(self) -> bool:
@@ -174,6 +175,8 @@ class Session:
                 new |= is_new
                 if entry is not None:
                     entry.incident = incident
+                    if is_new and not self.by_cell:
+                        entry.at = tuple(package.user_lines(sys._getframe(1)))
                     if self.by_cell:
                         entry.uncaught = entry.printed = False
                     keys.add(entry.key())
@@ -384,11 +387,26 @@ class Session:
             entries = [entry for entry in self._ordered() if not entry.printed]
             if not self.is_root or not entries:
                 return
+            self._look_for_fixes()
             for entry in entries:
                 entry.printed = True
-            self._print(folding.by_cause(self._as_told(entries)))
+            folded = folding.by_cause(self._as_told(entries))
+            self._print(folded, fixes.command(sys.orig_argv))
 
-    def _print(self, diagnoses: list[Diagnosis]) -> None:
+    def _look_for_fixes(self) -> None:
+        """At the end of the run: edits that could mend what is told of."""
+        # In a notebook there is no program that could be run again; after os._exit() another
+        # thread may hang, in an import too.
+        if self.by_cell or self._in_haste:
+            return
+        try:
+            fixes.add(self._ordered())
+        except BaseException as error:  # the report itself must not be lost
+            if interrupts.is_the_programs(error):
+                raise
+            self.note_own(f"{type(error).__name__}: {error} (while it looked for edits)")
+
+    def _print(self, diagnoses: list[Diagnosis], command: str | None) -> None:
         from gradext.reporters import diagnosis_text as reporter
 
         header = None
@@ -399,7 +417,9 @@ class Session:
             header = "gradext: " + ", ".join(
                 f"{n} {word}{'s' if n > 1 else ''}" for word, n in count.items() if n
             )
-        text = reporter.report(diagnoses, color=terminal.wants_color(sys.stderr), header=header)
+        text = reporter.report(
+            diagnoses, color=terminal.wants_color(sys.stderr), header=header, command=command
+        )
         terminal.print_safely(f"\n{text}")
 
     def note_own(self, line: str) -> None:
@@ -444,12 +464,15 @@ class Session:
                 self.uncaught(SystemExit(status), because=error)
             if isinstance(status, int):
                 self.exit_code = status & 0xFF
+            self._in_haste = True
             self._at_exit()
         finally:
             self._lock.release()
 
     @_guarded
     def _finish(self) -> None:
+        for call in self.at_end:
+            call()
         if self._recording is not None and not self._seen_main:
             _torch_side().settle(self._recording)
         with self._lock:
@@ -462,6 +485,7 @@ class Session:
             self._open.clear()
             if self.is_root:
                 self._merge_children()
+                self._look_for_fixes()
             self._write()
             self.report()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,36 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone.py")
     with pytest.raises(apply.CannotApply, match="cannot read"):
         apply.write({gone: b""}, {gone: b""})
+
+
+def test_an_interrupt_while_it_writes_puts_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real.py", tmp_path / "link.py"
+    real.write_bytes(b"1\n")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    replace = os.replace
+
+    def interrupted(a: str, b: str) -> None:
+        replace(a, b)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        apply.write({str(link): b"2\n"}, {str(link): b"1\n"})
+    assert link.is_symlink()
+    assert real.read_bytes() == b"1\n"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["link.py", "real.py"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_file_without_a_write_bit_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_bytes(b"1\n")
+    path.chmod(0o444)
+    with pytest.raises(apply.CannotApply, match="may not be written"):
+        apply.write({str(path): b"2\n"}, {str(path): b"1\n"})
+    assert path.read_bytes() == b"1\n"

@@ -6,9 +6,9 @@ import textwrap
 
 import pytest
 
-from gradext.fix import strategies
-from gradext.fix.case import Candidate, Case, Sources
-from gradext.fix.edits import CannotEdit, Edit, Source
+from gradext.rules.rewrite import strategies
+from gradext.rules.rewrite.strategies.case import Candidate, Case, Sources
+from gradext.source.edits import CannotEdit, Edit, Source
 
 PATH = "<string>"
 

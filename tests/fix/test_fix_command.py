@@ -289,3 +289,18 @@ def test_a_fork_and_a_syntax_error_are_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "SyntaxError" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_runs_no_patch(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("open('runs', 'a').write('x')\n" + STALE)
+    done = fix(tmp_path, "--dry-run", "--json", "out.json", "train.py")
+    assert done.returncode == 1
+    assert (tmp_path / "runs").read_text() == "x"
+    assert "+    y = y * 2  # a comment that stays" in done.stdout
+    assert "verified" not in done.stdout
+    found = candidates(tmp_path / "out.json")
+    assert len(found) > 1
+    assert {one["level"] for one in found} == {"untried"}
+    done = fix(tmp_path, "--dry-run", "--apply", "train.py")
+    assert done.returncode == 2
+    assert "gradext fix: error: --dry-run tries nothing" in done.stderr

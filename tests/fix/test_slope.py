@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradext.fix import child, proof, slope
-from gradext.fix import strategies as ways
-from gradext.fix.case import Case, Sources
-from gradext.fix.edits import CannotEdit
 from gradext.fix.trial import Ran
+from gradext.rules.rewrite import strategies as ways
+from gradext.rules.rewrite.strategies.case import Case, Sources
+from gradext.source.edits import CannotEdit
 
 SIZE = 1e-4
 
@@ -27,12 +27,14 @@ def _in_float64() -> Iterator[None]:
     torch.set_default_dtype(kept)
 
 
-def points(program: Callable[[], Any], engine: Callable[[Any], Any] | None = None) -> list[Any]:
+def points(
+    program: Callable[[], Any], engine: Callable[[Any], Any] | None = None, size: float = SIZE
+) -> list[Any]:
     """What the Nudger says of a program that returns its loss, forth and back."""
     found = []
-    for size in (SIZE, -SIZE):
+    for step in (size, -size):
         torch.manual_seed(0)
-        nudger = slope.Nudger(size, (0, 0), lambda: 0)
+        nudger = slope.Nudger(step, (0, 0), lambda: 0)
         with nudger:
             loss = program()
             nudger.before([loss])
@@ -203,5 +205,6 @@ def test_what_is_verified_is_what_differences_give(body: list[str]) -> None:
                 exec(patched, names)
                 return names["loss"]
 
-            agrees, apart = slope.agree(*points(program), SIZE)
-            assert agrees, (patched, apart)
+            # Towers of exp() bend so much that the larger step is no derivative.
+            answers = [slope.agree(*points(program, size=s), s) for s in (SIZE, SIZE / 100)]
+            assert any(agrees for agrees, _ in answers), (patched, answers)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gradext.fix import strategies
-from gradext.fix.case import Case, Sources
-from gradext.fix.strategies.copies import writes_unrecorded
+from gradext.rules.rewrite import strategies
+from gradext.rules.rewrite.strategies.case import Case, Sources
+from gradext.rules.rewrite.strategies.copies import writes_unrecorded
 
 PATH = "<string>"
 

@@ -5,6 +5,7 @@ A Source is one file as it is read; an Edit replaces one range of its text. Noth
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import io
@@ -77,6 +78,11 @@ class Source:
 
     def offset(self, line: int, column: int) -> int:
         return self._starts[line - 1] + column
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """(line from 1, column from 0) of an offset."""
+        line = bisect.bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1]
 
     def lines_of(self, node: cst.CSTNode) -> tuple[int, int]:
         """First and last line of a node."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradext.fix.case import Candidate, Case, at, candidate
-from gradext.fix.edits import Edit
+from gradext.rules.rewrite.strategies.case import Candidate, Case, at, candidate
+from gradext.source.edits import Edit
 
 
 class UnderNoGrad:

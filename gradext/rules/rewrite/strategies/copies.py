@@ -6,9 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source, is_read_after, written
-from gradext.fix.strategies.in_place import is_namespace, owner_of_write
+from gradext.rules.rewrite.strategies.case import (
+    SAVED,
+    WRITTEN,
+    Candidate,
+    Case,
+    Place,
+    at,
+    candidate,
+)
+from gradext.rules.rewrite.strategies.in_place import is_namespace, owner_of_write
+from gradext.source.edits import Edit, Source, is_read_after, written
 
 _NAMED = re.compile(r"`([A-Za-z_][\w.]*(?:\[\d+\])?)`")
 
@@ -24,7 +32,7 @@ class BeforeTheWrite:
             if owner is not None and is_read_after(source, statement, owner):
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
                 title = f"copy `{owner}` before the write at {at(place)}"
-                yield candidate(title, source.path, [edit])
+                yield candidate(title, source.path, [edit], copies=WRITTEN)
 
 
 class AtTheSave:
@@ -47,28 +55,38 @@ class AtTheSave:
         import libcst as cst
 
         found: dict[str, list[Edit | None]] = {}
+        names: dict[str, str] = {}
         for node in source.nodes(statement):
             if not isinstance(node, (cst.Name, cst.Attribute)):
                 continue
             text = written(source, node)
-            outer = source.parent(node)
-            if text is None or isinstance(outer, (cst.Attribute, cst.AssignTarget, cst.Param)):
+            if text is None:
                 continue
-            if isinstance(outer, cst.Call) and outer.func is node:
+            used: Any = node
+            outer = source.parent(used)
+            while isinstance(outer, cst.Subscript) and outer.value is used:
+                used, outer = outer, source.parent(outer)  # of `x[0]` no more than that is copied
+            if isinstance(outer, (cst.Attribute, cst.AssignTarget, cst.Param)) and used is node:
+                continue
+            if isinstance(outer, cst.AssignTarget):
+                continue
+            if isinstance(outer, cst.Call) and outer.func is used:
                 continue  # a function's name
-            if isinstance(outer, cst.AugAssign) and outer.target is node:
+            if isinstance(outer, cst.AugAssign) and outer.target is used:
                 continue
-            if isinstance(outer, cst.Arg) and outer.keyword is node:
+            if isinstance(outer, cst.Arg) and outer.keyword is used:
                 continue
             is_wanted = text in owners or any(
                 owner.rsplit(".", 1)[-1] == text.rsplit(".", 1)[-1] for owner in owners
             )
             if is_wanted:
-                found.setdefault(text, []).append(
-                    source.replace(node, f"{source.code(node)}.clone()")
-                )
-        for text, edits in found.items():
-            yield candidate(f"compute with a copy of `{text}` at {at(place)}", source.path, edits)
+                edit = source.replace(used, f"{source.code(used)}.clone()")
+                found.setdefault(text, []).append(edit)
+                names.setdefault(text, source.code(used))
+        for name, edits in found.items():
+            text = names[name] if len(edits) == 1 else name
+            title = f"compute with a copy of `{text}` at {at(place)}"
+            yield candidate(title, source.path, edits, copies=SAVED)
 
     def _result(self, source: Source, statement: Any, place: Place) -> Candidate | None:
         import libcst as cst
@@ -82,7 +100,7 @@ class AtTheSave:
         simple = isinstance(value, (cst.Call, cst.Name, cst.Attribute, cst.Subscript))
         made = f"{text}.clone()" if simple else f"({text}).clone()"
         title = f"hand out a copy of what {at(place)} computes"
-        return candidate(title, source.path, [source.replace(value, made)])
+        return candidate(title, source.path, [source.replace(value, made)], copies=SAVED)
 
 
 class OfTheViews:
@@ -105,6 +123,61 @@ class OfTheViews:
                     text = f"[view.clone() for view in {source.code(node)}]"
                     title = f"copy what {called}() hands out at {at(place)}"
                     yield candidate(title, source.path, [source.replace(node, text)])
+
+
+class EachByItself:
+    """`x.unbind()` becomes a list of views each of which is made by itself, and may be written.
+
+    Their writes reach `x`, as before; where nobody reads `x` behind it, copies do as well.
+    """
+
+    codes = frozenset({"GX105"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in (*case.culprits, *case.victims):
+            source = case.source(place)
+            for node in source.nodes() if source is not None else ():
+                if source is None or not isinstance(node, cst.Call):
+                    continue
+                if source.lines_of(node)[0] != place.line:
+                    continue
+                found = _unbound(source, node)
+                if found is not None and _is_read_behind(source, node, found[0]):
+                    name, dim = found
+                    text = f"[{name}.select({dim}, n) for n in range({name}.size({dim}))]"
+                    title = f"make each view of `{name}` by itself at {at(place)}"
+                    yield candidate(title, source.path, [source.replace(node, text)])
+
+
+def _is_read_behind(source: Source, call: Any, name: str) -> bool:
+    import libcst as cst
+
+    end = source.span(call)[1]
+    return any(
+        written(source, node) == name and source.span(node)[0] > end
+        for node in source.nodes(source.function_of(call))
+        if isinstance(node, (cst.Name, cst.Attribute))
+    )
+
+
+def _unbound(source: Source, call: Any) -> tuple[str, str] | None:
+    """("x", "0") of `x.unbind()` and `torch.unbind(x)`; None of anything else."""
+    import libcst as cst
+
+    if not isinstance(call.func, cst.Attribute) or call.func.attr.value != "unbind":
+        return None
+    given = list(call.args)
+    tensor: Any = call.func.value
+    if is_namespace(source, tensor):
+        if not given:
+            return None
+        tensor = given.pop(0).value
+    name = written(source, tensor)
+    if name is None or len(given) > 1 or any(a.star for a in given):
+        return None
+    return name, source.code(given[0].value) if given else "0"
 
 
 class ByIndex:
@@ -339,6 +412,7 @@ STRATEGIES = (
     OfWhatIsAliased(),
     BeforeTheWrite(),
     AtTheSave(),
+    EachByItself(),
     OfTheViews(),
     OfNumpyMemory(),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source
-from gradext.fix.strategies.cuts import with_keyword
+from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
+from gradext.rules.rewrite.strategies.cuts import with_keyword
+from gradext.source.edits import Edit, Source
 
 
 def _mode_names(source: Source, name: str) -> Iterator[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at
-from gradext.fix.edits import Edit, Source
-from gradext.fix.strategies.cuts import with_keyword
+from gradext.rules.rewrite.strategies.case import NOTHING, Candidate, Case, Place, at
+from gradext.rules.rewrite.strategies.cuts import with_keyword
+from gradext.source.edits import Edit, Source
 
 
 class BelowTheBackward:
@@ -50,7 +50,7 @@ class BelowTheBackward:
         if source.text[:target] and not source.text[:target].endswith(("\n", "\r")):
             edits = (edits[0], Edit(target, target, source.newline + text))
         title = f"move {at(write)} below the backward() at {at(backward)}"
-        return Candidate(title, tuple((source.path, edit) for edit in edits))
+        return Candidate(title, tuple((source.path, edit) for edit in edits), copies=NOTHING)
 
 
 def _statement(source: Source, line: int) -> Any:

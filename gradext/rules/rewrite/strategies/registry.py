@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Protocol
 
-from gradext.fix.case import Candidate, Case
+from gradext.rules.rewrite.strategies.case import Candidate, Case
 
 
 class Strategy(Protocol):

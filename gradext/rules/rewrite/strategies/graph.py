@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source, written
-from gradext.fix.strategies.cuts import with_keyword
+from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
+from gradext.rules.rewrite.strategies.cuts import with_keyword
+from gradext.source.edits import Edit, Source, written
 
 
 def assigned(source: Source, statement: Any) -> list[str]:
@@ -246,7 +246,10 @@ class DetachCarried:
         names = assigned(source, statement)
         value = getattr(statement, "value", None)
         read = {written(source, n) for n in source.nodes(value)} if value is not None else set()
-        is_sum = isinstance(statement, cst.AugAssign)
+        is_sum = isinstance(statement, cst.AugAssign) and isinstance(
+            statement.operator, (cst.AddAssign, cst.SubtractAssign)
+        )
+        is_sum = is_sum and not isinstance(value, (cst.Integer, cst.Float))
         for name in dict.fromkeys(names):
             if is_sum and value is not None:
                 text = source.code(value)
@@ -254,7 +257,7 @@ class DetachCarried:
                 made = f"{text}.detach()" if simple else f"({text}).detach()"
                 title = f"let `{name}` sum values without their history at {at(place)}"
                 yield candidate(title, source.path, [source.replace(value, made)])
-            if name in read or is_sum:
+            if name in read or isinstance(statement, cst.AugAssign):
                 title = f"cut the history of `{name}` before {at(place)}"
                 edit = source.insert_before(statement, f"{name} = {name}.detach()")
                 yield candidate(title, source.path, [edit])

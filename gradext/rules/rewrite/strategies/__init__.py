@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradext.fix.case import Candidate, Case
-from gradext.fix.strategies import (
+from gradext.rules.rewrite.strategies import (
     anew,
     copies,
     cuts,
@@ -21,6 +20,7 @@ from gradext.fix.strategies import (
     order,
     registry,
 )
+from gradext.rules.rewrite.strategies.case import Candidate, Case
 
 _MODULES = (
     in_place,

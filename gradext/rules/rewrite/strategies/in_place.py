@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, at, candidate
-from gradext.fix.edits import Edit, Source, is_read_after, written
+from gradext.rules.rewrite.strategies.case import WRITTEN, Candidate, Case, at, candidate
+from gradext.source.edits import Edit, Source, is_read_after, written
 
 # In-place methods without an out-of-place twin of that name. {0}: the receiver, {1}: the argument.
 _TWINS = {
@@ -88,7 +88,7 @@ class OutOfPlace:
             statement = source.small_statement_at(place.line) if source is not None else None
             if source is not None and statement is not None:
                 title = f"make a new tensor in place of the write at {at(place)}"
-                yield candidate(title, source.path, self.edits(source, statement))
+                yield candidate(title, source.path, self.edits(source, statement), copies=WRITTEN)
 
     def edits(
         self, source: Source, statement: Any, *, is_handed_on: bool = False
@@ -215,7 +215,9 @@ class ModuleWithoutInplace:
                     edits.append(without_argument(source, call, first))
             if edits:
                 many = f"{len(edits)} modules" if len(edits) > 1 else "the module"
-                yield candidate(f"construct {many} without inplace=True", source.path, edits)
+                yield candidate(
+                    f"construct {many} without inplace=True", source.path, edits, copies=WRITTEN
+                )
 
 
 STRATEGIES = (OutOfPlace(), ModuleWithoutInplace())

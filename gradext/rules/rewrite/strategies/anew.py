@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, Place, at, candidate
-from gradext.fix.edits import Edit, Source
-from gradext.fix.strategies.graph import assigned
-from gradext.fix.strategies.order import in_one_block
+from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
+from gradext.rules.rewrite.strategies.graph import assigned
+from gradext.rules.rewrite.strategies.order import in_one_block
+from gradext.source.edits import Edit, Source
 
 
 class ComputeAnew:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, at, candidate
-from gradext.fix.edits import Edit, Source
+from gradext.rules.rewrite.strategies.case import Candidate, Case, at, candidate
+from gradext.source.edits import Edit, Source
 
 _METHODS = {"detach", "item", "numpy", "tolist", "cpu", "requires_grad_"}
 _REBUILDS = {"tensor", "as_tensor", "from_numpy", "Tensor", "FloatTensor", "Variable"}

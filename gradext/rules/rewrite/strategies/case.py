@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gradext.fix.edits import CannotEdit, Edit, Source
+from gradext.source.edits import CannotEdit, Edit, Source
 
 if TYPE_CHECKING:
     import libcst as cst
@@ -53,13 +53,23 @@ class Place:
         return (self, *self.callers)
 
 
+WRITTEN, SAVED, NOTHING = "written", "saved", "nothing"  # see Candidate.copies
+
+
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One patch: what it does, and the edits of each file."""
+    """One patch: what it does, and the edits of each file.
+
+    Attributes:
+        copies: what it makes a second of: "written", the tensor that is written, "saved", the one
+            that backward keeps, or "nothing", as what moves a line; "" where it may compute
+            something else. Patches of one kind cost the same.
+    """
 
     title: str
     edits: tuple[tuple[str, Edit], ...]  # (path, edit)
     undoes_stop: bool = False  # takes out a `.detach()` or a grad mode, which may have been meant
+    copies: str = ""
     instead: bool = False  # another form of the candidate before it: only if that one fails
 
 
@@ -70,11 +80,23 @@ class Sources:
         given: texts that stand in for files, by real path (a patch that is being built on; the
             code of `-c`).
         is_own: whether a path is the user's own code, which may be changed.
+        files: bytes of the files that were read so far; those of several Sources of one search,
+            so that all of them speak of the same texts.
+
+    Attributes:
+        refused: why a file that was asked for cannot be changed, in one line, by path.
     """
 
-    def __init__(self, given: Mapping[str, bytes], is_own: Any) -> None:
+    def __init__(
+        self,
+        given: Mapping[str, bytes],
+        is_own: Any,
+        files: dict[str, bytes] | None = None,
+    ) -> None:
         self.given = dict(given)
+        self.refused: dict[str, str] = {}
         self._is_own = is_own
+        self._files = {} if files is None else files
         self._read: dict[str, Source | None] = {}
 
     def get(self, path: str) -> Source | None:
@@ -87,17 +109,32 @@ class Sources:
     def _load(self, path: str) -> Source | None:
         data = self.given.get(path)
         if data is None:
-            if not self._is_own(path):
-                return None
-            try:
-                with open(path, "rb") as file:
-                    data = file.read()
-            except OSError:
-                return None
+            data = self.original(path)
+        if data is None:
+            return None
         try:
             return Source(path, data)
-        except CannotEdit:
+        except CannotEdit as error:
+            self.refused[path] = str(error)
             return None
+
+    def original(self, path: str) -> bytes | None:
+        """The file as it was when it was first read; None where it may not be changed."""
+        path = real(path)
+        if path in self._files:
+            return self._files[path]
+        if not self._is_own(path):
+            self.refused[path] = f"{path} is none of the program's own files"
+            return None
+        try:
+            with open(path, "rb") as file:
+                self._files[path] = file.read()
+        except OSError as error:
+            self.refused[path] = f"cannot read {path}: {error.strerror}"
+            if isinstance(error, NotADirectoryError):
+                self.refused[path] = f"{path} lies in an archive: unpack it, and run the folder"
+            return None
+        return self._files[path]
 
     def patched(self, candidate: Candidate) -> dict[str, bytes]:
         """All texts that stand in for files once the candidate's edits are made.
@@ -172,14 +209,19 @@ class Case:
 
 
 def candidate(
-    title: str, path: str, edits: Iterable[Edit | None], *, undoes_stop: bool = False
+    title: str,
+    path: str,
+    edits: Iterable[Edit | None],
+    *,
+    undoes_stop: bool = False,
+    copies: str = "",
 ) -> Candidate | None:
     """None where one of the edits could not be made."""
     made = tuple(edits)
     if not made or any(edit is None for edit in made):
         return None
     pairs = tuple((path, edit) for edit in made if edit is not None)
-    return Candidate(title, pairs, undoes_stop)
+    return Candidate(title, pairs, undoes_stop, copies)
 
 
 def at(place: Place) -> str:

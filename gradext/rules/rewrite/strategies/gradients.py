@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gradext.fix.case import Candidate, Case, at, candidate
-from gradext.fix.edits import Edit, Source, written
-from gradext.fix.strategies.in_place import OutOfPlace
+from gradext.rules.rewrite.strategies.case import Candidate, Case, at, candidate
+from gradext.rules.rewrite.strategies.in_place import OutOfPlace
+from gradext.source.edits import Edit, Source, written
 
 
 class ReturnIt:

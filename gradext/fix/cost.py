@@ -1,0 +1,151 @@
+"""What a patch costs: bytes held when a backward pass begins, and processor time of a step.
+
+The Meter runs in a child of `gradext fix`; `compare` holds two children's notes together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradext.fix.trial import Ran
+
+SHORTEST = 0.005  # seconds of processor time; less than this is noise
+NOTHING = (0.0, 0)  # the key of a patch that no other can beat by much
+_SAME_TIME = 1.5  # two patches whose times are closer than this count as equally fast
+
+
+class Meter:
+    """Reads the clock and the memory of this process, and leaves out what `gradext fix` spends."""
+
+    def __init__(self) -> None:
+        self._own = time.process_time()
+
+    def arm(self) -> None:
+        """torch is there. From the first call of a module on it is a step, and no preparation."""
+        from torch.nn.modules import module
+
+        def first_call(called: Any, given: Any) -> None:
+            self._own = time.process_time()
+            hook.remove()
+
+        hook = module.register_module_forward_pre_hook(first_call)
+        self._own = time.process_time()
+
+    def seconds(self) -> float:
+        """Processor time of the program so far, of all its threads."""
+        return time.process_time() - self._own
+
+    def aside(self, work: Callable[[], Any]) -> Any:
+        """What `work()` returns; its time is none of the program's."""
+        begun = time.process_time()
+        try:
+            return work()
+        finally:
+            self._own += time.process_time() - begun
+
+    def held(self, number: int, outputs: Any) -> int | None:
+        """Bytes of the tensors that live now, before pass `number`; None where they are not read.
+
+        Reading them takes a look at every object that Python's collector knows, so of a long
+        program it is done now and then, before the same passes in each run.
+        """
+        if number > 3 and number & (number - 1):
+            return None
+        sizes: dict[int, int] = {}
+        for tensor in _tensors():
+            try:
+                if tensor.device.type != "meta":
+                    storage = tensor.untyped_storage()
+                    sizes[storage._cdata] = storage.nbytes()
+            except Exception:  # sparse tensors and some subclasses have none
+                continue
+        for storage_id, size in _saved(outputs):
+            sizes.setdefault(storage_id, size)
+        return sum(sizes.values())
+
+
+def _tensors() -> list[Any]:
+    import torch
+
+    # By type: isinstance() would ask the `__class__` of the program's objects, which may be code.
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+
+
+def _saved(outputs: Any) -> list[tuple[int, int]]:
+    """(storage, bytes) of what the graph keeps: mostly tensors that no Python object is of."""
+    from gradext.native import _C
+    from gradext.rules import graph_copy
+
+    found: dict[int, int] = {}
+    for row in graph_copy.rows_below(outputs)[0]:
+        for label, facts in _C.saved_of(row[0])[0]:
+            if facts["kind"] == "tensor":
+                saved = graph_copy.saved_of(facts, label)
+                size = math.prod(saved.sizes) * saved.itemsize
+                found[saved.storage] = max(size, found.get(saved.storage, 0))
+    return list(found.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a patched program costs over the broken one.
+
+    Attributes:
+        bytes: more that is held when the backward pass begins that failed, or the last before it
+            that was looked at; None where nobody could look.
+        seconds, seconds_before: processor time of a step, patched and broken; None as above.
+        of: what the seconds are of: a "step", from one backward pass to the next, or where the
+            first one fails the "start", up to it: from the first call of a module, if there is one.
+    """
+
+    bytes: int | None = None
+    seconds: float | None = None
+    seconds_before: float | None = None
+    of: str = "step"
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the times; None where they are too short to be compared."""
+        if self.seconds is None or self.seconds_before is None or self.seconds_before < SHORTEST:
+            return None
+        return self.seconds / self.seconds_before
+
+    @property
+    def key(self) -> tuple[float, int]:
+        """Smaller is cheaper. A time counts where it is another one beyond doubt."""
+        ratio = self.ratio
+        slower = round(math.log(ratio, _SAME_TIME)) if ratio is not None and ratio > 0 else 0
+        return (float(slower), self.bytes or 0)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio}
+
+
+UNKNOWN = Cost()
+
+
+def compare(broken: Ran, tried: Ran) -> Cost:
+    """What `tried` costs over `broken`, by the passes that both have begun."""
+    count = min(len(broken.passes), len(tried.passes), broken.failed + 1)
+    if not count:
+        return UNKNOWN
+    held = [
+        (mine["held"], theirs["held"])
+        for mine, theirs in zip(tried.passes[:count], broken.passes[:count], strict=True)
+        if mine.get("held") is not None and theirs.get("held") is not None
+    ]
+    more = held[-1][0] - held[-1][1] if held else None
+    begun = [[note["begun"] for note in ran.passes[:count]] for ran in (tried, broken)]
+    if count == 1:
+        return Cost(more, begun[0][0], begun[1][0], "start")
+    steps = [statistics.median(b - a for a, b in itertools.pairwise(run)) for run in begun]
+    return Cost(more, *steps)

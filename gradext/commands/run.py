@@ -17,17 +17,20 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gradext.base.text import clean
+from gradext.diagnosis.codes import CODES
 from gradext.native import build
 from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.reporters import FORMATS
-from gradext.run import ending, program, session
+from gradext.run import ending, program, results_file, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
+from gradext.run.shown import COLORS, LAYOUTS, Shown
 
 BAD_INPUT = 2
 USAGE_ERROR = 2  # argparse, click and others end with it where an option is unknown to them
-OPTIONS = {"--light", "--no-births", "--no-cuts", "--memory", "--guard"} | {
-    f"--{name}" for name in FORMATS
-}
+OPTIONS = {
+    *("--light", "--no-births", "--no-cuts", "--memory", "--guard", "--format", "--color"),
+    *("--report", "--quiet", "--github", "--no-github", "--fail-on", "--error-exitcode"),
+} | {f"--{name}" for name in FORMATS}
 UNUSABLE = 1
 
 
@@ -71,6 +74,43 @@ class RunCommand:
             help="compare the bytes of what is saved for backward too: finds writes that no "
             "version counter shows (GX401 to GX404); costs a read at each save and each use",
         )
+        valued.append(
+            parser.add_argument(
+                "-o", metavar="FILE", help="write the report to FILE, not to stderr"
+            )
+        )
+        for name, choices, text in (
+            ("format", LAYOUTS, "concise: one line each, `file:line:column: CODE message`"),
+            ("color", tuple(COLORS), "of the report; auto, the default: on a terminal"),
+            ("report", ("end", "now"), "now: silent errors are told when they are found, too"),
+        ):
+            valued.append(parser.add_argument(f"--{name}", choices=choices, help=text))
+        parser.add_argument(
+            "--quiet", action="store_true", help="print no report; files are written all the same"
+        )
+        parser.add_argument(
+            "--github",
+            action=argparse.BooleanOptionalAction,
+            help="print annotations of GitHub Actions on stderr too; where it runs, this is on",
+        )
+        valued.append(
+            parser.add_argument(
+                "--fail-on",
+                metavar="CODES",
+                type=_codes,
+                help="exit with 1, or with --error-exitcode, where the program itself ends with 0 "
+                "and one of these is silently wrong: GX401,GX304 or beginnings of codes, GX4",
+            )
+        )
+        valued.append(
+            parser.add_argument(
+                "--error-exitcode",
+                metavar="N",
+                type=_exit_code,
+                help="the exit code where the program ends with 0 and gradients are silently "
+                "wrong (errors, or what --fail-on names)",
+            )
+        )
         # Shown by --help only: what they introduce is taken off before argparse sees the words.
         parser.add_argument("-m", metavar="MODULE", help="run a module, as python -m does")
         parser.add_argument("-c", metavar="CODE", help="run a string, as python -c does")
@@ -110,11 +150,12 @@ class RunCommand:
         settings = Settings.new(outputs, options)
         hint = _hint(target)
         program.enter(target)
+        shown = _shown(args, parser)  # now that it is known which file is the program itself
         fault = unusable()
         if fault is not None:
             print(clean(fault), file=sys.stderr)
             return UNUSABLE
-        recorded = session.Session(settings)
+        recorded = session.Session(settings, shown=shown)
         try:
             recorded.begin()
         except CannotWrite as error:
@@ -138,9 +179,57 @@ class RunCommand:
             code = program.exit_code(end)
             recorded.exits(end, code)
             _say(hint, code)
+            if code == 0 and (code := _failure(args, recorded)):
+                recorded.exit_code = code
+                raise SystemExit(code) from None
             raise
         _say(hint, recorded.exit_code)
+        if recorded.exit_code == 0:
+            recorded.exit_code = _failure(args, recorded)
         return recorded.exit_code
+
+
+def _shown(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Shown:
+    """How the report is told; an empty file stands at -o before the program begins."""
+    path = None
+    if args.o is not None:
+        path = results_file.absolute(args.o)
+        if args.o == "-":
+            parser.error("-o: name a file, for stdout is the program's (./- is a file too)")
+        why = results_file.problem(path)
+        try:
+            if why is None:
+                results_file.replace(path, "")
+        except OSError as error:
+            why = f"cannot write {clean(path)}: {error.strerror}"
+        if why is not None:
+            parser.error(f"-o: {why}")
+    color = COLORS[args.color or "auto"]
+    return Shown(args.format or "full", color, path, args.quiet, args.github, args.report == "now")
+
+
+def _failure(args: argparse.Namespace, recorded: session.Session) -> int:
+    """The exit code of a program that has ended well, by what was silently wrong in it."""
+    if args.fail_on is None and args.error_exitcode is None:
+        return 0
+    if not recorded.fails_by(args.fail_on or ()):
+        return 0
+    return 1 if args.error_exitcode is None else int(args.error_exitcode)
+
+
+def _codes(text: str) -> tuple[str, ...]:
+    found = tuple(word.strip().upper() for word in text.split(",") if word.strip())
+    unknown = [word for word in found if not any(code.startswith(word) for code in CODES)]
+    if not found or unknown:
+        known = f"no code begins with {clean(unknown[0])}" if unknown else "no code is given"
+        raise argparse.ArgumentTypeError(f"{known}; write them as GX401,GX304 or GX4")
+    return found
+
+
+def _exit_code(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 255:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to 255, not {text!r}")
+    return int(text)
 
 
 class _Hint(NamedTuple):

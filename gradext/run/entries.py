@@ -20,6 +20,7 @@ class Entry:
         at: the user's lines of the call that raised, innermost first; empty where it is not known.
         is_asked: whether edits were looked for.
         pid: of the child that it comes from; open: the child may have caught the error since.
+        told: how often it had been seen when it was told at once, 0 where it was not.
     """
 
     diagnosis: Diagnosis
@@ -33,6 +34,7 @@ class Entry:
     printed: bool = False
     at: tuple[dict[str, Any], ...] = ()
     is_asked: bool = False
+    told: int = 0
 
     def is_told_in(self, text: str) -> bool:
         """Whether `text`, of an error raised in the parent, contains this child's error message.
@@ -44,3 +46,9 @@ class Entry:
     def key(self) -> tuple[object, ...]:
         """Diagnosis.key(), and whose it is; the process comes last."""
         return (*self.diagnosis.key(), self.pid)
+
+    def where(self) -> str:
+        """The code and the first line of it, to say again what was told before."""
+        sites = (*self.diagnosis.culprits, *self.diagnosis.victims)
+        at = f" at {sites[0].frame.file}:{sites[0].frame.line}" if sites else ""
+        return f"{self.diagnosis.code}{at}"

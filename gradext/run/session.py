@@ -19,7 +19,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gradext import reporters
@@ -32,6 +32,7 @@ from gradext.reporters import run_json
 from gradext.run import child_file, ending, fixes, results_file
 from gradext.run.entries import Entry
 from gradext.run.settings import CannotWrite, Settings
+from gradext.run.shown import Shown
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -70,10 +71,14 @@ class Session:
         settings: the run's.
         write_early: the root writes its file before the program begins, not only when the program
             turns out to use torch.
+        shown: how the root tells what it knows.
     """
 
-    def __init__(self, settings: Settings, *, write_early: bool = True) -> None:
+    def __init__(
+        self, settings: Settings, *, write_early: bool = True, shown: Shown | None = None
+    ) -> None:
         self.settings = settings
+        self.shown = Shown() if shown is None else shown
         self.exit_code: int | None = None
         self.at_end: list[Callable[[], None]] = []  # called when the process ends
         self.by_cell = False  # a notebook: what a cell does is told again if it is done again
@@ -189,6 +194,29 @@ class Session:
                 new |= changed and time.monotonic() - self._written > 0.5
             if new:
                 self._write()
+                if silent and self.shown.at_once:
+                    self._tell_at_once()
+
+    def _tell_at_once(self) -> None:
+        """Silent errors that were not told: nobody should train on for a week."""
+        fresh = [e for e in self._ordered() if e.silent and not e.printed]
+        fresh = [e for e in fresh if self._severity(e) == "error"]
+        if self.is_root and fresh:
+            for entry in fresh:
+                entry.printed, entry.told = True, entry.count
+            self.shown.tell(folding.by_cause(entry.diagnosis for entry in fresh))
+
+    def fails_by(self, codes: Sequence[str]) -> bool:
+        """Whether what is silently wrong makes the run a failure, as far as it is known now.
+
+        `codes` are codes, or their beginnings, of errors and warnings; none: every error.
+        """
+        self.settle()
+        with self._lock:
+            silent = [entry for entry in self._entries.values() if entry.silent]
+            if not codes:
+                return any(self._severity(entry) == "error" for entry in silent)
+            return any(entry.diagnosis.code.startswith(tuple(codes)) for entry in silent)
 
     @_guarded
     def uncaught(
@@ -384,6 +412,10 @@ class Session:
     def report(self) -> None:
         """Print on stderr what was not printed yet. Only the root does: it knows of the others."""
         with self._lock:
+            for entry in self._ordered() if self.is_root else ():
+                if 0 < entry.told < entry.count and not self.shown.quiet:
+                    entry.told = entry.count
+                    terminal.say(f"gradext: {entry.where()} happened {entry.count} times")
             entries = [entry for entry in self._ordered() if not entry.printed]
             if not self.is_root or not entries:
                 return
@@ -391,7 +423,7 @@ class Session:
             for entry in entries:
                 entry.printed = True
             folded = folding.by_cause(self._as_told(entries))
-            self._print(folded, fixes.command(sys.orig_argv))
+            self.shown.tell(folded, fixes.command(sys.orig_argv))
 
     def _look_for_fixes(self) -> None:
         """At the end of the run: edits that could mend what is told of."""
@@ -405,22 +437,6 @@ class Session:
             if interrupts.is_the_programs(error):
                 raise
             self.note_own(f"{type(error).__name__}: {error} (while it looked for edits)")
-
-    def _print(self, diagnoses: list[Diagnosis], command: str | None) -> None:
-        from gradext.reporters import diagnosis_text as reporter
-
-        header = None
-        if len(diagnoses) > 1:
-            count = {"error": 0, "warning": 0}
-            for diagnosis in diagnoses:
-                count[diagnosis.severity] = count.get(diagnosis.severity, 0) + 1
-            header = "gradext: " + ", ".join(
-                f"{n} {word}{'s' if n > 1 else ''}" for word, n in count.items() if n
-            )
-        text = reporter.report(
-            diagnoses, color=terminal.wants_color(sys.stderr), header=header, command=command
-        )
-        terminal.print_safely(f"\n{text}")
 
     def note_own(self, line: str) -> None:
         """Keep a line on an error of gradext's own, for the end of the report."""

@@ -17,7 +17,7 @@ RUN = ("-m", "gradext", "run")
 # What would change a report, or switch recording on, must not come from outside.
 HIDDEN = (
     *("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONWARNINGS", "PYTHONUNBUFFERED"),
-    *("NO_COLOR", "FORCE_COLOR", "COLUMNS"),
+    *("NO_COLOR", "FORCE_COLOR", "COLUMNS", "GITHUB_ACTIONS"),
 )
 
 

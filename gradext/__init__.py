@@ -107,6 +107,9 @@ _HOMES = {
     "gradext.state.tree": ("StateTree", "inspect_tree"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# What IPython looks for at `%load_ext gradext`; no public names.
+_HOME_OF["load_ipython_extension"] = "gradext.integrations.ipython"
+_HOME_OF["unload_ipython_extension"] = "gradext.integrations.ipython"
 
 
 def __getattr__(name: str) -> object:

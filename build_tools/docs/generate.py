@@ -136,6 +136,39 @@ def pytest_report() -> str:
     return f"```\n$ pytest --gradext --tb=short test_scores.py\n{printed}\n```"
 
 
+CELLS = (
+    "%load_ext gradext",
+    "import torch\nw = torch.ones(3, requires_grad=True)\ny = torch.sigmoid(w)",
+    "y.add_(1)",
+    "y.sum().backward()",
+)
+
+
+def cells() -> str:
+    """What a cell that fails prints below its traceback, in IPython."""
+    program = f"""
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance(colors="nocolor", history_length=0)
+for cell in {CELLS!r}:
+    shell.run_cell(cell, store_history=True)
+"""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "IPYTHONDIR": folder, "COLUMNS": "92"},
+        )
+    report = re.sub(r"\n  = called from <string>.*", "", done.stderr.strip())
+    shown = [
+        f"In [{number}]: " + cell.replace("\n", "\n   ...: ")
+        for number, cell in enumerate(CELLS, 1)
+    ]
+    return "```\n" + "\n".join([*shown, "...", report]) + "\n```"
+
+
 def mutations() -> str:
     """The table of one tensor's history; the lines are numbered as in a file of their own."""
     lines = [line[4:] for line in MUTATIONS.splitlines()]
@@ -373,6 +406,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/fix.md", "fix", fix, False),
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
+    ("docs/notebooks.md", "cells", cells, False),
     ("docs/find-the-line.md", "mutations", mutations, False),
     ("docs/silent-gradients.md", "fused", lambda: example("fused.py", whole=True), False),
     ("docs/silent-gradients.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),

@@ -8,6 +8,7 @@ code of the user's, and keeps nothing of what it saw alive.
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,6 +82,7 @@ class Names:
         scopes = [locals_of(frame) for frame in user]
         spaces = {id(frame.f_globals): frame.f_globals for frame in user}
         scopes += [items_in(space) for space in spaces.values()]
+        scopes = [_own_last(scope) for scope in scopes]
         for scope in scopes:
             for name, value in scope:
                 self._variables.setdefault(id(value), name)
@@ -371,6 +373,22 @@ def locals_of(frame: Any) -> list[tuple[str, Any]]:
     ):
         held.clear()
     return found
+
+
+def _own_last(scope: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """A namespace, the names that nobody has chosen behind the others: `_`, and IPython's own.
+
+    IPython keeps what a cell ended with as `_`, `_3` and in `Out`, which is `_oh`, too.
+    """
+    of_shell = any(name == "_oh" for name, _ in scope)
+
+    def is_own(name: str) -> bool:
+        return name == "_" or (of_shell and _OF_SHELL.fullmatch(name) is not None)
+
+    return sorted(scope, key=lambda pair: is_own(pair[0]))
+
+
+_OF_SHELL = re.compile(r"_+|_\d+|_oh|Out")
 
 
 def items_in(held: Any) -> list[tuple[str, Any]]:

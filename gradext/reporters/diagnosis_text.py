@@ -16,7 +16,7 @@ from gradext.base.text import clean, clean_lines
 from gradext.diagnosis.codes import CODES, UNKNOWN
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.reporters import excerpt
-from gradext.source import files
+from gradext.source import cells, files
 
 MIN_WIDTH = 40  # below this nothing can be laid out
 
@@ -112,8 +112,9 @@ def _only_file(d: Diagnosis) -> str | None:
 
 def _by_lines(d: Diagnosis, only: str) -> Diagnosis:
     """The diagnosis with "line 27" in its sentences where "train.py:27" stood."""
-    name = re.escape(only.replace("\\", "/").rsplit("/", 1)[-1])
-    here = re.compile(rf"(`[^`]*`)|(?<![\w/.\\-]){name}:(\d+)(?!\w|:\d)")
+    cell = cells.name(only)
+    name = re.escape(f"{cell}, line " if cell else only.replace("\\", "/").rsplit("/", 1)[-1] + ":")
+    here = re.compile(rf"(`[^`]*`)|(?<![\w/.\\-]){name}(\d+)(?!\w|:\d)")
 
     def said(text: str) -> str:
         # What stands in backquotes is code of the program's, and stays as it is.
@@ -539,11 +540,17 @@ def place(
     column: bool = False,
     only: str | None = None,
 ) -> str:
-    """ "train.py:27:5 in step"; "line 27 in step" in the file `only`, which is named already."""
-    is_named = frame.file == only
-    where = f"line {frame.line}" if is_named else f"{path(frame.file)}:{frame.line}"
-    if column and frame.column is not None and not is_named:
-        where += f":{frame.column + 1}"
+    """ "train.py:27:5 in step"; "line 27 in step" in the file `only`, which is named already.
+
+    In a notebook "Cell In[3], line 27 in step", as its tracebacks say it.
+    """
+    is_named, cell = frame.file == only, cells.name(frame.file)
+    if is_named or cell is not None:
+        where = f"line {frame.line}" if is_named else f"{cell}, line {frame.line}"
+    else:
+        where = f"{path(frame.file)}:{frame.line}"
+        if column and frame.column is not None:
+            where += f":{frame.column + 1}"
     return f"{where} in {clean(frame.function)}" if frame.function else where
 
 

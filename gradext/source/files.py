@@ -12,6 +12,7 @@ import tokenize
 from gradext.base import overlay
 from gradext.base.package import standard_library
 from gradext.base.text import clean
+from gradext.source import cells
 
 # A source file is smaller; something larger is data under a wrong name.
 MAX_BYTES = 16 * 1024 * 1024
@@ -58,7 +59,9 @@ def _split(text: str) -> list[str]:
 
 
 def user_path(file: str) -> str:
-    """`file` relative to the working folder when it is inside, else as it is."""
+    """`file` relative to the working folder when it is inside, else as it is; a cell's name."""
+    if (cell := cells.name(file)) is not None:
+        return clean(cell)
     try:
         inside = os.path.join(os.getcwd(), "")
     except OSError:  # the folder was removed

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterable, Sequence
 
 from gradext.diagnosis.model import Frame, Site
-from gradext.source import expressions, syntax
+from gradext.source import cells, expressions, syntax
 from gradext.source.frames import CUT
 
 _MOST_STACK = 24
@@ -90,6 +90,9 @@ def distinct(sites: Iterable[Site | None], most: int = 3) -> tuple[Site, ...]:
 
 
 def where(frame: Frame) -> str:
-    """ "train.py:31 (step)", for use within a sentence."""
+    """ "train.py:31", for use within a sentence; in a notebook "Cell In[3], line 31"."""
+    cell = cells.name(frame.file)
+    if cell is not None:
+        return f"{cell}, line {frame.line}"
     name = frame.file.replace("\\", "/").rsplit("/", 1)[-1]
     return f"{name}:{frame.line}"

@@ -108,7 +108,7 @@ class RunCommand:
                 metavar="N",
                 type=_exit_code,
                 help="the exit code where the program ends with 0 and gradients are silently "
-                "wrong (errors, or what --fail-on names)",
+                "wrong: by an error, or by a code that was named",
             )
         )
         # Shown by --help only: what they introduce is taken off before argparse sees the words.

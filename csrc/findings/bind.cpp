@@ -240,6 +240,7 @@ void bind(py::module_& m) {
   m.def("made_at", &made_at);
   m.def("leaves_behind", &leaves_of_cut);
   m.def("leaves_unreached", &unreached);
+  m.def("leaves_starved", &starved);
 }
 
 }  // namespace gradext::findings

@@ -512,6 +512,12 @@ std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number) {
   return known.origins.leaves.facts_of(flow.behind);
 }
 
+std::vector<int64_t> starved() {
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  return origins.leaves.starved_leaves();
+}
+
 std::vector<int64_t> unreached(const std::vector<int64_t>& leaves) {
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);

@@ -27,5 +27,7 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
 // The leaves behind a cut, by the low half of the number of its flow; none where it is not known.
 std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number);
 // Those of `leaves`, ids of leaves behind cuts, that no backward has reached.
+// The living leaves that a backward has come to and brought no gradient.
+std::vector<int64_t> starved();
 std::vector<int64_t> unreached(const std::vector<int64_t>& leaves);
 }  // namespace gradext::findings

@@ -14,6 +14,12 @@ namespace {
 constexpr size_t kMostLeaves = 50'000;
 constexpr size_t kMostSets = 1024;
 
+// Where it lives.
+const c10::TensorImpl& impl_of(const base::Hold& hold) {
+  return *static_cast<const c10::TensorImpl*>(
+      static_cast<const c10::intrusive_ptr_target*>(hold.target()));
+}
+
 }  // namespace
 
 void LeafSets::set_memory(size_t bytes) {
@@ -84,6 +90,8 @@ void LeafSets::make_room() {
     }
   }
   leaves_.swap(living);
+  starved_count = static_cast<size_t>(std::count_if(
+      leaves_.begin(), leaves_.end(), [](const Leaf& leaf) { return leaf.is_starved; }));
   unreached = awaited;
 }
 
@@ -96,10 +104,54 @@ bool LeafSets::are_reached(uint32_t set) const {
 
 void LeafSets::reached(const c10::TensorImpl& leaf) {
   const auto known = by_address_.find(as_target(leaf));
-  if (known != by_address_.end() && !leaves_[known->second].is_reached) {
+  if (known != by_address_.end() && !leaves_[known->second].is_reached &&
+      !leaves_[known->second].is_starved) {
     leaves_[known->second].is_reached = true;
     --unreached;
   }
+}
+
+void LeafSets::starved(const c10::TensorImpl& leaf) {
+  (void)number_of({&leaf});
+  const auto known = by_address_.find(as_target(leaf));
+  if (known == by_address_.end() || leaves_[known->second].is_starved) {
+    return;
+  }
+  Leaf& at = leaves_[known->second];
+  unreached += at.is_reached;
+  at.is_reached = false;
+  at.is_starved = true;
+  ++starved_count;
+}
+
+void LeafSets::look_at_starved() {
+  for (Leaf& leaf : leaves_) {
+    if (!leaf.is_starved) {
+      continue;
+    }
+    if (leaf.hold.is_dead()) {
+      leaf.is_starved = false;
+      --starved_count;
+      continue;
+    }
+    const auto* meta = state::autograd_meta(impl_of(leaf.hold));
+    if (meta != nullptr && meta->grad_.defined()) {
+      leaf.is_starved = false;
+      leaf.is_reached = true;
+      --starved_count;
+      --unreached;
+    }
+  }
+}
+
+std::vector<int64_t> LeafSets::starved_leaves() const {
+  std::vector<int64_t> found;
+  for (const Leaf& leaf : leaves_) {
+    if (leaf.is_starved && !leaf.hold.is_dead()) {
+      found.push_back(state::opaque_id(&impl_of(leaf.hold)));
+    }
+  }
+  return found;
 }
 
 std::vector<LeafSets::Facts> LeafSets::facts_of(uint32_t set) const {
@@ -108,12 +160,7 @@ std::vector<LeafSets::Facts> LeafSets::facts_of(uint32_t set) const {
     for (uint32_t index : *indices) {
       const Leaf& leaf = leaves_[index];
       found.push_back(
-          Facts{
-              state::opaque_id(
-                  static_cast<const c10::TensorImpl*>(
-                      static_cast<const c10::intrusive_ptr_target*>(leaf.hold.target()))),
-              leaf.is_reached,
-              !leaf.hold.is_dead()});
+          Facts{state::opaque_id(&impl_of(leaf.hold)), leaf.is_reached, !leaf.hold.is_dead()});
     }
   }
   return found;
@@ -124,6 +171,12 @@ bool LeafSets::is_reached(int64_t tensor) const {
   return known != by_address_.end() && leaves_[known->second].is_reached;
 }
 
+const c10::TensorImpl* LeafSets::living(int64_t tensor) const {
+  const auto* impl = reinterpret_cast<const c10::TensorImpl*>(tensor);
+  const auto known = by_address_.find(as_target(*impl));
+  return known != by_address_.end() && !leaves_[known->second].hold.is_dead() ? impl : nullptr;
+}
+
 void LeafSets::clear() {
   std::vector<Leaf>().swap(leaves_);
   by_address_.clear();
@@ -131,6 +184,7 @@ void LeafSets::clear() {
   numbers_.clear();
   indices_ = 0;
   forgotten_ = 0;
+  starved_count = 0;
   unreached = 0;
 }
 

@@ -31,6 +31,13 @@ class LeafSets {
   // of what nobody knows.
   bool are_reached(uint32_t set) const;
   void reached(const c10::TensorImpl& leaf);
+  // A backward came to this leaf and brought no gradient: it counts as not reached, whatever its
+  // graphs say, until one does.
+  void starved(const c10::TensorImpl& leaf);
+  // Of those that are starved, what has got a gradient by now is reached.
+  void look_at_starved();
+  std::vector<int64_t> starved_leaves() const;
+  std::atomic<size_t> starved_count{0};
   // How many leaves no backward has reached: while there are any, backwards are looked through.
   std::atomic<size_t> unreached{0};
 
@@ -42,12 +49,15 @@ class LeafSets {
   std::vector<Facts> facts_of(uint32_t set) const;
   // Whether a backward has reached the leaf with this address.
   bool is_reached(int64_t tensor) const;
+  // The leaf with this address, null where it is none that is known or it has died.
+  const c10::TensorImpl* living(int64_t tensor) const;
   void clear();
 
  private:
   struct Leaf {
     base::Hold hold;  // keeps its address from being used again, and nothing else
     bool is_reached = false;
+    bool is_starved = false;
   };
   const std::vector<uint32_t>* set_of(uint32_t number) const {
     return number != 0 && is_known(number) ? &sets_[number - forgotten_ - 1] : nullptr;

@@ -66,10 +66,37 @@ bool is_flat(const std::string& name) {
       "aten::trunc",
       "aten::sign",
       "aten::sgn",
+      "aten::round_",
+      "aten::floor_",
+      "aten::ceil_",
+      "aten::trunc_",
+      "aten::sign_",
+      "aten::sgn_",
+      // What compares in place keeps its type, and its node hands on zeros.
+      "aten::gt_",
+      "aten::ge_",
+      "aten::lt_",
+      "aten::le_",
+      "aten::eq_",
+      "aten::ne_",
+      "aten::bernoulli_",
       // Draws: of what the distribution is made of.
       "aten::bernoulli",
       "aten::normal",
       "aten::poisson"};
+  return names.count(name) != 0;
+}
+
+// Draws of a distribution that is made of the inputs.
+bool is_draw(const std::string& name) {
+  static const std::unordered_set<std::string> names = {
+      "aten::bernoulli",
+      "aten::normal",
+      "aten::poisson",
+      "aten::multinomial",
+      "aten::binomial",
+      "aten::_standard_gamma",
+      "aten::_sample_dirichlet"};
   return names.count(name) != 0;
 }
 
@@ -121,6 +148,7 @@ std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
   facts->is_scaling = name == "aten::mul" || name == "aten::div" || name == "aten::mul_" ||
                       name == "aten::div_" || name == "aten::pow";
   facts->is_flat = is_flat(name);
+  facts->is_draw = is_draw(name);
   facts->is_additive = additive_ops().count(name) != 0;
   return facts;
 }

@@ -27,6 +27,7 @@ struct OpFacts {
   bool gives_indices = false;  // beside its first result
   bool is_scaling = false;     // mul, div: a number without gradient is a weight
   bool is_flat = false;        // round, sign: a derivative, which is zero
+  bool is_draw = false;        // normal, multinomial
   bool is_additive = false;    // a term of a loss goes in, the loss comes out
   // Whether a write of this op moves a version counter, as far as one has been seen.
   enum class Counting : uint8_t { kNotSeen, kCounts, kDoesNot };

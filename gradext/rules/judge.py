@@ -15,6 +15,7 @@ from gradext.rules.codes import (
     gx304_lost_leaf,
     gx304_silent_checkpoint,
     gx304_silent_cut,
+    gx304_starved_leaf,
     gx305_non_leaf_grad,
     gx401_silent_write,
     gx406_recompute_differs,
@@ -40,6 +41,8 @@ __all__ = [
 
 # A value left the graph, and no backward has reached what is behind it.
 LOST_LEAVES = _C.SUSPICIONS["LOST_LEAVES"]
+# A backward has ended, and leaves that it came to have no gradient.
+STARVED_LEAVES = _C.SUSPICIONS["STARVED_LEAVES"]
 
 
 def of_backward(error: BaseException, outputs: Any, recording: Recording) -> list[Diagnosis]:
@@ -71,6 +74,8 @@ def of_silent_cuts(
     if not recording.cuts:
         return []
     data = recording.data
+    if why & STARVED_LEAVES:
+        return [*gx304_starved_leaf.silent(outputs, data)]
     found: list[Diagnosis | Awaited] = [
         *gx304_silent_checkpoint.silent(outputs, data),
         *gx304_silent_cut.silent(outputs, why, data),

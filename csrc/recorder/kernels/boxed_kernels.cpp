@@ -68,8 +68,10 @@ void note_written(
     StackId stack) {
   for (const Target& target : targets) {
     const c10::TensorImpl* impl = target.tensor.unsafeGetTensorImpl();
-    if (facts.is_additive || !state::requires_grad(*impl)) {
+    if (writes_are_noteworthy(facts, *impl)) {
       note_flow_into(watch, facts, target.tensor, all.inputs(impl), stack);
+    } else if (!facts.writes_lists) {
+      note_given_by_write(watch, facts, *impl, all.inputs(impl), stack);
     }
   }
 }

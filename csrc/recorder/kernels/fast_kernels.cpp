@@ -284,8 +284,15 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
     }
     scope.end();
     const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
-    if (follows && (facts->is_additive || !has_gradient(self))) {
-      safely([&] { note_flow_into(watch, *facts, self, inputs_of(arguments...), scope.stack()); });
+    if (follows) {
+      const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
+      safely([&] {
+        if (writes_are_noteworthy(*facts, impl)) {
+          note_flow_into(watch, *facts, self, inputs_of(arguments...), scope.stack());
+        } else {
+          note_given_by_write(watch, *facts, impl, inputs_of(arguments...), scope.stack());
+        }
+      });
     }
     return self;
   }

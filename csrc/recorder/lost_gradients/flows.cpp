@@ -38,6 +38,13 @@ void complete(Flow& flow, uint32_t op, StackId stack) {
 
 }  // namespace detail
 
+// torch says of a view that was made without grad mode that it requires grad where its base does.
+const c10::TensorImpl& with_history_of(const c10::TensorImpl& impl) {
+  const auto* meta = state::autograd_meta(impl);
+  const c10::TensorImpl* base = meta != nullptr && !meta->grad_fn_ ? state::base(impl) : nullptr;
+  return base != nullptr && state::requires_grad(*base) ? *base : impl;
+}
+
 using namespace detail;
 
 namespace {
@@ -48,7 +55,8 @@ struct Source {
   bool is_leaf = false;
 };
 
-Source source_of(const c10::TensorImpl& impl) {
+Source source_of(const c10::TensorImpl& viewed) {
+  const c10::TensorImpl& impl = with_history_of(viewed);
   const auto* meta = state::autograd_meta(impl);
   const auto* node = meta != nullptr ? meta->grad_fn_.get() : nullptr;
   if (node == nullptr) {
@@ -74,6 +82,26 @@ bool any_requires_grad(const Inputs& inputs) {
   });
 }
 
+// Under no_grad a constant is meant, but where nobody may have meant the mode (GradModeOff), and in
+// a draw of what was computed with grad mode on.
+bool may_be_mistaken(const OpFacts& op, const ThreadState& thread, const Inputs& inputs) {
+  return thread.off.is_doubtful || (op.is_draw && has_history(inputs));
+}
+
+// Of a flow without grad mode: the leaves behind it, where they may be lost by mistake.
+void add_mistaken(const OpFacts& op, const ThreadState& thread, Flow& flow, const Inputs& inputs) {
+  if ((flow.flags & kCut) == 0 || !may_be_mistaken(op, thread, inputs)) {
+    return;
+  }
+  flow.behind = leaves_behind(inputs, flow.stack);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  if (!origins.leaves.are_reached(flow.behind)) {
+    flow.flags |= kTaintDecision;
+    ++pending_python;
+  }
+}
+
 bool is_known(const Flow& flow) {
   return (flow.flags & kCut) != 0 || flow.parents[0] != 0;
 }
@@ -81,6 +109,12 @@ bool is_known(const Flow& flow) {
 }  // namespace
 
 namespace detail {
+
+bool has_history(const Inputs& inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const c10::TensorImpl* impl) {
+    return state::requires_grad(*impl) && !state::is_leaf(with_history_of(*impl));
+  });
+}
 
 // Under no_grad there is no graph to look at, and a constant is meant.
 void add_leaves(Watch watch, Flow& flow, const Inputs& inputs) {
@@ -266,6 +300,7 @@ void note_results(
       }
     }
     complete(flow, op.name);
+    add_mistaken(op, thread_state(), flow, inputs);
     std::lock_guard lock(origins.mutex);
     keep(origins, impl, flow);
   }
@@ -301,7 +336,16 @@ void note_function_result(
 void note_flow_into(
     Watch watch, const OpFacts& op, const at::Tensor& self, const Inputs& inputs, StackId stack) {
   const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
+  if (!op.is_flat) {
+    note_given_by_write(watch, op, impl, inputs, stack);
+  }
   if (state::requires_grad(impl)) {
+    if (op.is_flat) {
+      if (watch == Watch::kGrad) {
+        note_flat(op, Inputs{&impl}, impl);  // its history is that of what it was
+      }
+      return;
+    }
     const bool is_merge = op.is_additive || pending_checkpoints.load(std::memory_order_relaxed) > 0;
     if (is_merge && is_wanted(impl) && !in_backward()) {
       Inputs all = inputs;
@@ -340,6 +384,29 @@ void note_flow_into(
     const c10::TensorImpl& base = *view->get_backward_view().base_.unsafeGetTensorImpl();
     if (!state::requires_grad(base)) {
       keep(origins, base, flow);
+    }
+  }
+}
+
+void note_given_by_write(
+    Watch watch,
+    const OpFacts& op,
+    const c10::TensorImpl& impl,
+    const Inputs& inputs,
+    StackId stack) {
+  if (!has_history(inputs) || op.metadata_only) {
+    return;
+  }
+  if (watch == Watch::kNoGrad) {
+    const c10::TensorImpl* base = state::base(impl);
+    const c10::TensorImpl& whole = base != nullptr ? *base : impl;
+    if (state::requires_grad(whole) && state::is_leaf(whole) && !in_backward()) {
+      note_given(op.name, whole, inputs, stack);
+    }
+  } else if (watch == Watch::kGrad && aliases_of_leaves.load(std::memory_order_relaxed) > 0) {
+    const c10::TensorImpl* leaf = leaf_of_alias(impl);
+    if (leaf != nullptr && !in_backward()) {
+      note_given(op.name, *leaf, inputs, stack);
     }
   }
 }
@@ -384,9 +451,13 @@ void note_view(
   }
   complete(flow, op.name, stack);
   add_leaves(watch, flow, Inputs{base.unsafeGetTensorImpl()});
+  if (watch == Watch::kNoGrad) {
+    add_mistaken(op, thread_state(), flow, Inputs{base.unsafeGetTensorImpl()});
+  }
   std::lock_guard lock(origins.mutex);
   if (watch == Watch::kGrad && (flow.flags & kCut) != 0) {
     add_lost(flow);  // a parameter may be made of it
+    aliases_of_leaves += op.name == detach && (flow.flags & kSourceIsLeaf) != 0;
   }
   keep(origins, impl, flow);
 }
@@ -414,6 +485,7 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
   std::lock_guard lock(origins.mutex);
   if (c10::GradMode::is_enabled() && (flow.flags & kCut) != 0) {
     add_lost(flow);
+    aliases_of_leaves += (flow.flags & kSourceIsLeaf) != 0;
   }
   keep(origins, impl, flow);
 }

@@ -5,6 +5,7 @@
 #include "recorder/op_facts.h"
 #include "recorder/switch.h"
 #include "recorder/thread_state.h"
+#include "state/state.h"
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
@@ -16,6 +17,9 @@ namespace gradext::recorder {
 
 // The inputs of an op, looked at when it has run.
 using Inputs = c10::SmallVector<const c10::TensorImpl*, 6>;
+
+// A view without a node of its own stands for its base.
+const c10::TensorImpl& with_history_of(const c10::TensorImpl& impl);
 
 void note_results(
     Watch watch, const OpFacts& op, const Inputs& inputs, c10::ArrayRef<at::Tensor> results);
@@ -30,6 +34,18 @@ void note_flow_into(
     const at::Tensor& self,
     const Inputs& inputs,
     StackId stack = 0);
+// `impl` has been written from `inputs`: noted where that gave a leaf a value with a history, which
+// the leaf does not take over.
+void note_given_by_write(
+    Watch watch,
+    const OpFacts& op,
+    const c10::TensorImpl& impl,
+    const Inputs& inputs,
+    StackId stack);
+// Whether note_flow_into() has to do with a tensor that has just been written.
+inline bool writes_are_noteworthy(const OpFacts& op, const c10::TensorImpl& impl) {
+  return op.is_additive || op.is_flat || !state::requires_grad(impl);
+}
 // A view that inherits what is known of its base; or a detach.
 void note_view(
     Watch watch,

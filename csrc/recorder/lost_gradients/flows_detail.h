@@ -17,6 +17,9 @@ void complete(Flow& flow, uint32_t op, StackId stack = 0);
 // Of a cut: the leaves behind it. Not under the mutex.
 void add_leaves(Watch watch, Flow& flow, const Inputs& inputs);
 
+// Whether one of them was computed with grad mode on: it requires grad and is no leaf.
+bool has_history(const Inputs& inputs);
+
 // Under the mutex of the origins:
 
 // What the inputs say of a result.

@@ -5,6 +5,7 @@
 
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 
+#include <atomic>
 #include <set>
 #include <unordered_map>
 #include <unordered_set>
@@ -39,6 +40,16 @@ std::set<std::pair<uint64_t, uint64_t>>& flat_nodes() {
   return *nodes;
 }
 
+constexpr uint32_t kMostLooks = 4;  // at what the Functions give that are applied at one place
+
+// Guarded likewise.
+std::unordered_map<StackId, uint32_t>& function_looks() {
+  static auto* looks = new std::unordered_map<StackId, uint32_t>;
+  return *looks;
+}
+
+std::atomic<bool> are_functions_new{false};
+
 bool is_flat(const Node& node) {
   const auto& flat = flat_nodes();
   return !flat.empty() && flat.count({node.thread_id(), node.sequence_nr()}) != 0;
@@ -72,7 +83,8 @@ std::vector<const c10::TensorImpl*> leaves_past_steps(const std::vector<Node*>& 
 }
 
 // False where the graph is too large.
-bool collect(const c10::TensorImpl& impl, std::vector<const c10::TensorImpl*>& leaves) {
+bool collect(const c10::TensorImpl& viewed, std::vector<const c10::TensorImpl*>& leaves) {
+  const c10::TensorImpl& impl = with_history_of(viewed);
   const auto* meta = state::autograd_meta(impl);
   Node* root = meta != nullptr ? meta->grad_fn_.get() : nullptr;
   if (root == nullptr) {
@@ -151,6 +163,64 @@ void note_reached(const std::vector<Node*>& roots, const std::vector<Node*>& acc
   }
 }
 
+void note_function(StackId place) {
+  std::lock_guard lock(Origins::get().mutex);
+  auto& looks = function_looks();
+  if (looks.size() < kMostPlaces || looks.count(place) != 0) {
+    uint32_t& count = looks[place];
+    if (count < kMostLooks) {
+      ++count;
+      are_functions_new = true;
+    }
+  }
+}
+
+bool functions_are_awaited() {
+  return are_functions_new.load(std::memory_order_relaxed);
+}
+
+std::vector<base::Hold> without_gradient(const std::vector<Node*>& accumulators) {
+  are_functions_new = false;
+  std::vector<base::Hold> found;
+  for (Node* node : accumulators) {
+    auto* fills = dynamic_cast<AccumulateGrad*>(node);
+    const auto* meta = fills != nullptr && fills->variable.defined() && fills->post_hooks().empty()
+                           ? state::autograd_meta(*fills->variable.unsafeGetTensorImpl())
+                           : nullptr;
+    // A hook may take the gradient away.
+    if (meta != nullptr && !meta->grad_.defined() && meta->post_acc_grad_hooks_ == nullptr) {
+      found.emplace_back(journal::as_target(*fills->variable.unsafeGetTensorImpl()));
+    }
+  }
+  return found;
+}
+
+bool leaves_are_starved() {
+  return Origins::get().leaves.starved_count.load(std::memory_order_relaxed) > 0;
+}
+
+bool note_filled(const std::vector<base::Hold>& leaves) {
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  bool found = false;
+  for (const base::Hold& leaf : leaves) {
+    if (leaf.is_dead()) {
+      continue;
+    }
+    const auto& impl = static_cast<const c10::TensorImpl&>(
+        *static_cast<const c10::intrusive_ptr_target*>(leaf.target()));
+    const auto* meta = state::autograd_meta(impl);
+    if (meta != nullptr && !meta->grad_.defined()) {
+      origins.leaves.starved(impl);
+      found = true;
+    }
+  }
+  if (leaves_are_starved()) {
+    origins.leaves.look_at_starved();
+  }
+  return found;
+}
+
 void add_flat_node(const NodeId& node) {
   if (flat_nodes().size() >= kMostPlaces) {
     flat_nodes().clear();
@@ -161,6 +231,8 @@ void add_flat_node(const NodeId& node) {
 void forget_leaves() {
   places().clear();
   flat_nodes().clear();
+  function_looks().clear();
+  are_functions_new = false;
 }
 
 }  // namespace gradext::recorder

@@ -2,6 +2,7 @@
 // gradient, while its graph is there: nothing else keeps that graph.
 #pragma once
 
+#include "base/hold.h"
 #include "journal/events.h"
 #include "recorder/lost_gradients/flows.h"
 
@@ -24,6 +25,15 @@ bool leaves_are_awaited();
 void note_reached(
     const std::vector<torch::autograd::Node*>& roots,
     const std::vector<torch::autograd::Node*>& accumulators);
+// An autograd.Function of the program's was applied here: what its backward() gives is looked at in
+// the next few backwards. Not under the mutex.
+void note_function(StackId place);
+bool functions_are_awaited();
+// The leaves among these that have no gradient yet, held weakly: those that a backward is to fill.
+std::vector<base::Hold> without_gradient(const std::vector<torch::autograd::Node*>& accumulators);
+// That backward has ended. Whether some of them have none still, for the first time.
+bool leaves_are_starved();
+bool note_filled(const std::vector<base::Hold>& leaves);
 // Under the mutex of the origins: a node through which only zeros go.
 void add_flat_node(const NodeId& node);
 // Under the mutex of the origins.

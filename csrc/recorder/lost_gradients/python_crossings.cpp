@@ -18,6 +18,7 @@ std::atomic<uint64_t> pending_merges{0};
 std::atomic<uint64_t> pending_rebuilt{0};
 std::atomic<uint64_t> pending_python{0};
 std::atomic<uint64_t> pending_checkpoints{0};
+std::atomic<uint64_t> aliases_of_leaves{0};
 
 namespace {
 
@@ -346,20 +347,44 @@ void lost_was_told(const std::vector<StackId>& stacks) {
 void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value) {
   const c10::TensorImpl& impl = *leaf.unsafeGetTensorImpl();
   const c10::TensorImpl& given = *value.unsafeGetTensorImpl();
-  if (!cuts_are_on() || !c10::GradMode::is_enabled() || in_backward() || !is_wanted(impl) ||
-      !is_wanted(given) || !state::requires_grad(given) || state::is_leaf(given) ||
-      !state::is_leaf(impl)) {
+  if (!cuts_are_on() || !c10::GradMode::is_enabled() || in_backward() ||
+      !has_history(Inputs{&given}) || !state::is_leaf(impl)) {
+    return;
+  }
+  note_given(op, impl, Inputs{&given}, 0);
+}
+
+void note_given(uint32_t op, const c10::TensorImpl& leaf, const Inputs& inputs, StackId stack) {
+  Inputs given;  // what was computed: to copy a leaf means its value
+  for (const c10::TensorImpl* impl : inputs) {
+    if (is_wanted(*impl) && has_history(Inputs{impl})) {
+      given.push_back(impl);
+    }
+  }
+  if (given.empty() || !is_wanted(leaf)) {
     return;
   }
   Flow flow;
   flow.flags = kWritten;
-  complete(flow, op);
-  flow.behind = leaves_behind(Inputs{&given}, flow.stack);
+  complete(flow, op, stack);
+  flow.behind = leaves_behind(given, flow.stack);
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
-  add_inputs(origins, flow, Inputs{&given});
+  add_inputs(origins, flow, given);
   add_lost(flow);
-  keep(origins, impl, flow);
+  keep(origins, leaf, flow);
+}
+
+const c10::TensorImpl* leaf_of_alias(const c10::TensorImpl& impl) {
+  static const uint32_t data = intern_name("Tensor.data");
+  static const uint32_t detach = intern_name("aten::detach");
+  const c10::TensorImpl* base = state::base(impl);
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  const Flow* flow = origins.flows.find(as_target(base != nullptr ? *base : impl));
+  const bool is_alias =
+      flow != nullptr && (flow->op == data || flow->op == detach) && (flow->flags & kSourceIsLeaf);
+  return is_alias ? origins.leaves.living(flow->source) : nullptr;
 }
 
 void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
@@ -572,6 +597,7 @@ void forget_crossings() {
   pending_rebuilt = 0;
   pending_python = 0;
   pending_checkpoints = 0;
+  aliases_of_leaves = 0;
 }
 
 }  // namespace gradext::recorder

@@ -57,6 +57,12 @@ bool uses_merge(const std::vector<NodeId>& nodes);
 void judged(const std::vector<StackId>& stacks);
 // `leaf.data = value`, of a value that has a history.
 void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value);
+// `leaf` was written from `inputs`, of which one has a history.
+void note_given(uint32_t op, const c10::TensorImpl& leaf, const Inputs& inputs, StackId stack);
+// How often the program has taken `.data` of a leaf with grad mode on.
+extern std::atomic<uint64_t> aliases_of_leaves;
+// The living leaf of which this, or what it is a view of, is the `.data`; null where it is none.
+const c10::TensorImpl* leaf_of_alias(const c10::TensorImpl& impl);
 // The program set `requires_grad`.
 void note_flag(const at::Tensor& tensor, bool value);
 

@@ -134,7 +134,12 @@ NodeId first_node(py::handle roots) {
   return NodeId{0, 0};
 }
 
-uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, bool accumulates) {
+uint32_t enter_backward(
+    py::handle roots,
+    bool keeps_graph,
+    bool creates_graph,
+    bool accumulates,
+    std::vector<base::Hold>& to_fill) {
   Backward event;
   event.stack = capture_stack();
   event.thread = at::RecordFunction::currentThreadId();
@@ -144,10 +149,15 @@ uint32_t enter_backward(py::handle roots, bool keeps_graph, bool creates_graph, 
   sync_thread();
   std::vector<Node*> accumulators;
   const bool awaited = cuts_are_on() && leaves_are_awaited();
+  const bool fills =
+      accumulates && cuts_are_on() && (functions_are_awaited() || leaves_are_starved());
   const std::vector<Node*> nodes = graph::root_nodes(roots);
-  event.nodes = node_ids(nodes, event.whole, awaited ? &accumulators : nullptr);
+  event.nodes = node_ids(nodes, event.whole, awaited || fills ? &accumulators : nullptr);
   if (awaited) {
     note_reached(nodes, accumulators);
+  }
+  if (fills) {
+    to_fill = without_gradient(accumulators);
   }
   uint32_t suspicious = spans_uncounted_write(event.nodes) ? kUncountedWrite : 0;
   if (accumulates && cuts_are_on()) {

@@ -102,6 +102,7 @@ void bind(py::module_& m) {
   suspicions["CONSTANT_TERM"] = int{kConstantTerm};
   suspicions["REBUILT_LEAF"] = int{kRebuiltLeaf};
   suspicions["LOST_LEAVES"] = int{kLostLeaves};
+  suspicions["STARVED_LEAVES"] = int{kStarvedLeaves};
   m.attr("SUSPICIONS") = suspicions;
   m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
   m.def("recorder_active", &active);

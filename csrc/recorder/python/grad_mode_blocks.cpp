@@ -9,6 +9,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace gradext::recorder {
@@ -18,7 +19,18 @@ namespace {
 struct ModeSetter {
   enum Kind { kPlain, kEnters, kLeaves } kind = kPlain;
   const void* frame = nullptr;  // that has the block, or the call
+  bool is_doubtful = true;      // GradModeOff
 };
+
+bool is_of_distributions(PyCodeObject* code) {
+  const char* file = PyUnicode_AsUTF8(code->co_filename);
+  if (file == nullptr) {
+    PyErr_Clear();
+    return false;
+  }
+  return std::strstr(file, "torch/distributions/") != nullptr ||
+         std::strstr(file, "torch\\distributions\\") != nullptr;
+}
 
 ModeSetter mode_setter() {
   ModeSetter setter;
@@ -46,6 +58,12 @@ ModeSetter mode_setter() {
     frame = above;
   }
   setter.frame = frame;  // compared, never followed
+  if (setter.kind == ModeSetter::kEnters && frame != nullptr) {
+    PyCodeObject* code = PyFrame_GetCode(frame);
+    constexpr int kWaits = CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR;
+    setter.is_doubtful = (code->co_flags & kWaits) != 0 || is_of_distributions(code);
+    Py_DECREF(code);
+  }
   Py_XDECREF(frame);
   return setter;
 }
@@ -70,7 +88,13 @@ void grad_mode_set(bool was) {
   if (is) {
     thread.off = {};
   } else if (was && setter.kind != ModeSetter::kLeaves) {
-    thread.off = GradModeOff{pinned(current_stack()), false};
+    thread.off = GradModeOff{pinned(current_stack()), false, setter.is_doubtful};
+  }
+  const bool is_its_own = last_set.frame == setter.frame && setter.frame != nullptr;
+  if (!is && !was && setter.kind == ModeSetter::kEnters) {
+    // set_grad_enabled() has switched it off before its block began; or it was off, and a block
+    // within says what is meant.
+    thread.off.is_doubtful = is_its_own && setter.is_doubtful;
   }
   if (setter.kind == ModeSetter::kPlain) {
     thread.last_set = GradModeBlock{setter.frame, before};
@@ -78,7 +102,6 @@ void grad_mode_set(bool was) {
     if (blocks.size() == kDeepest) {
       blocks.erase(blocks.begin());  // the least likely to be left yet
     }
-    const bool is_its_own = last_set.frame == setter.frame && setter.frame != nullptr;
     blocks.push_back(GradModeBlock{setter.frame, is_its_own ? last_set.before : before});
   } else {
     auto block = std::find_if(blocks.rbegin(), blocks.rend(), [&](const GradModeBlock& entered) {

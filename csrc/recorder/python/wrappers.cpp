@@ -5,6 +5,7 @@
 #include "graph/bind.h"
 #include "recorder/listener.h"
 #include "recorder/lost_gradients/flows.h"
+#include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/python/backward.h"
 #include "recorder/record_nodes.h"
@@ -102,6 +103,7 @@ struct BackwardCall {
   bool accumulates = false;
   bool creates_graph = false;
   const Taps* tap = nullptr;
+  std::vector<base::Hold> to_fill;  // leaves, looked at when it has ended
 };
 
 void backward_begins(
@@ -113,10 +115,24 @@ void backward_begins(
   call.is_watched = true;
   call.accumulates = is_given(args, count, keywords, "accumulate_grad");
   call.creates_graph = is_true(args[3]);
+  const bool is_of_all = count <= 4 || args[4] == Py_None ||
+                         (PyTuple_Check(args[4]) && PyTuple_GET_SIZE(args[4]) == 0);
   const uint32_t why =
-      enter_backward(args[0], is_true(args[2]), call.creates_graph, call.accumulates);
+      enter_backward(args[0], is_true(args[2]), call.creates_graph, call.accumulates, call.to_fill);
+  if (!is_of_all) {
+    call.to_fill.clear();
+  }
   if (why != 0) {
     call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), why, py::handle(args[1])));
+  }
+}
+
+// It has returned.
+void backward_filled(const BackwardCall& call, const Wrapped& wrapped, PyObject* const* args) {
+  if (cuts_are_on() && note_filled(call.to_fill)) {
+    call_back(
+        wrapped.on_suspicion,
+        py::make_tuple(py::handle(args[0]), uint32_t{kStarvedLeaves}, py::handle(args[1])));
   }
 }
 
@@ -163,6 +179,10 @@ PyObject* call_backward(
     PyErr_Restore(type, value, trace);
     (void)aside([&] { backward_failed(wrapped, value, args[0]); });
     Py_XDECREF(value);
+  }
+  if (result != nullptr && call.is_watched && call.accumulates &&
+      (!call.to_fill.empty() || leaves_are_starved())) {
+    return unless(aside([&] { backward_filled(call, wrapped, args); }), result);
   }
   if (result != nullptr && call.is_watched && !call.accumulates && !call.creates_graph) {
     return unless(
@@ -244,7 +264,8 @@ class FunctionScope {
       ThreadState& thread = thread_state();
       before_ = thread.off;
       is_on_ = true;
-      thread.off = GradModeOff{current_stack(), true};
+      place_ = current_stack();
+      thread.off = GradModeOff{place_, true};
     }
   }
 
@@ -269,9 +290,12 @@ class FunctionScope {
     static PyObject* known = nullptr;
     const bool is_checkpoint =
         cls == class_once(known, "torch.utils.checkpoint", "CheckpointFunction");
+    bool has_node = false;
     const auto note = [&](PyObject* item) {
       if (is_tensor(item) && !THPVariable_Unpack(item).requires_grad()) {
         note_function_result(name, inputs, THPVariable_Unpack(item), is_checkpoint);
+      } else {
+        has_node |= is_tensor(item);
       }
     };
     if (PyTuple_Check(result)) {
@@ -280,6 +304,9 @@ class FunctionScope {
       }
     } else {
       note(result);
+    }
+    if (has_node && !is_checkpoint) {
+      note_function(place_);
     }
   }
 
@@ -292,6 +319,7 @@ class FunctionScope {
   }
 
   bool is_on_ = false;
+  StackId place_ = 0;
   GradModeOff before_;
 };
 

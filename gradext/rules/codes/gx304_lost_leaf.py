@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
@@ -73,7 +74,7 @@ def _made_of_values(
     for leaf in reached[:_MOST_LEAVES]:
         for flow, how in _how_made(data, leaf):
             lost = leaves.lost(flow, by_hand=False)
-            label = "makes a leaf of the value, and its gradient ends there"
+            label = f"{_Leaf(how, (), None).does} and its gradient ends there"
             site = sites.site(data.frames(flow.stack), op=flow.op, label=label) if lost else None
             if site is not None:
                 made.append((flow, how, site))
@@ -98,6 +99,8 @@ def _how_made(data: Data, leaf: int) -> Iterator[tuple[Flow, str]]:
     if flow.op == "Tensor.data":
         if flow.has(events.WRITTEN):
             yield flow, ".data = "
+    elif flow.has(events.WRITTEN):
+        yield flow, f"{op_names.bare(flow.op)}()"
     elif flow.op == "aten::detach":
         made = data.frames(flow.stack)
         in_library = [frame.file.replace("\\", "/") for frame in made if not frame.is_user]
@@ -118,6 +121,14 @@ class _Leaf:
     made: tuple[Site, ...]
     backward: Site | None
 
+    @property
+    def _writes(self) -> bool:
+        return self.how.endswith("_()")
+
+    @property
+    def does(self) -> str:
+        return "writes the value into a leaf," if self._writes else "makes a leaf of the value,"
+
     def __call__(self, lost: Sequence[str]) -> Diagnosis:
         several = "" if len(lost) > 1 else "s"
         at = sites.where(self.made[0].frame)
@@ -126,14 +137,13 @@ class _Leaf:
             '`torch.func.functional_call(module, {"weight": value}, (x,))`, or compute with '
             "the functional form (`F.linear(x, value)`)"
         )
-        if not self.how.startswith((".data", "nn.Parameter")):
+        if not (self._writes or self.how.startswith((".data", "nn.Parameter"))):
             instead = f"use the tensor itself (torch.stack for several) instead of `{self.how}`"
         return Diagnosis(
             code="GX304",
             message=(
-                f"{listed(lost)} get{several} no gradient: `{self.how.strip()}`, at {at}, makes a "
-                "leaf of the value, without its history, and the gradient of this backward() ends "
-                "there."
+                f"{listed(lost)} get{several} no gradient: `{self.how.strip()}`, at {at}, "
+                f"{self.does} without its history, and the gradient of this backward() ends there."
             ),
             culprits=self.made,
             victims=sites.distinct([self.backward]),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
@@ -35,7 +36,8 @@ LEAF_ROOT, CONSTANT_TERM = _C.SUSPICIONS["LEAF_ROOT"], _C.SUSPICIONS["CONSTANT_T
 REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 
-_DECIDES = ("integer", "op", "function", "step")  # kinds of cuts
+_DECIDES = ("integer", "op", "function", "step", "draw", "drawn", "off")  # kinds of cuts
+_DRAWS = ("aten::normal", "aten::bernoulli", "aten::multinomial", "aten::poisson")
 
 
 def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis | Awaited]:
@@ -317,9 +319,9 @@ def _of_constants(
     """A number, an array or a decision that keeps something that is to be trained from it."""
     cuts = [
         (cut, is_read)
-        for cut, is_read in _cuts_behind(data, merge, chain, source)
+        for found, is_read in _cuts_behind(data, merge, chain, source)
         # no_grad says that a constant is meant
-        if cut.kind in ("read", "copy", "detach", *_DECIDES)
+        if (cut := _unless_meant(found)).kind in ("read", "copy", "detach", *_DECIDES)
     ]
     if not cuts:
         return None
@@ -365,6 +367,20 @@ def _of_constants(
     awaited = Awaited(missed, lambda names: say(known, into, backward, names, mend, notes))
     ids = frozenset(missed)
     return _Told(line, awaited, frozenset() if decides else ids, ids if decides else frozenset())
+
+
+def _unless_meant(cut: Cut) -> Cut:
+    """A cut by a grad mode, as it is told where the mode does not say that a constant is meant."""
+    origin = cut.step.origin
+    if cut.kind != "no_grad" or cut.mode is None or not isinstance(origin, Flow):
+        return cut
+    if cut.mode.how in ("switch", "suspended"):
+        return dataclasses.replace(cut, kind="off")
+    if origin.op in _DRAWS and not origin.has(events.SOURCE_IS_LEAF):
+        # What is drawn of was computed with grad mode on.
+        what = f"`{op_names.bare(origin.op)}`"
+        return dataclasses.replace(cut, kind="drawn", what=what, mode=None)
+    return cut
 
 
 def _goes_to_python(data: Data, cut: Cut) -> bool:
@@ -510,6 +526,22 @@ def _decided(
             notes=(*notes, _SILENCE),
         )
     into = dataclasses.replace(into, label="computes on with the result, a constant")
+    if cut.kind == "off" and cut.mode is not None:
+        entered = sites.where(cut.mode.site.frame)
+        waits = cut.mode.how == "suspended"
+        return Diagnosis(
+            code="GX304",
+            message=(
+                f"{listed(lost)} get{'' if several else 's'} no gradient: grad mode was switched "
+                f"off by {cut.what}, {entered}, {'which waits within its block' if waits else ''}"
+                f"{'' if waits else 'and was still off'} when what this loss is made of was "
+                "computed."
+            ),
+            culprits=cut.sites,
+            victims=sites.distinct([into, backward]),
+            fix=mend,
+            notes=(*notes, _SILENCE),
+        )
     return Diagnosis(
         code="GX304",
         message=(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dis
+import re
 import types
 from typing import Any
 
@@ -165,6 +166,21 @@ def keeping(node: Any, attribute: str) -> Site | None:
                 frame: Frame = frames.frame_of(function.__code__, instruction.offset)
                 return Site(frame=frame, label=f"keeps it as `ctx.{name}`")
     return None
+
+
+def returning_none(node: Any) -> Site | None:
+    """The line of the program's backward() that returns a None; else its last `return`."""
+    code = backward_code(node)
+    if code is None or not package.is_user_file(code.co_filename):
+        return None
+    found: list[Frame] = [
+        frames.frame_of(code, instruction.offset)
+        for instruction in dis.get_instructions(code)
+        if instruction.opname.startswith("RETURN_")
+    ]
+    named = [frame for frame in found if re.search(r"\bNone\b", frame.code)]
+    at = next(iter(named), found[-1] if found else None)
+    return None if at is None else Site(frame=at, label="gives an input no gradient")
 
 
 def copied(site: Site) -> str | None:

@@ -14,7 +14,8 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Site
 from gradext.recording import events
 from gradext.recording.events import Birth, Flow
-from gradext.rules.rewrite import detach, grad_modes
+from gradext.rules.rewrite import detach, grad_modes, straight_through
+from gradext.rules.wording import draws
 from gradext.source import mode_blocks, sites, statements
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ _STAND_INS = {
     "(`log_prob`)",
     "to_copy": "the floating values in place of the cast",
     "bucketize": "the distance to the boundaries in place of bucketize",
+    "normal": "`mean + std * torch.randn_like(std)` in place of the draw",
+    "bernoulli": "the probabilities in place of the draw, or a relaxed draw "
+    "(`torch.distributions.RelaxedBernoulli(...).rsample()`)",
     "searchsorted": "the distance to the boundaries in place of searchsorted",
     "one_hot": "softmax in place of one_hot",
 }
@@ -81,6 +85,9 @@ def describe(data: Data, step: Step) -> Cut | None:
         here = dataclasses.replace(here, label="the Function returns this without a gradient")
         return Cut(step, (here,), "an autograd.Function", "function")
     if origin.has(events.NO_GRAD):
+        drawn = draws.of_distribution(data.frames(origin.mode), running)
+        if drawn is not None:
+            return Cut(step, (drawn,), f"`.{draws.SAMPLE}()`", "draw")
         function = origin.has(events.IN_FUNCTION)
         mode = mode_blocks.find(data.frames(origin.mode), running, in_function=function)
         return _of_mode(step, here, mode, "forward" if function else "no_grad")
@@ -299,7 +306,7 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
             f"use the tensor itself at {line} (torch.stack for several) instead of {cut.what}, "
             "which copies numbers"
         )
-    if cut.kind == "integer":
+    if cut.kind in ("integer", "drawn"):
         op = op_names.bare(cut.step.origin.op)
         stand_in = _STAND_INS.get(op, "the values that it was made of")
         if op in _COMPARES:
@@ -308,10 +315,15 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
         return f"compute on with something differentiable at {line}: {stand_in}, or {through}"
     if cut.kind == "step":
         op = op_names.bare(cut.step.origin.op)
+        past = straight_through.past_step(site, op)
+        in_place = past or f"x + ({op.rstrip('_')}(x) - x).detach()"
+        instead = "" if past else f" in place of `{op}(x)`"
         return (
-            f"let the gradient past it at {line}: `x + ({op}(x) - x).detach()` in place of "
-            f"`{op}(x)`, or compute on with the value before it"
+            f"let the gradient past it at {line}: `{in_place}`{instead}, or compute on with the "
+            "value before it"
         )
+    if cut.kind == "draw":
+        return f"{draws.instead(data.frames(cut.step.origin.stack), site)}, at {line}"
     if cut.kind == "function":
         return (
             "let the Function's forward() return a floating tensor that it does not hand to "

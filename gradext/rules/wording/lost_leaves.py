@@ -40,6 +40,11 @@ class LostLeaves:
             known = {i: known[i] for i in known.keys() & held}
         return {i: known[i] for i in _C.leaves_unreached(list(known))}
 
+    def to_be_trained(self, leaf: int) -> str | None:
+        """The name of a leaf that an optimizer or a module has and that matters here."""
+        held = leaf in self._names.optimized or leaf in self._names.root_of
+        return self._name(leaf) if held and self._matters(leaf) else None
+
     def _name(self, leaf: int) -> str:
         return self._names.by_id(leaf) or "a tensor"
 

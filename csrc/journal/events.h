@@ -167,7 +167,9 @@ struct Flow {
   int64_t tensor = 0;            // its address: means this tensor only while it lives
   int64_t source = 0;            // the input that required grad; what a gradient was taken by
   uint64_t source_sequence = 0;  // its node; the new node of a kMerge
-  double value = 0;              // of one that went to Python, or came from there
+  // Of one that went to Python, or came from there; of a kGradCall, the number of the flow of what
+  // the gradient was taken by.
+  double value = 0;
   StackId stack = 0;
   StackId mode = 0;  // where grad mode was switched off
   uint32_t thread = 0;

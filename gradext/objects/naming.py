@@ -7,7 +7,9 @@ code of the user's, and keeps nothing of what it saw alive.
 
 from __future__ import annotations
 
+import collections
 import gc
+import itertools
 import re
 import sys
 import types
@@ -430,8 +432,9 @@ def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.T
         for key, item in items_in(dict_of(value))[:_MOST_ITEMS]:
             if issubclass(type(item), torch.Tensor):
                 yield f"{name}.{key}", item
-    elif kind is list or kind is tuple:
-        for index, item in enumerate(value[:_MOST_ITEMS]):
+    elif kind is list or kind is tuple or kind is collections.deque:
+        # Whole at once: another thread may be changing it.
+        for index, item in enumerate(list(itertools.islice(value, _MOST_ITEMS))):
             yield from tensors_in(item, f"{name}[{index}]", depth - 1)
     elif issubclass(kind, dict):
         for key, item in list(dict.items(value))[:_MOST_ITEMS]:

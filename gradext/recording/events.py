@@ -25,6 +25,7 @@ NOT_FLOATING, SOURCE_IS_LEAF = _OF_FLOWS["NOT_FLOATING"], _OF_FLOWS["SOURCE_IS_L
 IS_NUMBER, WRITTEN = _OF_FLOWS["IS_NUMBER"], _OF_FLOWS["WRITTEN"]
 TAINT_CUT, TAINT_GRAD = _OF_FLOWS["TAINT_CUT"], _OF_FLOWS["TAINT_GRAD"]
 TAINT_PYTHON, IS_VIEW = _OF_FLOWS["TAINT_PYTHON"], _OF_FLOWS["IS_VIEW"]
+TAINT_INPUT = _OF_FLOWS["TAINT_INPUT"]
 TAINT_CHECKPOINT = _OF_FLOWS["TAINT_CHECKPOINT"]
 TAINT_DECISION, TAINT_GUESS = _OF_FLOWS["TAINT_DECISION"], _OF_FLOWS["TAINT_GUESS"]
 BY_SIZE = _OF_FLOWS["BY_SIZE"]
@@ -281,6 +282,7 @@ class Flow:
         source: id of the input that required grad, 0 for none. source_node: (thread, sequence) of
             the node that made it, None for a leaf; for a merge, the node that took the value in.
         value: the number that went to Python or came from there; None where it is no one number.
+            Of a GRAD_CALL, the number of the flow of what the gradient was taken by, 0 for none.
         stack, mode: numbers for Recording.frames(); mode is where grad mode was switched off.
         parents: numbers of the births and flows of the inputs.
         flags: the constants above.

@@ -19,6 +19,7 @@ from gradext.recording.events import (
     FLAGS,
     FLOWS,
     FROM_PYTHON,
+    GRAD_CALL,
     GRAD_MODE,
     HOLES,
     INFERENCE,
@@ -179,7 +180,7 @@ class Data:
         flags = facts["flags"]
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
         node = (facts["source_thread"], facts["source_sequence"]) if with_node else None
-        talks = flags & (FROM_PYTHON | TO_PYTHON)
+        talks = flags & (FROM_PYTHON | TO_PYTHON | GRAD_CALL)
         return Flow(
             order=facts["order"],
             number=facts["number"],

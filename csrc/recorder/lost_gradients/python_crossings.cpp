@@ -344,14 +344,44 @@ void lost_was_told(const std::vector<StackId>& stacks) {
   }
 }
 
+namespace {
+
+// `leaf.data = value.data`, of a value that has a history: vector_to_parameters().
+void note_given_alias(uint32_t op, const c10::TensorImpl& leaf, const c10::TensorImpl& alias) {
+  static const uint32_t data = intern_name("Tensor.data");
+  Origins& origins = Origins::get();
+  Flow flow;
+  flow.flags = kWritten;
+  {
+    std::lock_guard lock(origins.mutex);
+    const Flow* known = origins.flows.find(as_target(alias));
+    if (known == nullptr || known->op != data || (known->flags & kCut) == 0 ||
+        (known->flags & kSourceIsLeaf) != 0 || origins.leaves.are_reached(known->behind)) {
+      return;
+    }
+    flow.flags |= known->flags & kTaints;
+    flow.parents[0] = low(known->number);
+    flow.behind = known->behind;
+  }
+  complete(flow, op);
+  std::lock_guard lock(origins.mutex);
+  add_lost(flow);
+  keep(origins, leaf, flow);
+}
+
+}  // namespace
+
 void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value) {
   const c10::TensorImpl& impl = *leaf.unsafeGetTensorImpl();
   const c10::TensorImpl& given = *value.unsafeGetTensorImpl();
-  if (!cuts_are_on() || !c10::GradMode::is_enabled() || in_backward() ||
-      !has_history(Inputs{&given}) || !state::is_leaf(impl)) {
+  if (!cuts_are_on() || !c10::GradMode::is_enabled() || in_backward() || !state::is_leaf(impl)) {
     return;
   }
-  note_given(op, impl, Inputs{&given}, 0);
+  if (has_history(Inputs{&given})) {
+    note_given(op, impl, Inputs{&given}, 0);
+  } else if (is_wanted(impl) && is_wanted(given)) {
+    note_given_alias(op, impl, given);
+  }
 }
 
 void note_given(uint32_t op, const c10::TensorImpl& leaf, const Inputs& inputs, StackId stack) {
@@ -523,6 +553,11 @@ void note_gradients(
     flow.flags = kGradCall | kCut | kTaintGrad | kTaintCut;
     flow.flags |= k < by.size() && !by[k].second ? kTaintInput : 0;
     flow.source = k < by.size() ? by[k].first : 0;
+    const Flow* made =
+        flow.source != 0
+            ? origins.flows.find(as_target(*reinterpret_cast<const c10::TensorImpl*>(flow.source)))
+            : nullptr;
+    flow.value = made != nullptr ? low(made->number) : 0;
     keep(origins, *gradient.unsafeGetTensorImpl(), flow);
   }
 }

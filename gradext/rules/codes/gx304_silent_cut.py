@@ -248,6 +248,10 @@ def _of_gradients(
     ]
     taken = [told for told in cuts if told.kind == "grad"]
     sources = {told.step.origin.source for told in taken if isinstance(told.step.origin, Flow)}
+    # What was differentiated by may be a detached copy of what is stepped.
+    numbers = [t.step.origin.value for t in taken if isinstance(t.step.origin, Flow)]
+    made = [data.origin(int(number)) for number in numbers if number]
+    sources |= {m.source for m in made if isinstance(m, Flow) and m.op in chains.DETACHES}
     if not taken or (merge.source and merge.source in sources):
         return None  # `fast = fast - lr * g`: an inner loop, whose steps are constants (FOMAML)
     cut = min(taken, key=lambda told: told.step.depth)

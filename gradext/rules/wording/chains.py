@@ -81,7 +81,7 @@ def is_cut(origin: Birth | Flow) -> bool:
     return origin.has(events.CUT)
 
 
-_DETACHES = {"aten::detach", "aten::detach_", "Tensor.data"}
+DETACHES = {"aten::detach", "aten::detach_", "Tensor.data"}
 _LOSES = events.IN_INFERENCE | events.NOT_FLOATING | events.TO_PYTHON | events.FROM_PYTHON
 
 
@@ -103,7 +103,7 @@ def is_barrier(origin: Birth | Flow) -> bool:
     if is_without_grad_mode(origin):
         return True
     return isinstance(origin, Flow) and (
-        origin.has(_LOSES) or origin.op in _DETACHES or origin.has(events.GRAD_CALL)
+        origin.has(_LOSES) or origin.op in DETACHES or origin.has(events.GRAD_CALL)
     )
 
 

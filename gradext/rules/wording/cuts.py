@@ -206,6 +206,8 @@ def best(data: Data, cuts: Sequence[Cut], names: Owners) -> Cut | None:
         idle = False  # known to lead to nothing that is trained
         if isinstance(origin, Flow) and origin.has(events.SOURCE_IS_LEAF) and names.optimized:
             idle = origin.source not in names.optimized
+        if isinstance(origin, Flow) and origin.has(events.GRAD_CALL) and names.optimized:
+            idle = origin.has(events.TAINT_INPUT)  # it was taken by what is no parameter
         return (idle, not cut.step.is_sure, cut.step.depth, -origin.order)
 
     return min(cuts, key=rank)

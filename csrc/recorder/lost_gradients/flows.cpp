@@ -2,6 +2,7 @@
 
 #include "recorder/lost_gradients/flows_detail.h"
 #include "recorder/lost_gradients/leaves.h"
+#include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
 
 #include "state/state.h"

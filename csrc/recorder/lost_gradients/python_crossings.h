@@ -23,14 +23,6 @@ inline bool notes_all_merges() {
          pending_checkpoints.load(std::memory_order_relaxed) > 0;
 }
 
-// A value with these leaves behind it has left the graph, as a number or as a constant, and no
-// backward has reached them: the next one is worth a look. Under the mutex of the origins.
-void add_lost(const Flow& flow);
-// Whether there has been such a value since the last call, and still no backward reaches what lies
-// behind it. Of one place of the program once, and from then on if it was told.
-bool has_lost();
-// Something was said of what is lost at these places.
-void lost_was_told(const std::vector<StackId>& stacks);
 // A value went to Python.
 void note_exit(uint32_t op, const at::Tensor& tensor, double value);
 // Whether the last value that went to Python from here and now was this number.
@@ -55,14 +47,6 @@ void note_flat(const OpFacts& op, const Inputs& inputs, const c10::TensorImpl& r
 bool uses_merge(const std::vector<NodeId>& nodes);
 // Marks call sites as already diagnosed: later merges at the same sites are not recorded.
 void judged(const std::vector<StackId>& stacks);
-// `leaf.data = value`, of a value that has a history.
-void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value);
-// `leaf` was written from `inputs`, of which one has a history.
-void note_given(uint32_t op, const c10::TensorImpl& leaf, const Inputs& inputs, StackId stack);
-// How often the program has taken `.data` of a leaf with grad mode on.
-extern std::atomic<uint64_t> aliases_of_leaves;
-// The living leaf of which this, or what it is a view of, is the `.data`; null where it is none.
-const c10::TensorImpl* leaf_of_alias(const c10::TensorImpl& impl);
 // The program set `requires_grad`.
 void note_flag(const at::Tensor& tensor, bool value);
 

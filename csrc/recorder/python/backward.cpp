@@ -2,6 +2,7 @@
 
 #include "graph/bind.h"
 #include "recorder/lost_gradients/leaves.h"
+#include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/switch.h"
 #include "recorder/thread_state.h"

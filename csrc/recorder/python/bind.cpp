@@ -2,6 +2,7 @@
 
 #include "journal/snapshot.h"
 #include "recorder/before_writes.h"
+#include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/python/backward.h"
 #include "recorder/python/c_entry_points.h"

@@ -10,6 +10,7 @@
 #include "base/signals.h"
 #include "recorder/listener.h"
 #include "recorder/lost_gradients/flows.h"
+#include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "recorder/python/grad_mode_blocks.h"
 #include "recorder/record_writes.h"

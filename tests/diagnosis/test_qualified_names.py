@@ -48,7 +48,7 @@ def test_they_are_those_that_later_pythons_keep(tmp_path) -> None:
     path = tmp_path / "program.py"
     path.write_text(SOURCE)
     found = list(codes(compile(SOURCE, str(path), "exec")))
-    assert len(found) > 8
+    assert len(found) >= 8  # later Pythons inline comprehensions
     for code in found:
         assert frames.qualified(code) == code.co_qualname
 

@@ -39,4 +39,7 @@ def test_torch_fails_as_it_does_alone(plain: Any, recorded: Any, write: Any) -> 
     found, _ = recorded("d/train.py")
     assert expected.code == found.code
     assert found.out == expected.out
-    assert expected.err.splitlines()[-1] in found.err.splitlines()
+    # From 3.13 on the interpreter may add "(consider renaming ...)", for a file in the folder that
+    # it was started for: which is not the program's under `gradext run`.
+    error, _, _ = expected.err.splitlines()[-1].partition(b" (consider renaming")
+    assert found.err.splitlines()[-1].startswith(error)

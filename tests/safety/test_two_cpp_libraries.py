@@ -101,11 +101,27 @@ def run(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProc
 @pytest.mark.parametrize("order", ["none", "after torch", "before torch"])
 def test_numbers_in_messages(order: str, tmp_path: Path) -> None:
     other = compiled(tmp_path, "other", OTHER, "-static-libstdc++")
+    if order != "none" and run(tmp_path, BARE, order, str(other)).returncode < 0:
+        pytest.skip("torch alone dies there: its own messages have numbers, too")
     done = run(tmp_path, PROGRAM, order, str(other))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(EXPECTED), done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 ")
 
+
+BARE = """
+import ctypes, sys
+order, other = sys.argv[1:]
+if order == "before torch":
+    ctypes.CDLL(other)
+import torch
+if order == "after torch":
+    ctypes.CDLL(other, mode=ctypes.RTLD_GLOBAL)
+try:
+    torch.ones(3, 4).select(5, 0)
+except IndexError:
+    pass
+"""
 
 LOST = """
 import ctypes, sys

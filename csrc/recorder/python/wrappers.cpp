@@ -129,7 +129,8 @@ void backward_begins(
 
 // It has returned.
 void backward_filled(const BackwardCall& call, const Wrapped& wrapped, PyObject* const* args) {
-  if (cuts_are_on() && note_filled(call.to_fill)) {
+  if ((!call.to_fill.empty() || leaves_are_starved()) && cuts_are_on() &&
+      note_filled(call.to_fill)) {
     call_back(
         wrapped.on_suspicion,
         py::make_tuple(py::handle(args[0]), uint32_t{kStarvedLeaves}, py::handle(args[1])));
@@ -180,8 +181,7 @@ PyObject* call_backward(
     (void)aside([&] { backward_failed(wrapped, value, args[0]); });
     Py_XDECREF(value);
   }
-  if (result != nullptr && call.is_watched && call.accumulates &&
-      (!call.to_fill.empty() || leaves_are_starved())) {
+  if (result != nullptr && call.is_watched && call.accumulates) {
     return unless(aside([&] { backward_filled(call, wrapped, args); }), result);
   }
   if (result != nullptr && call.is_watched && !call.accumulates && !call.creates_graph) {

@@ -125,6 +125,9 @@ class Diagnosis:
     def __str__(self) -> str:
         return display.show("diagnosis_text.text", self)
 
+    def _repr_html_(self) -> str:
+        return display.show("report_html.fragment", [self])
+
     def key(self) -> tuple[object, ...]:
         """What tells one diagnosis from another: its code and its lines, not its words."""
 
@@ -162,6 +165,9 @@ class Diagnoses(list[Diagnosis]):
         return "\n\n".join(map(str, self)) or "gradext has nothing to say of this error."
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str | None:
+        return display.show("report_html.fragment", self) if self else None
 
 
 def _frame(frame: Frame) -> dict[str, Any]:

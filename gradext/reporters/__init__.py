@@ -25,6 +25,7 @@ class Format(NamedTuple):
 
 FORMATS = {
     "json": Format("run_json", "write the diagnoses to FILE too, at once when there is one"),
+    "html": Format("report_html", "write the report to FILE as a page"),
     "sarif": Format("sarif", "write them to FILE as SARIF, for code hosts and editors"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @graph_break
-def explain(error: BaseException, recording: Recording | None = None) -> Diagnoses:
+def explain(error: BaseException | None = None, recording: Recording | None = None) -> Diagnoses:
     """What caused `error`, an exception that autograd raised: culprit, victim, fix.
 
     Call it in the `except` block while a recording is on (gradext.record(), gradext.install() or
@@ -27,12 +28,16 @@ def explain(error: BaseException, recording: Recording | None = None) -> Diagnos
     error is none that gradext knows. `print()` of the result is the report.
 
     Args:
-        error: the exception, or one raised from it.
+        error: the exception, or one raised from it. Default: the one that is being handled, else
+            the last that Python has printed: in a console, `gradext.explain()` after an error.
         recording: defaults to the one that is running.
 
     Raises:
         TypeError: `error` is no exception.
+        ValueError: no error is given, and none has been raised.
     """
+    if error is None:
+        error = _last_error()
     if not issubclass(type(error), BaseException):
         name = raw.type_name(type(error))
         raise TypeError(f"gradext.explain: expected an exception, got {name}")
@@ -66,6 +71,14 @@ def explain(error: BaseException, recording: Recording | None = None) -> Diagnos
                 recording.known.keep(finding, found, live)
             return Diagnoses(found)
     return Diagnoses()
+
+
+def _last_error() -> BaseException:
+    last: BaseException | None = getattr(sys, "last_exc", getattr(sys, "last_value", None))
+    found = sys.exc_info()[1] or last
+    if found is None:
+        raise ValueError("gradext.explain: no error has been raised here; give it the exception")
+    return found
 
 
 def _seen_before(error: BaseException, recording: Recording | None) -> Sequence[Diagnosis] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -227,6 +228,12 @@ class Data:
         if self._exits is None:
             self._exits = self.flows_with(TO_PYTHON, most)
         return self._exits
+
+    def exits_between(self, first: int, end: int, most: int) -> list[Flow]:
+        """Those of exits() that left after `first` and before `end`, by their order."""
+        exits = self.exits(most)
+        begin = bisect.bisect_right(exits, first, key=lambda flow: flow.order)
+        return exits[begin : bisect.bisect_left(exits, end, key=lambda flow: flow.order)]
 
     def flag_of(self, tensor: int) -> FlagChange | None:
         """When the program last set `requires_grad` of a living tensor, by its id."""

@@ -134,7 +134,7 @@ def test_ends_as_alone(alike, write, form, name):
     source = ENDINGS[name]
     write(source + "\n")
     words = {"script": ["train.py"], "module": ["-m", "train"], "command": ["-c", source]}[form]
-    expected, report = alike(*words, "--json", "x", "-c")
+    expected, report = alike(*words, "--steps", "x", "-c")
     if expected.code >= 0:
         # 120: the interpreter could not flush stdout, after everything that can know of it.
         assert report["exit_code"] == (0 if expected.code == 120 else expected.code)

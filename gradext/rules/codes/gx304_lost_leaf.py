@@ -8,6 +8,7 @@ is told only if no backward of the program has reached it. Keeps no tensor.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -156,7 +157,9 @@ def _numbers(
     data: Data, nodes: Iterable[tuple[int, int]], leaves: LostLeaves, called: Sequence[Any]
 ) -> Iterator[_Told]:
     """Numbers of Python's that the source shows to be computed with in this graph."""
-    exits = [(e, missed) for e in _exits(data) if (missed := leaves.lost(e, by_hand=False))]
+    lost = ((e, missed) for e in _exits(data) if (missed := leaves.lost(e, by_hand=False)))
+    # What was decided is looked for last, and of no more than are told: it takes a way to each.
+    exits = [*itertools.islice((e for e in lost if not _is_decided(data, e[0])), _MOST_EXITS)]
     if not exits:
         return
     lines: dict[int, Sequence[Frame]] = {}
@@ -165,7 +168,7 @@ def _numbers(
         if stack and stack not in lines and len(lines) < _MOST_LINES:
             lines[stack] = data.frames(stack)
     source = ValueFlow()
-    for left, missed in exits[:_MOST_EXITS]:
+    for left, missed in exits:
         took = data.frames(left.stack)
         nearest = sorted(lines.values(), key=lambda used: -_common(took, used))
         into = next((used for used in nearest if source.leads(took, used)), None)
@@ -206,7 +209,7 @@ def _exits(data: Data) -> list[Flow]:
         for flow in data.exits(4_000)
         if flow.order > last and not flow.has(events.NO_GRAD | events.IN_INFERENCE)
     }
-    return [flow for flow in found.values() if not _is_decided(data, flow)]
+    return list(found.values())
 
 
 def _is_decided(data: Data, left: Flow) -> bool:

@@ -167,8 +167,8 @@ def exits_before(data: Data, entry: Flow) -> list[Flow]:
     last = max(before, default=0)
     exits = {
         flow.stack: flow
-        for flow in data.exits(_MOST_EXITS)
-        if last < flow.order < entry.order and flow.thread == entry.thread
+        for flow in data.exits_between(last, entry.order, _MOST_EXITS)
+        if flow.thread == entry.thread
     }
     return sorted(exits.values(), key=lambda flow: -flow.order)
 

@@ -94,6 +94,31 @@ def example(name: str, *options: str, whole: bool = False) -> str:
     return text
 
 
+def fix_benchmark() -> str:
+    """The programs of benchmarks/fix.py, and what `gradext fix` makes of them."""
+    rows = result("fix")["rows"]
+    stale = [row for row in rows if row["code"] == "GX101"]
+    mended = [sum(row["patch like the twin"] is not None for row in some) for some in (rows, stale)]
+    wrong = sum(row["verified and wrong"] for row in rows)
+    shares = [row["gradext fix, s"] / row["bar, s"] for row in rows]
+    lines = [
+        "| program | code | answer | like the twin | tried | time over bar |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    places = {None: "none of the first two", 1: "the first patch", 2: "the second patch"}
+    lines += [
+        f"| {row['program']} | {row['code']} | {row['answer']} "
+        f"| {places[row['patch like the twin']]} | {row['tried']} | {share:.2f} |"
+        for row, share in zip(rows, shares, strict=True)
+    ]
+    said = (
+        f"Of {len(rows)} programs the first two patches mend {mended[0]}, of the {len(stale)} with "
+        f"GX101 {mended[1]}; {wrong} are called verified and compute something else. The time is "
+        f"at most {max(shares):.2f} of its bar."
+    )
+    return f"{said}\n\n" + "\n".join(lines) + f"\n\n({where('fix')})"
+
+
 def fix() -> str:
     """What `gradext fix` prints for docs/examples/train.py."""
     done = subprocess.run(
@@ -404,6 +429,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/first-report.md", "run", lambda: example("train.py"), False),
     ("docs/first-report.md", "fix", fix, False),
     ("docs/fix.md", "fix", fix, False),
+    ("docs/fix.md", "fix_benchmark", fix_benchmark, True),
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/notebooks.md", "cells", cells, False),

@@ -187,7 +187,7 @@ def _hidden_cuts(
             recording.waiting.add(finding.places if finding is not None else None, waiting)
         return [one for one in found if isinstance(one, Diagnosis)]
 
-    told = _silent(find, explain, recording)
+    told = _silent(find, explain, recording, by_guard=False)
     if finding is None or is_new:
         return told
     return (*told, *recording.waiting.again(finding.places))
@@ -209,10 +209,15 @@ def _silent(
     find: Callable[[], tuple[bool, Finding | None]],
     explain: Callable[[], Sequence[Diagnosis]],
     recording: Recording,
+    *,
+    by_guard: bool = True,
 ) -> Sequence[Diagnosis]:
-    """What is silently wrong: as it was explained before, or explained now if there is time."""
+    """What is silently wrong: as it was explained before, or explained now if there is time.
+
+    A guard lifts the limit of time where it looks itself (`by_guard`).
+    """
     again = None
-    with time_share.limited("recognised") as may_look:
+    with time_share.limited("recognised", by_guard=by_guard) as may_look:
         if not may_look:
             return ()
         may_be, finding = find()
@@ -220,7 +225,7 @@ def _silent(
             again = recording.known.recall(finding, live_frames.frames_above())
     if again is not None or not may_be:
         return again or ()
-    with time_share.limited("explained") as may_look:
+    with time_share.limited("explained", by_guard=by_guard) as may_look:
         if not may_look:
             return ()
         found = explain()

@@ -8,21 +8,26 @@ from collections.abc import Iterator
 # What may be silently wrong makes a full look at the graph necessary, which takes a while. Never
 # spend more than this share of the program's time on it.
 _SHARE = 0.05
+_GUARDED_SHARE = 0.2  # with a guard, of looks for lost gradients, which compare no bytes
 _unlimited = 0  # guards that are on: a program that asks for one wants all checks
 _looked = {"recognised": 0.0, "explained": 0.0, "since": 0.0, "skipped": 0.0}
 
 
 @contextlib.contextmanager
-def limited(what: str) -> Iterator[bool]:
+def limited(what: str, *, by_guard: bool = True) -> Iterator[bool]:
     """Counts the processor time of a block; whether its share of the run is not used up yet.
 
     Recognising has a share of its own: one long explanation must not keep others from being
     counted.
+
+    Args:
+        by_guard: a guard lifts the limit; else it only raises it.
     """
     import time
 
-    share = _SHARE * (time.perf_counter() - _looked["since"])
-    may_look = _unlimited > 0 or _looked[what] <= 1.0 + share
+    of_run = _GUARDED_SHARE if _unlimited > 0 else _SHARE
+    share = of_run * (time.perf_counter() - _looked["since"])
+    may_look = (by_guard and _unlimited > 0) or _looked[what] <= 1.0 + share
     _looked["skipped"] += not may_look
     start = time.thread_time()
     try:
@@ -55,5 +60,5 @@ def skipped() -> str | None:
         return None
     return (
         f"{int(_looked['skipped'])} checks for silent errors were left out: they would have "
-        f"taken more than {_SHARE:.0%} of the run"
+        f"taken more than {_GUARDED_SHARE if _unlimited > 0 else _SHARE:.0%} of the run"
     )

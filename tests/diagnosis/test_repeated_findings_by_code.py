@@ -583,3 +583,17 @@ def test_an_explanation_that_took_long_keeps_none_from_being_counted(heard, monk
         loss.backward()  # a new one: there is no time left to explain it, which is said
         assert heard.codes() == ["GX304"] * 5
         assert any("1 checks for silent errors" in line for line in own_errors.lines())
+
+
+def test_a_guard_leaves_out_no_look_for_writes_and_has_a_limit_for_the_others(heard, monkeypatch):
+    x = torch.ones(3, requires_grad=True)
+    with gradext.record(), gradext.guard(on_change="warn"):
+        monkeypatch.setitem(time_share._looked, "explained", 1e6)
+        monkeypatch.setitem(time_share._looked, "recognised", 1e6)
+        torch.tensor(x.exp().sum().item(), requires_grad=True).backward()
+        hidden = x.exp()
+        loss = hidden.sum()
+        hidden.data.add_(1.0)
+        loss.backward()
+        assert set(heard.codes()) == {"GX401"}
+        assert any("more than 20% of the run" in line for line in own_errors.lines())

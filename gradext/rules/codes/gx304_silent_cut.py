@@ -36,6 +36,7 @@ LEAF_ROOT, CONSTANT_TERM = _C.SUSPICIONS["LEAF_ROOT"], _C.SUSPICIONS["CONSTANT_T
 REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 
+_MOST_PAIRED = 64  # values that left for Python, and that came from it, of one constant
 _DECIDES = ("integer", "op", "function", "step", "draw", "drawn", "off")  # kinds of cuts
 _DRAWS = ("aten::normal", "aten::bernoulli", "aten::multinomial", "aten::poisson")
 
@@ -302,9 +303,10 @@ def _cuts_behind(
             starts.setdefault(step.origin.stack, (step.origin, step))
     if merge.has(events.IS_NUMBER) and merge.has(events.TAINT_GUESS) and not merge.parents:
         starts.setdefault(merge.stack, (merge, None))
-    for entry, after in starts.values():
+    exits = chains.exits_before(data, merge)[:_MOST_PAIRED] if starts else []
+    for entry, after in [*starts.values()][:_MOST_PAIRED]:  # nearest first
         came = data.frames(entry.stack)
-        for left in chains.exits_before(data, merge):
+        for left in exits:
             if source.leads(data.frames(left.stack), came):
                 add(chains.back_from(data, [left], after).cuts(), is_read=True)
                 break

@@ -111,3 +111,9 @@ def test_every_module_is_in_a_room_of_the_contract(graph, rooms):
     door = {"gradext", "gradext.__main__", "gradext._version", "gradext._wiring", "gradext._C"}
     loose = {m for m in graph.modules if ".".join(m.split(".")[:2]) not in set(rooms)}
     assert loose <= door
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Folders of tests are no packages: pytest imports each file by its bare name."""
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))

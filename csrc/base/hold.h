@@ -32,6 +32,12 @@ class Hold {
   const void* target() const {
     return target_;
   }
+  // Keeps it alive where it lives; null where it has died. Who holds it last destroys it: let go of
+  // it with the GIL and under no lock.
+  c10::intrusive_ptr<c10::intrusive_ptr_target> alive() const {
+    return c10::intrusive_ptr<c10::intrusive_ptr_target>::reclaim(
+        c10::raw::weak_intrusive_ptr::lock(target_));
+  }
   bool is_dead() const {
     return c10::raw::weak_intrusive_ptr::use_count(target_) == 0;
   }

@@ -26,8 +26,8 @@ Finding cut(const std::vector<const at::Tensor*>& tensors);
 Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors, uint32_t why);
 // The leaves behind a cut, by the low half of the number of its flow; none where it is not known.
 std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number);
-// Those of `leaves`, ids of leaves behind cuts, that no backward has reached.
 // The living leaves that a backward has come to and brought no gradient.
 std::vector<int64_t> starved();
+// Those of `leaves`, ids of leaves behind cuts, that no backward has reached.
 std::vector<int64_t> unreached(const std::vector<int64_t>& leaves);
 }  // namespace gradext::findings

@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kMostLeaves = 50'000;
 constexpr size_t kMostSets = 1024;
 
-// Where it lives.
+// The tensor that is held; to be looked into only while it lives.
 const c10::TensorImpl& impl_of(const base::Hold& hold) {
   return *static_cast<const c10::TensorImpl*>(
       static_cast<const c10::intrusive_ptr_target*>(hold.target()));
@@ -102,16 +102,23 @@ bool LeafSets::are_reached(uint32_t set) const {
          });
 }
 
-void LeafSets::reached(const c10::TensorImpl& leaf) {
+void LeafSets::reached(const c10::TensorImpl& leaf, uint64_t thread) {
   const auto known = by_address_.find(as_target(leaf));
-  if (known != by_address_.end() && !leaves_[known->second].is_reached &&
-      !leaves_[known->second].is_starved) {
-    leaves_[known->second].is_reached = true;
+  if (known == by_address_.end()) {
+    return;
+  }
+  Leaf& at = leaves_[known->second];
+  if (at.is_starved && at.starved_by != thread) {
+    at.is_starved = false;
+    --starved_count;
+  }
+  if (!at.is_reached && !at.is_starved) {
+    at.is_reached = true;
     --unreached;
   }
 }
 
-void LeafSets::starved(const c10::TensorImpl& leaf) {
+void LeafSets::starved(const c10::TensorImpl& leaf, uint64_t thread) {
   (void)number_of({&leaf});
   const auto known = by_address_.find(as_target(leaf));
   if (known == by_address_.end() || leaves_[known->second].is_starved) {
@@ -121,19 +128,22 @@ void LeafSets::starved(const c10::TensorImpl& leaf) {
   unreached += at.is_reached;
   at.is_reached = false;
   at.is_starved = true;
+  at.starved_by = thread;
   ++starved_count;
 }
 
-void LeafSets::look_at_starved() {
+void LeafSets::look_at_starved(uint64_t thread, Kept& kept) {
   for (Leaf& leaf : leaves_) {
-    if (!leaf.is_starved) {
+    if (!leaf.is_starved || leaf.starved_by != thread) {
       continue;
     }
-    if (leaf.hold.is_dead()) {
+    auto alive = leaf.hold.alive();
+    if (!alive) {
       leaf.is_starved = false;
       --starved_count;
       continue;
     }
+    kept.push_back(std::move(alive));
     const auto* meta = state::autograd_meta(impl_of(leaf.hold));
     if (meta != nullptr && meta->grad_.defined()) {
       leaf.is_starved = false;

@@ -30,12 +30,16 @@ class LeafSets {
   // Whether a backward has reached every leaf of a set. Also of the unknown set, 0: nothing is said
   // of what nobody knows.
   bool are_reached(uint32_t set) const;
-  void reached(const c10::TensorImpl& leaf);
-  // A backward came to this leaf and brought no gradient: it counts as not reached, whatever its
-  // graphs say, until one does.
-  void starved(const c10::TensorImpl& leaf);
-  // Of those that are starved, what has got a gradient by now is reached.
-  void look_at_starved();
+  // `thread`: of the backward that reaches it.
+  void reached(const c10::TensorImpl& leaf, uint64_t thread);
+  // A backward of `thread` came to this leaf and brought no gradient: it counts as not reached,
+  // whatever its graphs say, until one does, or until another thread's backward comes to it.
+  void starved(const c10::TensorImpl& leaf, uint64_t thread);
+  // Of those that are starved by `thread`, what has got a gradient by now is reached. Leaves of
+  // other threads are not looked at. `kept`: gets what was looked at, for that may die meanwhile;
+  // to be let go of when the mutex is free.
+  using Kept = std::vector<c10::intrusive_ptr<c10::intrusive_ptr_target>>;
+  void look_at_starved(uint64_t thread, Kept& kept);
   std::vector<int64_t> starved_leaves() const;
   std::atomic<size_t> starved_count{0};
   // How many leaves no backward has reached: while there are any, backwards are looked through.
@@ -58,6 +62,7 @@ class LeafSets {
     base::Hold hold;  // keeps its address from being used again, and nothing else
     bool is_reached = false;
     bool is_starved = false;
+    uint64_t starved_by = 0;  // a thread
   };
   const std::vector<uint32_t>* set_of(uint32_t number) const {
     return number != 0 && is_known(number) ? &sets_[number - forgotten_ - 1] : nullptr;

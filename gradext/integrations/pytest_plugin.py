@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,18 +42,14 @@ class _Watch:
     def __init__(self, mode: str, allowed: frozenset[str]) -> None:
         self.allowed = allowed
         self.told: list[Incident] = []
-        self._undo: list[Callable[[], None]] = []
         self.recording = Recording(RecordOptions(saves=mode != "light", guard=mode == "guard"))
-        self.recording.start()
-        self._undo.append(incidents.subscribe(self.told.append))
-        if mode == "guard":
-            self._undo.append(guard.start_quietly())
-
-    def stop(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
-        self.recording.stop()
+        with contextlib.ExitStack() as begun:
+            self.recording.start()
+            begun.callback(self.recording.stop)
+            begun.callback(incidents.subscribe(self.told.append))
+            if mode == "guard":
+                begun.callback(guard.start_quietly())
+            self.stop = begun.pop_all().close
 
     def of_error(self, error: BaseException) -> list[Diagnosis]:
         """What explains the exception that the test failed with; none for any other exception."""
@@ -108,12 +104,15 @@ class Plugin:
         mode, allowed = self._wanted(item)
         if mode == "off":
             return (yield)
-        self._watch = _Watch(mode, allowed)
+        with _only_counted("the beginning of a test's recording"):
+            self._watch = _Watch(mode, allowed)
         try:
             return (yield)
         finally:
-            self._watch.stop()
-            self._watch = None
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                with _only_counted("the end of a test's recording"):
+                    watch.stop()
 
     def _wanted(self, item: pytest.Item) -> tuple[str, frozenset[str]]:
         """How a test is recorded: the nearest marker decides, and allows are added up."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
@@ -99,7 +99,7 @@ def _artifact(path: str) -> dict[str, str]:
 
 
 def _uri_of(path: str) -> str:
-    return PurePath(path).as_uri()
+    return Path(path).as_uri()
 
 
 def _level(severity: str) -> str:

@@ -194,16 +194,17 @@ class Session:
                 new |= changed and time.monotonic() - self._written > 0.5
             if new:
                 self._write()
-                if silent and self.shown.at_once:
-                    self._tell_at_once()
+        if new and silent and self.shown.at_once:
+            self._tell_at_once()
 
     def _tell_at_once(self) -> None:
         """Silent errors that were not told: nobody should train on for a week."""
-        fresh = [e for e in self._ordered() if e.silent and not e.printed]
-        fresh = [e for e in fresh if self._severity(e) == "error"]
-        if self.is_root and fresh:
+        with self._lock:
+            fresh = [e for e in self._ordered() if e.silent and not e.printed]
+            fresh = [e for e in fresh if self._severity(e) == "error"] if self.is_root else []
             for entry in fresh:
                 entry.printed, entry.told = True, entry.count
+        if fresh:  # not under the lock: stderr may be an object of the program's
             self.shown.tell(folding.by_cause(entry.diagnosis for entry in fresh))
 
     def fails_by(self, codes: Sequence[str]) -> bool:
@@ -411,18 +412,22 @@ class Session:
     @_guarded
     def report(self) -> None:
         """Print on stderr what was not printed yet. Only the root does: it knows of the others."""
+        if not self.is_root:
+            return
         with self._lock:
-            for entry in self._ordered() if self.is_root else ():
-                if 0 < entry.told < entry.count and not self.shown.quiet:
-                    entry.told = entry.count
-                    terminal.say(f"gradext: {entry.where()} happened {entry.count} times")
+            again = [e for e in self._ordered() if 0 < e.told < e.count]
+            lines = [f"gradext: {e.where()} happened {e.count} times" for e in again]
+            for entry in again:
+                entry.told = entry.count
             entries = [entry for entry in self._ordered() if not entry.printed]
-            if not self.is_root or not entries:
-                return
-            self._look_for_fixes()
+            if entries:
+                self._look_for_fixes()
             for entry in entries:
                 entry.printed = True
             folded = folding.by_cause(self._as_told(entries))
+        for line in () if self.shown.quiet else lines:
+            terminal.say(line)
+        if folded:
             self.shown.tell(folded, fixes.command(sys.orig_argv))
 
     def _look_for_fixes(self) -> None:

@@ -77,6 +77,20 @@ class Cases(list[Case]):
         return pytest.mark.parametrize("case", self, ids=lambda case: case.name)
 
 
+def named_and_mended(case: Cases) -> tuple[Any, Any]:
+    """For a module of cases: each is named by its line, and silent once it is mended."""
+
+    @case.broken()
+    def test_the_line_is_named(case: Case) -> None:
+        check_broken(case)
+
+    @case.broken()
+    def test_the_mended_script_is_silent(case: Case) -> None:
+        check_mended(case)
+
+    return test_the_line_is_named, test_the_mended_script_is_silent
+
+
 PRELUDE = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from cases import Case, Cases, check_broken, check_mended, run
+from cases import Cases, named_and_mended, run
 
 case = Cases()
 
@@ -106,14 +106,7 @@ case(
 )  # fmt: skip
 
 
-@case.broken()
-def test_the_line_is_named(case: Case) -> None:
-    check_broken(case)
-
-
-@case.broken()
-def test_the_mended_script_is_silent(case: Case) -> None:
-    check_mended(case)
+test_the_line_is_named, test_the_mended_script_is_silent = named_and_mended(case)
 
 
 SILENT = {

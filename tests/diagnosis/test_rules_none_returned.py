@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from cases import Case, Cases, check_broken, check_mended, run
+from cases import Cases, named_and_mended, run
 
 case = Cases()
 
@@ -96,14 +96,7 @@ case(
 )  # fmt: skip
 
 
-@case.broken()
-def test_the_line_is_named(case: Case) -> None:
-    check_broken(case)
-
-
-@case.broken()
-def test_the_mended_script_is_silent(case: Case) -> None:
-    check_mended(case)
+test_the_line_is_named, test_the_mended_script_is_silent = named_and_mended(case)
 
 
 FUNCTIONS = """
@@ -180,6 +173,21 @@ SILENT = {
         Reversed.apply(b(h), 0.1).pow(2).mean().backward()
         opt.step()
     """,
+    "stopped_here_and_trained_by_another_thread": """
+    import threading
+    a, b = nn.Linear(3, 3), nn.Linear(3, 1)
+    opt = torch.optim.SGD([*a.parameters(), *b.parameters()], 0.1)
+    x = torch.rand(5, 3)
+    def learn():
+        (a(x) - x).pow(2).mean().backward()
+    for _ in range(3):
+        opt.zero_grad()
+        b(Stopped.apply(a(x))).pow(2).mean().backward()
+        learner = threading.Thread(target=learn)
+        learner.start()
+        learner.join()
+        opt.step()
+    """,
 }
 
 
@@ -194,3 +202,28 @@ def test_every_backward_is_counted() -> None:
     source = textwrap.dedent(case[0].source.replace("rand(3,", "rand(9,")).lstrip("\n")
     ran = run(source, "counted")
     assert len(ran.diagnoses) == 9
+
+
+def test_leaves_that_die_while_other_threads_look() -> None:
+    """Each thread has leaves of its own that get no gradient, and drops them at once."""
+    source = (
+        FUNCTIONS
+        + """
+    import threading
+    def train():
+        for _ in range(6):
+            leaves = [torch.rand(3, requires_grad=True) for _ in range(4)]
+            w = torch.rand(3, requires_grad=True)
+            total = sum(Stopped.apply(leaf) for leaf in leaves)
+            (total * w).sum().backward()
+            assert w.grad is not None
+            assert all(leaf.grad is None for leaf in leaves)
+    threads = [threading.Thread(target=train) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    """
+    )
+    ran = run(textwrap.dedent(source), "many-threads")
+    assert ran.error is None

@@ -148,17 +148,18 @@ bool leaves_are_awaited() {
 }
 
 void note_reached(const std::vector<Node*>& roots, const std::vector<Node*>& accumulators) {
+  const uint64_t thread = at::RecordFunction::currentThreadId();
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
   if (!flat_nodes().empty()) {
     for (const c10::TensorImpl* leaf : leaves_past_steps(roots)) {
-      origins.leaves.reached(*leaf);
+      origins.leaves.reached(*leaf, thread);
     }
     return;
   }
   for (const Node* node : accumulators) {
     if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
-      origins.leaves.reached(*leaf->variable.unsafeGetTensorImpl());
+      origins.leaves.reached(*leaf->variable.unsafeGetTensorImpl(), thread);
     }
   }
 }
@@ -200,23 +201,27 @@ bool leaves_are_starved() {
 }
 
 bool note_filled(const std::vector<base::Hold>& leaves) {
+  const uint64_t thread = at::RecordFunction::currentThreadId();
+  journal::LeafSets::Kept kept;  // outlives the lock: what dies with it runs Python
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
   bool found = false;
   for (const base::Hold& leaf : leaves) {
-    if (leaf.is_dead()) {
+    auto alive = leaf.alive();
+    if (!alive) {
       continue;
     }
+    kept.push_back(std::move(alive));
     const auto& impl = static_cast<const c10::TensorImpl&>(
         *static_cast<const c10::intrusive_ptr_target*>(leaf.target()));
     const auto* meta = state::autograd_meta(impl);
     if (meta != nullptr && !meta->grad_.defined()) {
-      origins.leaves.starved(impl);
+      origins.leaves.starved(impl, thread);
       found = true;
     }
   }
   if (leaves_are_starved()) {
-    origins.leaves.look_at_starved();
+    origins.leaves.look_at_starved(thread, kept);
   }
   return found;
 }

@@ -31,8 +31,10 @@ void note_function(StackId place);
 bool functions_are_awaited();
 // The leaves among these that have no gradient yet, held weakly: those that a backward is to fill.
 std::vector<base::Hold> without_gradient(const std::vector<torch::autograd::Node*>& accumulators);
-// That backward has ended. Whether some of them have none still, for the first time.
+// Whether there is a leaf that a backward came to and left without a gradient.
 bool leaves_are_starved();
+// That backward has ended: whether some of these have no gradient still. With the GIL, and not
+// under the mutex.
 bool note_filled(const std::vector<base::Hold>& leaves);
 // Under the mutex of the origins: a node through which only zeros go.
 void add_flat_node(const NodeId& node);

@@ -24,7 +24,7 @@ struct Lost {
   bool was_told = false;  // it is counted each time
 };
 
-// Guarded likewise, by where it was lost.
+// By where it was lost; guarded by the mutex of the origins.
 std::unordered_map<StackId, Lost>& lost_values() {
   static auto* values = new std::unordered_map<StackId, Lost>;
   return *values;

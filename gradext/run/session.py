@@ -420,11 +420,12 @@ class Session:
             for entry in again:
                 entry.told = entry.count
             entries = [entry for entry in self._ordered() if not entry.printed]
-            if entries:
-                self._look_for_fixes()
             for entry in entries:
                 entry.printed = True
-            folded = folding.by_cause(self._as_told(entries))
+        # What imports and prints stands outside: both may run code of the program's.
+        if entries:
+            self._look_for_fixes()
+        folded = folding.by_cause(self._as_told(entries))
         for line in () if self.shown.quiet else lines:
             terminal.say(line)
         if folded:
@@ -436,8 +437,10 @@ class Session:
         # thread may hang, in an import too.
         if self.by_cell or self._in_haste:
             return
+        with self._lock:
+            entries = self._ordered()
         try:
-            fixes.add(self._ordered())
+            fixes.add(entries)
         except BaseException as error:  # the report itself must not be lost
             if interrupts.is_the_programs(error):
                 raise
@@ -506,9 +509,11 @@ class Session:
             self._open.clear()
             if self.is_root:
                 self._merge_children()
-                self._look_for_fixes()
+        if self.is_root:
+            self._look_for_fixes()  # not under the lock: it imports
+        with self._lock:
             self._write()
-            self.report()
+        self.report()
 
     # --- children ---------------------------------------------------------------------------------
 

@@ -47,11 +47,20 @@ def tests(session: nox.Session, torch: str) -> None:
 
 
 def interpreter(version: str) -> str | None:
-    """The program of a Python: the running one, on PATH, or installed beside the running one."""
+    """The program of a Python: the running one, installed beside the running one, or on PATH.
+
+    Each is asked first: what a version manager puts on PATH may start nothing.
+    """
     if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
         return sys.executable
     beside = sorted(Path(sys.base_prefix).resolve().parent.glob(f"{version}.*/bin/python3"))
-    return shutil.which(f"python{version}") or (str(beside[-1]) if beside else None)
+    found = [*(str(path) for path in reversed(beside)), shutil.which(f"python{version}")]
+    ask = ("-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+    for program in filter(None, found):
+        said = subprocess.run([program, *ask], capture_output=True, text=True, check=False).stdout
+        if said.strip() == version:
+            return program
+    return None
 
 
 # What torch's wheel says it needs of others, without what only a GPU's compiler needs.

@@ -68,8 +68,6 @@ def is_launcher(file: str) -> bool:
     (packaging.python.org, entry points specification). A script of the user's own that lies there
     does more than that.
     """
-    import ast  # lazy: every start of a recorded program would pay for it
-
     folder = os.path.dirname(file)
     if os.path.basename(folder) not in {"bin", "Scripts", "condabin"}:
         return False
@@ -82,8 +80,26 @@ def is_launcher(file: str) -> bool:
             text = stream.read(4096)
             if stream.read(1):
                 return False
-        body = ast.parse(b"#!" + text).body
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+    except (OSError, ValueError):
+        return False
+    return _only_starts(b"#!" + text)
+
+
+@functools.cache
+def command_is_launcher() -> bool:
+    """Whether this process runs `python -c CODE` of such code: `from train import main; main()`."""
+    words = sys.orig_argv[1:-1]
+    at = words.index("-c") if "-c" in words else None
+    return at is not None and _only_starts(sys.orig_argv[at + 2].encode("utf-8", "replace"))
+
+
+def _only_starts(program: bytes) -> bool:
+    """Whether a program does nothing but call a function that it imports."""
+    import ast  # lazy: every start of a recorded program would pay for it
+
+    try:
+        body = ast.parse(program).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     # A docstring may begin it.
     if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

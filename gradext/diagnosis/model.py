@@ -102,6 +102,7 @@ class Diagnosis:
         notes: further sentences (what is conservative in torch's check, what could not be seen).
         window: (after, before) where a write can only be bracketed; `culprits` is empty then.
         fixes: edits of the program's files, the likeliest first; looked for at a run's end alone.
+        whom: which ranks, workers, processes and threads met it, in words; "" where nothing tells.
     """
 
     code: str
@@ -113,6 +114,7 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     window: tuple[Frame, Frame] | None = None
     fixes: tuple[Fix, ...] = ()
+    whom: str = ""
 
     def __post_init__(self) -> None:
         if not self.severity:

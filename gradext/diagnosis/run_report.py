@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from gradext.diagnosis import whom
 from gradext.diagnosis.model import Diagnosis
+from gradext.diagnosis.whom import NOBODY, Whom
 
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """One diagnosis of the run.
+    """One diagnosis of the run, by one of its processes.
 
     Attributes:
         diagnosis: with the severity that it has in this run.
-        count: how often it was met. pid: of the child process that met it, None for the root.
+        count: how often it was met. whom: by whom.
     """
 
     diagnosis: Diagnosis
     count: int = 1
-    pid: int | None = None
+    whom: Whom = NOBODY
 
 
 class RunReport(NamedTuple):
@@ -36,3 +39,25 @@ class RunReport(NamedTuple):
     exit_code: int | None
     error: str | None
     told: tuple[Told, ...]
+
+
+def alike(told: Iterable[Told]) -> list[list[Told]]:
+    """What several processes met alike, in the order in which it was first told."""
+    groups: dict[tuple[object, ...], list[Told]] = {}
+    for one in told:
+        key = (*one.diagnosis.key(), one.diagnosis.severity)
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
+
+
+def together(told: Iterable[Told]) -> list[Diagnosis]:
+    """One diagnosis for what several processes met, with how often and whom it concerns."""
+    found = []
+    for group in alike(told):
+        first, count = group[0].diagnosis, sum(one.count for one in group)
+        notes = first.notes
+        if count > len(group):
+            notes = (*notes, f"this happened {count} times")
+        concerns = whom.words([one.whom for one in group])
+        found.append(dataclasses.replace(first, notes=notes, whom=concerns))
+    return found

@@ -17,6 +17,8 @@ def lines(diagnoses: Iterable[Diagnosis]) -> str:
 def _line(diagnosis: Diagnosis) -> str:
     frame = places.main_frame(diagnosis)
     said = f"{diagnosis.code} {diagnosis.message}"
+    if diagnosis.whom:
+        said += f" ({diagnosis.whom})"
     if frame is None:
         return clean(said)
     column, _ = places.columns(frame)

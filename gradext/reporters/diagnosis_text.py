@@ -163,6 +163,7 @@ def _text(d: Diagnosis, color: bool, width: int, command: str | None) -> str:
         arrow = "-->" if index == 0 else ":::"
         rows += _excerpt(group, files, gutter, width, arrow, only)
     facts = [_window_words(d.window, only)] if d.window is not None else []
+    facts += [d.whom] if d.whom else []
     rows += _notes([*facts, *(f"note: {note}" for note in d.notes)], gutter, width)
     if d.fix:
         for index, line in enumerate(excerpt.wrap(d.fix, width, "help: ")):

@@ -30,7 +30,8 @@ def _command(diagnosis: Diagnosis) -> str:
         }
         if frame.column is not None and (frame.end_line or frame.line) == frame.line:
             properties |= {"col": str(column), "endColumn": str(end)}
-    said = diagnosis.message + (f"\nhelp: {diagnosis.fix}" if diagnosis.fix else "")
+    said = diagnosis.message + (f" ({diagnosis.whom})" if diagnosis.whom else "")
+    said += f"\nhelp: {diagnosis.fix}" if diagnosis.fix else ""
     written = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
     level = "error" if diagnosis.severity == "error" else "warning"
     return f"::{level} {written}::{_escaped(said)}"

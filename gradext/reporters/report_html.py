@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from gradext.diagnosis.model import Diagnosis
-from gradext.diagnosis.run_report import RunReport
+from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import diagnosis_text
 
 WIDTH = 96  # cells of a line
@@ -64,7 +64,7 @@ def text(report: RunReport) -> str:
     return _PAGE.format(
         title=html.escape(title),
         facts=html.escape("; ".join(facts)),
-        reports=fragment([told.diagnosis for told in report.told]) or "<p>Nothing was found.</p>",
+        reports=fragment(together(report.told)) or "<p>Nothing was found.</p>",
     )
 
 

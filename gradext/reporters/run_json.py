@@ -28,6 +28,4 @@ def _told(told: Told) -> dict[str, Any]:
     found = told.diagnosis.to_json()
     if told.count > 1:
         found["count"] = told.count
-    if told.pid is not None:
-        found["pid"] = told.pid
-    return found
+    return {**found, **told.whom.to_json()}

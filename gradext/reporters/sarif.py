@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
+from gradext.diagnosis import whom
 from gradext.diagnosis.codes import CODES
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.diagnosis.run_report import RunReport, Told
@@ -53,7 +54,9 @@ def _rule(code: str) -> dict[str, Any]:
 
 def _result(told: Told, codes: list[str]) -> dict[str, Any]:
     diagnosis = told.diagnosis
-    said = diagnosis.message + (f"\nhelp: {diagnosis.fix}" if diagnosis.fix else "")
+    concerns = whom.words([told.whom])
+    said = diagnosis.message + (f" ({concerns})" if concerns else "")
+    said += f"\nhelp: {diagnosis.fix}" if diagnosis.fix else ""
     found: dict[str, Any] = {
         "ruleId": diagnosis.code,
         "ruleIndex": codes.index(diagnosis.code),

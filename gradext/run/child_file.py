@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from gradext.diagnosis import whom
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.run.entries import Entry
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Handed(NamedTuple):
@@ -56,7 +57,11 @@ _PLAIN = ("silent", "uncaught", "count", "error")
 
 def _packed(entry: Entry) -> dict[str, Any]:
     plain = {name: getattr(entry, name) for name in _PLAIN}
-    return {"diagnosis": dataclasses.asdict(entry.diagnosis), **plain}
+    return {
+        "diagnosis": dataclasses.asdict(entry.diagnosis),
+        "whom": entry.whom.to_json(),
+        **plain,
+    }
 
 
 def _entry(packed: dict[str, Any], pid: int) -> Entry:
@@ -76,4 +81,5 @@ def _entry(packed: dict[str, Any], pid: int) -> Entry:
         after, before = frames(fields["window"])
         fields["window"] = (after, before)
     plain = {name: packed[name] for name in (*_PLAIN, "open")}
-    return Entry(Diagnosis(**fields), pid=pid, **plain)
+    met = whom.from_json(packed["whom"])._replace(pid=pid)
+    return Entry(Diagnosis(**fields), whom=met, **plain)

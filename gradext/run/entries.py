@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from gradext.diagnosis.run_report import Told
+from gradext.diagnosis.whom import NOBODY, Whom
+
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
 
@@ -19,7 +22,7 @@ class Entry:
         error: the error's text; incident: the last that had this diagnosis, to tell its exception.
         at: the user's lines of the call that raised, innermost first; empty where it is not known.
         is_asked: whether edits were looked for.
-        pid: of the child that it comes from; open: the child may have caught the error since.
+        whom: who met it; open: the child that it comes from may have caught the error since.
         told: how often it had been seen when it was told at once, 0 where it was not.
     """
 
@@ -29,7 +32,7 @@ class Entry:
     count: int = 1
     error: str | None = None
     incident: Any = None
-    pid: int | None = None
+    whom: Whom = NOBODY
     open: bool = False
     printed: bool = False
     at: tuple[dict[str, Any], ...] = ()
@@ -41,11 +44,15 @@ class Entry:
 
         Pools of processes raise it there again.
         """
-        return self.pid is not None and bool(self.error) and str(self.error) in text
+        return self.whom.pid is not None and bool(self.error) and str(self.error) in text
 
     def key(self) -> tuple[object, ...]:
         """Diagnosis.key(), and whose it is; the process comes last."""
-        return (*self.diagnosis.key(), self.pid)
+        return (*self.diagnosis.key(), self.whom.pid)
+
+    def as_told(self, severity: str) -> Told:
+        """As a report has it, with the severity that it has in this run."""
+        return Told(dataclasses.replace(self.diagnosis, severity=severity), self.count, self.whom)
 
     def where(self) -> str:
         """The code and the first line of it, to say again what was told before."""

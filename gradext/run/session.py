@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib
 import os
@@ -27,18 +26,18 @@ from gradext._version import __version__
 from gradext.base import errors, interrupts, package, terminal, torch_import
 from gradext.base.text import clean
 from gradext.diagnosis import folding, ignore_comments
-from gradext.diagnosis.run_report import RunReport, Told
+from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import run_json
-from gradext.run import child_file, ending, fixes, results_file
+from gradext.run import child_file, ending, fixes, identity, results_file
 from gradext.run.entries import Entry
 from gradext.run.settings import CannotWrite, Settings
 from gradext.run.shown import Shown
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
+    from gradext.diagnosis.whom import Whom
 
 MAX_KEPT = 200  # different diagnoses of one process; a run that has more has one cause
-MAX_LISTED = 8  # process ids in one line of the report
 INTERRUPTED = 130
 
 P = ParamSpec("P")
@@ -175,8 +174,10 @@ class Session:
             silent = incident.error is None
             new = False
             keys = set()
+            whom = self._whom()
             for diagnosis in incident.diagnoses:
-                entry, is_new = self._add(Entry(diagnosis, silent=silent, error=incident.error))
+                made = Entry(diagnosis, silent=silent, error=incident.error, whom=whom)
+                entry, is_new = self._add(made)
                 new |= is_new
                 if entry is not None:
                     entry.incident = incident
@@ -214,6 +215,7 @@ class Session:
         """
         self.settle()
         with self._lock:
+            self._merge_children()
             silent = [entry for entry in self._entries.values() if entry.silent]
             if not codes:
                 return any(self._severity(entry) == "error" for entry in silent)
@@ -258,7 +260,7 @@ class Session:
         if any(entry.is_told_in(text) for entry in self._entries.values()):
             return  # the child has explained it, and knows more
         for found in _torch_side().explain(exception, self._recording):
-            entry = Entry(found, error=text)
+            entry = Entry(found, error=text, whom=self._whom())
             # Two exceptions of one chain can have one explanation: that is not twice.
             same = self._entries.get(entry.key()) or self._add(entry)[0]
             if same is not None:
@@ -287,6 +289,7 @@ class Session:
             known.count += entry.count
             known.error = entry.error or known.error
             known.silent &= entry.silent
+            known.whom = known.whom.with_threads(entry.whom.threads)
             return known, False
         if len(self._entries) >= MAX_KEPT:
             self._more += 1
@@ -331,39 +334,17 @@ class Session:
         with self._lock:
             return self._as_told(self._ordered())
 
+    def _whom(self) -> Whom:
+        """This process and thread. Without the process's number: its root adds that of a child."""
+        return identity.of_process(not self.is_root).with_threads(identity.thread())
+
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
-        """The diagnoses, with counts and processes as notes; one for what several processes met."""
-        alike: dict[tuple[object, ...], list[Entry]] = {}
-        for entry in entries:
-            alike.setdefault((*entry.key()[:-1], self._severity(entry)), []).append(entry)
-        told = []
-        for group in alike.values():
-            first, count = group[0].diagnosis, sum(entry.count for entry in group)
-            notes = list(first.notes)
-            if count > len(group):
-                notes.append(f"this happened {count} times")
-            if children := [entry.pid for entry in group if entry.pid is not None]:
-                word = "process" if len(children) == 1 else "processes"
-                too = "also " if len(children) < len(group) else ""
-                listed = ", ".join(str(pid) for pid in children[:MAX_LISTED])
-                more = len(children) - MAX_LISTED
-                listed += f" and {more} more" if more > 0 else ""
-                notes.append(f"{too}in the child {word} {listed}")
-            severity = self._severity(group[0])
-            told.append(dataclasses.replace(first, severity=severity, notes=tuple(notes)))
-        return told
+        return together(entry.as_told(self._severity(entry)) for entry in entries)
 
     def _report(self) -> RunReport:
         torch = sys.modules.get("torch")
         version = getattr(torch, "__version__", None)
-        told = (
-            Told(
-                dataclasses.replace(entry.diagnosis, severity=self._severity(entry)),
-                entry.count,
-                entry.pid,
-            )
-            for entry in self._ordered()
-        )
+        told = (entry.as_told(self._severity(entry)) for entry in self._ordered())
         return RunReport(
             __version__,
             None if version is None else str(version),

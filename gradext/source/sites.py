@@ -6,8 +6,10 @@ Pure functions of frames; knows nothing of tensors, graphs or the recorder.
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterable, Sequence
 
+from gradext.base import package
 from gradext.diagnosis.model import Frame, Site
 from gradext.source import cells, expressions, syntax
 from gradext.source.frames import CUT
@@ -64,11 +66,36 @@ def site(
         version_before=version_before,
         version_after=version_after,
         stack=tuple(frames[:at][:_MOST_STACK]),
-        callers=tuple(f for f in frames[at + 1 :] if f.is_user and not _is_compiled(f)),
+        callers=_callers(frames, at),
         label=label,
         times=times,
         callers_cut=frames[-1] == CUT,
     )
+
+
+def _callers(frames: Sequence[Frame], at: int) -> tuple[Frame, ...]:
+    """The user's frames above frames[at], without what only started the program."""
+    above = range(at + 1, len(frames))
+    kept = [n for n in above if frames[n].is_user and not _is_compiled(frames[n])]
+    if kept and _only_started(frames, kept[-1]):
+        kept.pop()
+    return tuple(frames[n] for n in kept)
+
+
+_MULTIPROCESSING = os.sep + os.path.join("multiprocessing", "")
+
+
+def _only_started(frames: Sequence[Frame], at: int) -> bool:
+    """Whether frames[at] is a `python -c` that a person did not write, or that calls main() only.
+
+    multiprocessing starts its processes so, where they are not forked.
+    """
+    frame = frames[at]
+    if frame.file != "<string>" or frame.function != "<module>" or at == 0:
+        return False
+    inner = frames[at - 1]
+    of_library = not inner.is_user and _MULTIPROCESSING in inner.file
+    return of_library or package.command_is_launcher()
 
 
 def line_of(place: Site) -> tuple[str, int]:

@@ -23,6 +23,11 @@ COMMANDS = {
         "FixCommand",
         "try patches for a failing program, and prove the one that is right",
     ),
+    "report": (
+        "gradext.commands.report",
+        "ReportCommand",
+        "show a JSON of gradext run again, in any form, or merge several",
+    ),
     "explain": (
         "gradext.commands.explain",
         "ExplainCommand",

@@ -21,7 +21,7 @@ from gradext.diagnosis.codes import CODES
 from gradext.native import build
 from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.reporters import FORMATS
-from gradext.run import ending, program, results_file, session
+from gradext.run import ending, joint, program, results_file, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
 from gradext.run.shown import COLORS, LAYOUTS, Shown
 
@@ -147,7 +147,7 @@ class RunCommand:
             memory=args.memory,
             guard=args.guard,
         )
-        settings = Settings.new(outputs, options)
+        settings = Settings.new(joint.of_this_machine(outputs), options)
         hint = _hint(target)
         program.enter(target)
         shown = _shown(args, parser)  # now that it is known which file is the program itself
@@ -193,7 +193,7 @@ def _shown(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Shown:
     """How the report is told; an empty file stands at -o before the program begins."""
     path = None
     if args.o is not None:
-        path = results_file.absolute(args.o)
+        path = results_file.absolute(joint.of_this_machine({"o": args.o})["o"])
         if args.o == "-":
             parser.error("-o: name a file, for stdout is the program's (./- is a file too)")
         why = results_file.problem(path)

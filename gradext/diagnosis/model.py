@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gradext.base import display
-from gradext.diagnosis.codes import CODES
+from gradext.diagnosis.codes import CODES, UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Diagnosis:
 
     @property
     def name(self) -> str:
-        return CODES[self.code].name
+        return CODES.get(self.code, UNKNOWN).name
 
     def __str__(self) -> str:
         return display.show("diagnosis_text.text", self)
@@ -179,6 +179,8 @@ def _frame(frame: Frame) -> dict[str, Any]:
         "column": frame.column,
         "function": frame.function,
         "code": frame.code,
+        "end_line": frame.end_line,
+        "end_column": frame.end_column,
     }
 
 

@@ -25,6 +25,14 @@ class Told:
     whom: Whom = NOBODY
 
 
+class Part(NamedTuple):
+    """How one of several processes that reported together has ended: a rank."""
+
+    whom: Whom
+    exit_code: int | None
+    error: str | None
+
+
 class RunReport(NamedTuple):
     """What is known of a run.
 
@@ -32,6 +40,7 @@ class RunReport(NamedTuple):
         gradext, torch: versions; torch is None where the program has not imported it.
         exit_code: None while the program runs. error: the uncaught error's text.
         told: the diagnoses, most important first.
+        parts: the ranks that it comes from, where several have reported together.
     """
 
     gradext: str
@@ -39,6 +48,7 @@ class RunReport(NamedTuple):
     exit_code: int | None
     error: str | None
     told: tuple[Told, ...]
+    parts: tuple[Part, ...] = ()
 
 
 def alike(told: Iterable[Told]) -> list[list[Told]]:

@@ -15,13 +15,19 @@ def text(report: RunReport) -> str:
 
 def document(report: RunReport) -> dict[str, Any]:
     """The report as plain data."""
-    return {
+    found: dict[str, Any] = {
         "gradext": report.gradext,
         "torch": report.torch,
         "exit_code": report.exit_code,
         "error": report.error,
         "diagnoses": [_told(told) for told in report.told],
     }
+    if report.parts:
+        found["processes"] = [
+            {"exit_code": part.exit_code, "error": part.error, **part.whom.to_json()}
+            for part in report.parts
+        ]
+    return found
 
 
 def _told(told: Told) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gradext.diagnosis import whom
-from gradext.diagnosis.codes import CODES
+from gradext.diagnosis.codes import CODES, UNKNOWN
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.diagnosis.run_report import RunReport, Told
 from gradext.reporters import places
@@ -43,7 +43,7 @@ def text(report: RunReport) -> str:
 
 
 def _rule(code: str) -> dict[str, Any]:
-    row = CODES[code]
+    row = CODES.get(code, UNKNOWN)
     return {
         "id": code,
         "name": row.name,

@@ -13,7 +13,7 @@ import sys
 
 from gradext.base import terminal
 from gradext.recording.options import RecordOptions
-from gradext.run import excepthook
+from gradext.run import excepthook, joint
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
 
@@ -64,7 +64,7 @@ def _start() -> None:
         if mode == "off":
             return
         path = os.environ.get(JSON)
-        if path and any(os.environ.get(rank) for rank in RANKS):
+        if path and any(os.environ.get(rank) for rank in RANKS) and joint.of_this_process() is None:
             path = f"{path}.{os.getpid()}"
         settings = Settings.new(
             {"json": path} if path else {}, RecordOptions(saves=mode != "light")

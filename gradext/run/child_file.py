@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -50,6 +51,33 @@ def read(text: str, run: str, pid: int) -> Handed | None:
         return Handed([_entry(packed, pid) for packed in content["entries"]], list(content["own"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def collect(path: str, run: str) -> Iterator[tuple[int, Handed]]:
+    """(process id, what it has handed over) of each child; takes their files away.
+
+    Args:
+        path: the run's; the children's have their process id behind it.
+    """
+    folder, name = os.path.split(path)
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    for found in names:
+        start, _, pid = found.rpartition(".")
+        if start != name or not pid.isdecimal():
+            continue
+        own = os.path.join(folder, found)
+        try:
+            with open(own, encoding="utf-8") as file:
+                handed = read(file.read(), run, int(pid))
+            if handed is None:
+                continue
+            os.unlink(own)
+        except (OSError, ValueError):
+            continue
+        yield int(pid), handed
 
 
 _PLAIN = ("silent", "uncaught", "count", "error")

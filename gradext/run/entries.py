@@ -54,8 +54,9 @@ class Entry:
         """As a report has it, with the severity that it has in this run."""
         return Told(dataclasses.replace(self.diagnosis, severity=severity), self.count, self.whom)
 
-    def where(self) -> str:
-        """The code and the first line of it, to say again what was told before."""
-        sites = (*self.diagnosis.culprits, *self.diagnosis.victims)
-        at = f" at {sites[0].frame.file}:{sites[0].frame.line}" if sites else ""
-        return f"{self.diagnosis.code}{at}"
+
+def where(diagnosis: Diagnosis) -> str:
+    """The code and the first line of it, to say again what was told before."""
+    sites = (*diagnosis.culprits, *diagnosis.victims)
+    at = f" at {sites[0].frame.file}:{sites[0].frame.line}" if sites else ""
+    return f"{diagnosis.code}{at}"

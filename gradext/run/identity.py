@@ -40,10 +40,46 @@ def of_process(is_child: bool) -> Whom:
 def of_launcher() -> tuple[int | None, int | None, int | None]:
     """(rank, of how many, rank on its machine), as far as the environment tells."""
     for names in LAUNCHERS:
-        rank, ranks, local = (_number(os.environ.get(name)) for name in names)
+        rank, ranks, local = (number(os.environ.get(name)) for name in names)
         if rank is not None:
             return rank, ranks, local
     return None, None, None
+
+
+def node() -> int | None:
+    """The machine's number in a launch of several machines; None in one of one machine."""
+    number_of = {name: number(os.environ.get(name)) for name in _NODES}
+    ranks, here = number_of["WORLD_SIZE"], number_of["LOCAL_WORLD_SIZE"]
+    if ranks is not None and here is not None:
+        return number_of["GROUP_RANK"] if here < ranks else None
+    machines = number_of["SLURM_NNODES"]
+    return number_of["SLURM_NODEID"] if machines is not None and machines > 1 else None
+
+
+_NODES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "SLURM_NNODES", "SLURM_NODEID")
+
+
+def launcher_process() -> str:
+    """The process that started the ranks of this machine, and when it began itself.
+
+    It is the nearest of those above that no launcher has given a rank; a shell may lie between.
+    """
+    pid = os.getppid()
+    names = tuple(rank.encode() + b"=" for rank, _, _ in LAUNCHERS)
+    began = ""
+    for _ in range(16):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            began = fields[19].decode()
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+        except (OSError, IndexError):
+            break  # no /proc, or another user's
+        if not any(variable.startswith(names) for variable in variables) or int(fields[1]) <= 1:
+            break
+        pid, began = int(fields[1]), ""
+    return f"{pid} {began}"
 
 
 def thread() -> tuple[str | None, ...]:
@@ -57,7 +93,8 @@ def thread() -> tuple[str | None, ...]:
     return (name,) if type(name) is str else ()
 
 
-def _number(text: str | None) -> int | None:
+def number(text: str | None) -> int | None:
+    """The number that a variable holds; None where it holds none."""
     return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else None
 
 

@@ -25,11 +25,11 @@ from gradext import reporters
 from gradext._version import __version__
 from gradext.base import errors, interrupts, package, terminal, torch_import
 from gradext.base.text import clean
-from gradext.diagnosis import folding, ignore_comments
+from gradext.diagnosis import folding, ignore_comments, whom
 from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import run_json
-from gradext.run import child_file, ending, fixes, identity, results_file
-from gradext.run.entries import Entry
+from gradext.run import child_file, ending, fixes, identity, joint, results_file
+from gradext.run.entries import Entry, where
 from gradext.run.settings import CannotWrite, Settings
 from gradext.run.shown import Shown
 
@@ -97,6 +97,7 @@ class Session:
         self._old_last: int | None = None
         self._torch_seen = False
         self._recording: Any = None
+        self._joint: joint.Joint | None = None  # the other ranks, where a launcher started this
         self._undo: list[Callable[[], None]] = []
         self._finished = self._in_haste = False
 
@@ -121,6 +122,8 @@ class Session:
     def begin(self) -> None:
         """Start recording as soon as torch is there. Raises CannotWrite before anything happens."""
         global _current
+        if self.is_root:
+            self._joint = joint.of_this_process()
         if self.is_root and self.settings.outputs and self._write_early:
             self._check_paths()
             self._write(raise_errors=True)
@@ -174,9 +177,9 @@ class Session:
             silent = incident.error is None
             new = False
             keys = set()
-            whom = self._whom()
+            met = self._whom()
             for diagnosis in incident.diagnoses:
-                made = Entry(diagnosis, silent=silent, error=incident.error, whom=whom)
+                made = Entry(diagnosis, silent=silent, error=incident.error, whom=met)
                 entry, is_new = self._add(made)
                 new |= is_new
                 if entry is not None:
@@ -205,8 +208,9 @@ class Session:
             fresh = [e for e in fresh if self._severity(e) == "error"] if self.is_root else []
             for entry in fresh:
                 entry.printed, entry.told = True, entry.count
+        fresh = self._ours(fresh)
         if fresh:  # not under the lock: stderr may be an object of the program's
-            self.shown.tell(folding.by_cause(entry.diagnosis for entry in fresh))
+            self.shown.tell(folding.by_cause(self._as_told(fresh)))
 
     def fails_by(self, codes: Sequence[str]) -> bool:
         """Whether what is silently wrong makes the run a failure, as far as it is known now.
@@ -339,7 +343,16 @@ class Session:
         return identity.of_process(not self.is_root).with_threads(identity.thread())
 
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
-        return together(entry.as_told(self._severity(entry)) for entry in entries)
+        told = [entry.as_told(self._severity(entry)) for entry in entries]
+        return together(told if self._joint is None else self._joint.with_others(told))
+
+    def _ours(self, entries: list[Entry]) -> list[Entry]:
+        """Without those that another rank tells of."""
+        if self._joint is None or not entries:
+            return entries
+        told = [entry.as_told(self._severity(entry)) for entry in entries]
+        ours = set(map(id, self._joint.claim(told)))
+        return [entry for entry, one in zip(entries, told, strict=True) if id(one) in ours]
 
     def _report(self) -> RunReport:
         torch = sys.modules.get("torch")
@@ -353,9 +366,8 @@ class Session:
             tuple(told),
         )
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
+    def _texts(self, report: RunReport) -> Iterator[tuple[str, str]]:
         """(path, text) of each file that this process writes."""
-        report = self._report()
         if self.is_root:
             for name, path in self.settings.outputs:
                 yield path, reporters.render(name, report)
@@ -373,11 +385,22 @@ class Session:
         """The files as things stand."""
         told = bool(self._entries or self._own)
         if self.is_root:
-            if not self.settings.outputs or not (self._write_early or self._torch_seen or told):
+            wanted = self.settings.outputs or self._joint is not None
+            if not wanted or not (self._write_early or self._torch_seen or told):
                 return
         elif not told:
             return
-        for path, text in self._texts():
+        report = self._report()
+        if self._joint is None:
+            self._write_files(report, raise_errors)
+            return
+        write = functools.partial(self._write_files, raise_errors=raise_errors)
+        if not self._joint.publish(report, write, ended=self._finished):
+            self.note_own("the report has this rank alone: the file that ranks share is in use")
+            write(report)
+
+    def _write_files(self, report: RunReport, raise_errors: bool) -> None:
+        for path, text in self._texts(report):
             try:
                 with interrupts.whole():
                     results_file.replace(path, text)
@@ -397,13 +420,14 @@ class Session:
             return
         with self._lock:
             again = [e for e in self._ordered() if 0 < e.told < e.count]
-            lines = [f"gradext: {e.where()} happened {e.count} times" for e in again]
+            lines = [f"gradext: {where(e.diagnosis)} happened {e.count} times" for e in again]
             for entry in again:
                 entry.told = entry.count
             entries = [entry for entry in self._ordered() if not entry.printed]
             for entry in entries:
                 entry.printed = True
         # What imports and prints stands outside: both may run code of the program's.
+        entries = self._ours(entries)
         if entries:
             self._look_for_fixes()
         folded = folding.by_cause(self._as_told(entries))
@@ -495,6 +519,9 @@ class Session:
         with self._lock:
             self._write()
         self.report()
+        for group in self._joint.ends() if self._joint is not None and not self.shown.quiet else ():
+            met = whom.words([one.whom for one in group])
+            terminal.say(f"gradext: {where(group[0].diagnosis)}: {met}")
 
     # --- children ---------------------------------------------------------------------------------
 
@@ -502,24 +529,7 @@ class Session:
         """Take over what the children of this run have written, and their files with it."""
         if not self.is_root:
             return
-        folder, name = os.path.split(self.settings.path)
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            return
-        for found in names:
-            start, _, pid = found.rpartition(".")
-            if start != name or not pid.isdecimal():
-                continue
-            path = os.path.join(folder, found)
-            try:
-                with open(path, encoding="utf-8") as file:
-                    handed = child_file.read(file.read(), self.settings.run, int(pid))
-                if handed is None:
-                    continue
-                os.unlink(path)
-            except (OSError, ValueError):
-                continue
+        for pid, handed in child_file.collect(self.settings.path, self.settings.run):
             for line in handed.own:
                 self.note_own(f"{line} (in process {pid})")
             for entry in handed.entries:
@@ -544,6 +554,7 @@ class Session:
         self._error = self.exit_code = None
         self._old_last = id(getattr(sys, "last_value", None))
         self._seen_main = self._interrupted = self._finished = False
+        self._joint = None
         self._pid = self._process = os.getpid()
 
     @_guarded

@@ -70,7 +70,7 @@ class Shown(NamedTuple):
         from gradext.reporters import diagnosis_text
 
         return diagnosis_text.report(
-            diagnoses, color=color, header=_header(diagnoses), command=command
+            diagnoses, color=color, header=header(diagnoses), command=command
         )
 
     def _add(self, text: str) -> None:
@@ -83,7 +83,8 @@ class Shown(NamedTuple):
             terminal.print_safely(text)
 
 
-def _header(diagnoses: Sequence[Diagnosis]) -> str | None:
+def header(diagnoses: Sequence[Diagnosis]) -> str | None:
+    """ "gradext: 2 errors, 1 warning", where there are several."""
     if len(diagnoses) < 2:
         return None
     count = {"error": 0, "warning": 0}

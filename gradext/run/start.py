@@ -21,7 +21,7 @@ def begin() -> None:
         from gradext.run import autostart  # lazy: only where the environment asks
 
         autostart.start()
-    elif arguments[:1] not in (["run"], ["explain"]):
+    elif arguments[:1] not in (["run"], ["explain"], ["report"]):
         # Another gradext program, in an environment that asks for recording: not recorded.
         torch_import.when_imported(load)
 
@@ -32,7 +32,7 @@ def load() -> None:
 
 
 def _leaves_torch_alone(arguments: list[str] | None) -> bool:
-    if arguments is not None and arguments[:1] in (["run"], ["explain"]):
+    if arguments is not None and arguments[:1] in (["run"], ["explain"], ["report"]):
         return True
     if not {"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys():
         return False

@@ -192,6 +192,48 @@ struct FlagChange {
   uint32_t parent = 0;  // that flow
 };
 
+// A tensor that a node had saved, noted as a backward began that may use it. Only where that was
+// asked for (record_uses.h).
+struct Use {
+  uint64_t order = 0;  // of the Backward
+  uint64_t storage = 0;
+  uint64_t counter = 0;
+  Extent extent;
+  uint64_t sequence = 0;  // of the node
+  uint64_t thread = 0;    // of the node
+  StackId stack = 0;      // where backward was called
+  uint32_t op = 0;        // the node's name
+  uint32_t attribute = 0;
+  uint32_t saved_version = 0;
+  uint32_t version = 0;  // of the counter as the backward began
+  uint32_t flags = 0;
+};
+
+enum UseFlags : uint32_t {
+  kUseOfLeaf = 1,
+  kUseOfOutput = 2,  // the node saved its own result
+  kUseHooked = 4,    // packed by saved-tensor hooks: torch does not check its version
+  kUseUncounted = 8  // an inference tensor: no counter
+};
+
+// When something happened. Only where that was asked for (record_times.h).
+struct Moment {
+  uint64_t order = 0;  // of a write, its own
+  uint64_t time = 0;   // nanoseconds since 1970, as the profiler's traces count
+  uint64_t sequence = 0;
+  uint64_t thread = 0;
+  uint64_t system_thread = 0;  // as the operating system numbers it
+  StackId stack = 0;
+  uint32_t op = 0;    // the operator, or the node's name
+  uint32_t kind = 0;  // of MomentKind
+};
+
+enum MomentKind : uint32_t {
+  kOfWrite = 0,
+  kOfNode = 1,  // the op made the node of this sequence number
+  kOfUse = 2    // the node of this number ran in a backward
+};
+
 // The columns of the tables that a snapshot of the journal is made of, in their order: X(name,
 // value), where `e` is the event. What else a value names is there where a row is filled
 // (snapshot.cpp): show() gives a storage's or a counter's address while it lives and a negative
@@ -276,6 +318,31 @@ struct FlagChange {
   X(taints, e.taints)           \
   X(parent, e.parent)
 
+#define GRADEXT_USE_COLUMNS(X)      \
+  X(order, e.order)                 \
+  X(storage, show(e.storage))       \
+  X(counter, show(e.counter))       \
+  X(begin, e.extent.begin)          \
+  X(end, e.extent.end)              \
+  X(sequence, e.sequence)           \
+  X(thread, e.thread)               \
+  X(stack, e.stack)                 \
+  X(op, e.op)                       \
+  X(attribute, e.attribute)         \
+  X(saved_version, e.saved_version) \
+  X(version, e.version)             \
+  X(flags, e.flags)
+
+#define GRADEXT_MOMENT_COLUMNS(X)   \
+  X(order, e.order)                 \
+  X(time, e.time)                   \
+  X(sequence, e.sequence)           \
+  X(thread, e.thread)               \
+  X(system_thread, e.system_thread) \
+  X(stack, e.stack)                 \
+  X(op, e.op)                       \
+  X(kind, e.kind)
+
 // The nodes of one Backward.
 #define GRADEXT_NODE_COLUMNS(X) \
   X(thread, e.thread)           \
@@ -286,9 +353,12 @@ struct FlagChange {
 // `order` and a `stack`; `COLUMNS` names the list above; `sixteenths` is the ring's share of a
 // recording's memory. A row here is all that a new kind needs to be kept, copied out, counted where
 // it is dropped, and to have its stacks held (docs/architecture.md has the other places).
+// Those with no share have a block, and room on top of that memory where they are asked for.
 #define GRADEXT_RINGS(X)     \
   X(writes, Write, WRITE, 5) \
-  X(views, View, VIEW, 2)
+  X(views, View, VIEW, 2)    \
+  X(uses, Use, USE, 0)       \
+  X(moments, Moment, MOMENT, 0)
 
 // All tables of a snapshot: also those whose events are kept by thread, or by what lives.
 #define GRADEXT_TABLES(X)    \

@@ -37,10 +37,22 @@ void Journal::set_memory(size_t bytes) {
   most_identities_ = bytes / 32 * 3 / kIdentityBytes;
   identities.set_capacity(most_identities_);
   each_ring([&](const char*, auto& ring, size_t sixteenths) {
-    ring.set_capacity(bytes / 16 * sixteenths / ring.event_bytes());
+    if (sixteenths > 0) {
+      ring.set_capacity(bytes / 16 * sixteenths / ring.event_bytes());
+    }
   });
   save_blocks.limit =
       std::max<size_t>(1, bytes / 16 * Sixteenths::saves / sizeof(decltype(SaveLog::saves)::Block));
+}
+
+void Journal::set_room_for_uses(size_t bytes) {
+  std::lock_guard lock(mutex);
+  uses.set_capacity(bytes / sizeof(Use));
+}
+
+void Journal::set_room_for_moments(size_t bytes) {
+  std::lock_guard lock(mutex);
+  moments.set_capacity(bytes / sizeof(Moment));
 }
 
 void Journal::clear() {

@@ -43,6 +43,9 @@ class Journal {
   static Journal& get();
 
   void set_memory(size_t bytes);
+  // Room for what only some recordings ask for, on top of that memory.
+  void set_room_for_uses(size_t bytes);
+  void set_room_for_moments(size_t bytes);
   size_t memory() const {
     return memory_;
   }

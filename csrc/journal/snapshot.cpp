@@ -120,11 +120,11 @@ struct Table {
   void reserve(size_t rows) {
     values.reserve(rows * kWidth);
   }
-  // Adds the numbers of ops, which stand in the columns of these names.
+  // Adds the numbers of ops, which stand in the columns of these names, and of attributes.
   void collect_ops(std::unordered_set<int64_t>& into) const {
     for (size_t column = 0; column < kWidth; ++column) {
       const std::string_view name = Column::kNames[column];
-      if (name == "op" || name == "inner_op") {
+      if (name == "op" || name == "inner_op" || name == "attribute") {
         for (size_t k = column; k < values.size(); k += kWidth) {
           into.insert(values[k]);
         }

@@ -1,6 +1,7 @@
 #include "recorder/record_writes.h"
 
 #include "graph/each_tensor.h"
+#include "recorder/record_times.h"
 #include "recorder/uncounted_writes.h"
 #include "state/state.h"
 
@@ -11,8 +12,6 @@
 #include <algorithm>
 
 namespace gradext::recorder {
-
-namespace {
 
 Extent extent_of(const c10::TensorImpl& impl) {
   if (!state::has_strides(impl) || state::is_wrapper_subclass(impl) ||
@@ -29,6 +28,8 @@ Extent extent_of(const c10::TensorImpl& impl) {
   const int64_t begin = impl.storage_offset() * size;
   return {begin, begin + (last + 1) * size};
 }
+
+namespace {
 
 // Whether the extent has holes: elements of other tensors between those of this one.
 bool has_holes(const c10::TensorImpl& impl, const Extent& extent) {
@@ -160,6 +161,9 @@ void record_write(
       }
       event.argument = target.argument;
       event.flags = static_cast<uint16_t>(flags);
+      if (times_are_on()) {
+        note_time_of(event);
+      }
       if (target.before != nullptr && (flags & (kDeclaredOnly | kSharedStorage)) != 0) {
         keep_before(std::move(target.before), event.order);
       }

@@ -31,6 +31,9 @@ struct Target {
 
 using Targets = c10::SmallVector<Target, 2>;
 
+// The bytes of a tensor; nothing where it has none that could be told.
+Extent extent_of(const c10::TensorImpl& impl);
+
 void add_target(Targets& targets, const at::Tensor& tensor, uint16_t argument);
 void add_targets(Targets& targets, const OpFacts& op, const Stack& stack);
 

@@ -18,6 +18,7 @@ from gradext.run.shown import COLORS, LAYOUTS, header
 
 OK, BAD_INPUT = 0, 2
 MERGE = "merge"
+WRITTEN = [name for name, each in FORMATS.items() if not each.of_events]
 
 
 class ReportCommand:
@@ -33,7 +34,7 @@ class ReportCommand:
             "       gradext report merge FILE.json ... -o ALL.json"
         )
         parser.add_argument("files", metavar="FILE.json", nargs="+", help="what --json has written")
-        for name in FORMATS:
+        for name in WRITTEN:
             text = f"write the report as {name.upper()} to FILE, and print none"
             parser.add_argument(f"--{name}", metavar="FILE", help=text)
         parser.add_argument("-o", metavar="FILE", help="merge: write the JSON of all to FILE")
@@ -51,7 +52,7 @@ class ReportCommand:
                 parser.error("merge: name the files to merge, and -o FILE for what comes of it")
         elif args.o is not None:
             parser.error("-o belongs to merge: gradext report merge FILE.json ... -o ALL.json")
-        outputs = {name: path for name in FORMATS if (path := getattr(args, name)) is not None}
+        outputs = {name: path for name in WRITTEN if (path := getattr(args, name)) is not None}
         if merges:
             outputs.setdefault("json", args.o)
         try:

@@ -47,8 +47,8 @@ class RunCommand:
         parser.usage = "gradext run [options] (SCRIPT | -m MODULE | -c CODE) [ARGS ...]"
         parser.allow_abbrev = False
         valued: list[argparse.Action] = []  # the options that take the word behind them
-        for name, (_, text) in FORMATS.items():
-            valued.append(parser.add_argument(f"--{name}", metavar="FILE", help=text))
+        for name, each in FORMATS.items():
+            valued.append(parser.add_argument(f"--{name}", metavar="FILE", help=each.help))
         parser.add_argument(
             "--light",
             action="store_true",
@@ -146,6 +146,7 @@ class RunCommand:
             cuts=False if args.no_cuts else None,
             memory=args.memory,
             guard=args.guard,
+            **{need: True for name in outputs for need in FORMATS[name].needs},
         )
         settings = Settings.new(joint.of_this_machine(outputs), options)
         hint = _hint(target)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gradext.diagnosis import whom
 from gradext.diagnosis.model import Diagnosis
 from gradext.diagnosis.whom import NOBODY, Whom
+
+if TYPE_CHECKING:
+    from gradext.recording.drawing import Drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class RunReport(NamedTuple):
         exit_code: None while the program runs. error: the uncaught error's text.
         told: the diagnoses, most important first.
         parts: the ranks that it comes from, where several have reported together.
+        drawn: the events, where a format wants them and the program has ended.
     """
 
     gradext: str
@@ -49,6 +53,7 @@ class RunReport(NamedTuple):
     error: str | None
     told: tuple[Told, ...]
     parts: tuple[Part, ...] = ()
+    drawn: Drawn | None = None
 
 
 def alike(told: Iterable[Told]) -> list[list[Told]]:

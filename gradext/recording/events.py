@@ -329,6 +329,41 @@ class FlagChange:
     parent: int
 
 
+class _Uses(Columns):
+    """What nodes had saved, noted as a backward that may use it began."""
+
+    order: int
+    storage: int
+    counter: int
+    begin: int
+    end: int
+    sequence: int
+    thread: int
+    stack: int
+    op: int
+    attribute: int
+    saved_version: int
+    version: int
+    flags: int
+
+
+class _Moments(Columns):
+    """When writes happened, nodes were made and nodes ran."""
+
+    order: int
+    time: int
+    sequence: int
+    thread: int
+    system_thread: int
+    stack: int
+    op: int
+    kind: int
+
+
+# Bits of the flags of a use, kinds of moments (csrc/journal/events.h says what each means).
+USE_OF_LEAF, USE_OF_OUTPUT, USE_HOOKED, USE_UNCOUNTED = 1, 2, 4, 8
+OF_WRITE, OF_NODE, OF_USE = 0, 1, 2
+
 CREATION_META = (
     *("default", "in_custom_function", "multi_output_node", "no_grad_mode", "inference_mode"),
 )
@@ -344,11 +379,13 @@ SAVES = _Saves("saves", "saved")  # a file's "saves" says whether there are any
 BIRTHS = _Births("births", "born")
 FLOWS = _Flows("flows")
 FLAGS = _Flags("flags", is_counted=False)
-TABLES = {each.table: each for each in (WRITES, VIEWS, SAVES, BIRTHS, FLOWS, FLAGS)}
+USES = _Uses("uses", may_lack=True)
+MOMENTS = _Moments("moments", may_lack=True)
+TABLES = {each.table: each for each in (WRITES, VIEWS, USES, MOMENTS, SAVES, BIRTHS, FLOWS, FLAGS)}
 NODES = _Nodes("nodes")  # of one call of the backward engine
 
 # Columns whose numbers look something up: in the table of stacks, in that of ops.
 STACK_COLUMNS = frozenset({"stack", "mode"})
-OP_COLUMNS = frozenset({"op", "inner_op"})
+OP_COLUMNS = frozenset({"op", "inner_op", "attribute"})
 # The kinds of events of which it is counted how many were dropped.
 COUNTED = (*(each.table for each in TABLES.values() if each.is_counted), "backwards")

@@ -48,6 +48,7 @@ _SMALL_NUMBERS = {
     "creation_meta": len(CREATION_META),
     "has_gradient_behind": 2,
     "lives": 2,
+    "kind": 3,
     "value": 2,  # of `flags`; that of `flows` has any bits
 }
 # Bytes and elements beyond this are of no tensor: sums and products of them stay within 64 bits.
@@ -361,7 +362,7 @@ def _check_columns(
             sound = int(values.min()) >= 0 and int(values.max()) < _SMALL_NUMBERS[column]
         elif column in {"begin", "end"}:
             sound = int(values.min()) >= 0 and int(values.max()) <= 2**62
-        elif column in {"order", "number", "flags", "taints"}:
+        elif column in {"order", "number", "flags", "taints", "time"}:
             sound = int(values.min()) >= 0
         if not sound:
             raise Damaged(f"{name}: a {column} that means nothing")

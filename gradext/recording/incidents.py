@@ -160,9 +160,22 @@ def _explained(error: BaseException, outputs: Any, recording: Recording) -> Sequ
     found = judge.the_judge().of_backward(error, outputs, recording)
     if found:
         said.remember(error, found)
+        frames = [*live_frames.frames_of_error(error), *live_frames.frames_above()]
+        _draw(recording, outputs, found, frames)
     if finding is not None:
         recording.known.keep(finding, found, live)
     return found
+
+
+def _draw(
+    recording: Recording, outputs: Any, found: Sequence[Diagnosis], live: Sequence[Any]
+) -> None:
+    """What a timeline will want to know of this fault, where one is to be drawn."""
+    if recording.drawing is not None and found:
+        try:
+            recording.drawing.note_fault(recording.data, outputs, found, live)
+        except Exception as fault:
+            own_errors.count(fault, "timeline")
 
 
 def _hidden_cuts(
@@ -248,12 +261,14 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
             with _in_turn():
                 found = _silent_writes(outputs, recording)
             if found:
+                _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():
                     tell(Incident("silent", tuple(found)))
         if why & ~UNCOUNTED_WRITE:
             with _in_turn():
                 found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recording)
             if found:
+                _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():
                     tell(Incident("cut", tuple(found)))
     except BaseException as fault:

@@ -24,6 +24,8 @@ class RecordOptions(NamedTuple):
         cuts: where values lose their gradient; None: as `saves`.
         memory: bytes that the journal may take; None for the default.
         guard: compare the bytes of saved tensors too (`gradext run --guard`).
+        uses: at each backward, which tensors the nodes below it had saved (for a timeline).
+        times: when writes happened, and when nodes were made and ran (for a trace).
     """
 
     saves: bool = True
@@ -31,6 +33,8 @@ class RecordOptions(NamedTuple):
     cuts: bool | None = None
     memory: int | None = None
     guard: bool = False
+    uses: bool = False
+    times: bool = False
 
     @property
     def wants(self) -> tuple[bool, bool, bool]:
@@ -90,4 +94,6 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "cuts": _is_flag,
     "memory": lambda value: value is None or (type(value) is int and MIB <= value < 2**44),
     "guard": lambda value: type(value) is bool,
+    "uses": lambda value: type(value) is bool,
+    "times": lambda value: type(value) is bool,
 }

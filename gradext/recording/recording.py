@@ -30,6 +30,7 @@ from gradext.recording import (
     judge,
     running,
 )
+from gradext.recording.drawing import Drawing
 from gradext.recording.events import (
     TABLES,
     WRITES,
@@ -89,6 +90,7 @@ class Recording:
         self.known = findings.Known()
         self.waiting = awaited.Waiting()
         self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the stack that read one
+        self.drawing = Drawing() if self._options.uses else None
 
     @graph_break
     def start(self) -> Recording:
@@ -98,6 +100,7 @@ class Recording:
         entry_points.install()
         try:
             self.since = _C.recorder_start(*self._options.wants, self._options.limit)
+            self._want_more(1)
         except BaseException:
             entry_points.uninstall()
             raise
@@ -119,9 +122,17 @@ class Recording:
             finally:
                 self._running = False
                 running.recordings.remove(self)
+                self._want_more(-1)
                 _C.recorder_stop(*self._options.wants)
                 entry_points.uninstall()
         return self
+
+    def _want_more(self, step: int) -> None:
+        """What takes room on top of the limit, for those who ask: each a half of it."""
+        if self._options.uses:
+            _C.recorder_want_uses(step, self._options.limit // 2)
+        if self._options.times:
+            _C.recorder_want_times(step, self._options.limit // 2)
 
     def __enter__(self) -> Recording:
         return self.start()
@@ -322,6 +333,8 @@ def record(
     births: bool | None = None,
     cuts: bool | None = None,
     memory: int | None = None,
+    uses: bool = False,
+    times: bool = False,
 ) -> Recording:
     """Record what a program does to its tensors: ``with gradext.record() as recording:``.
 
@@ -338,13 +351,17 @@ def record(
         cuts: note where values lose their gradient, and what is computed from them (GX301, GX304).
             Default: as `saves`.
         memory: MiB that the journal may take (default 64); the oldest events go first.
+        uses: note at each backward which tensors the nodes below it had saved: a walk over the
+            graph, and half as much memory again. A timeline (`run --html`) is drawn from it.
+        times: note when each write happened, and when nodes were made and ran: an observer of
+            every op, and half as much memory again. For `run --perfetto`.
 
     Raises:
         TypeError: `memory` is no int.
         ValueError: `memory` is below 1, or more than this machine has.
     """
     size = journal_bytes(memory, "gradext.record")
-    return Recording(RecordOptions(saves, births, cuts, size))
+    return Recording(RecordOptions(saves, births, cuts, size, uses=uses, times=times))
 
 
 def current() -> Recording | None:

@@ -58,6 +58,7 @@ class Data:
         self.writes, self.views = self.tables["writes"], self.tables["views"]
         self.saves, self.births = self.tables["saves"], self.tables["births"]
         self.flows, self.flags = self.tables["flows"], self.tables["flags"]
+        self.uses, self.moments = self.tables["uses"], self.tables["moments"]
         self.ops: dict[int, str] = snapshot["ops"]
         self.geometries: list[list[int]] = snapshot["geometries"]
         self.dropped: dict[str, int] = snapshot["dropped"]

@@ -1,6 +1,6 @@
 """Reports as HTML: the terminal's picture, in a notebook and as a page of its own.
 
-The page is whole in itself: no script, no font and no image is loaded.
+The page is whole in itself: nothing is loaded from elsewhere. With a recording it has a timeline.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 
+from gradext.base.text import clean
 from gradext.diagnosis.model import Diagnosis
 from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import diagnosis_text
@@ -26,26 +28,37 @@ _STYLES = {
 }
 _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 _PRE = "white-space:pre;overflow-x:auto;line-height:1.35;font-family:ui-monospace,monospace"
+MOST_BYTES = 2 << 20
+# No network: whatever a page of ours could be made to load, the browser refuses.
 _PAGE = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark }}
-body {{ max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font-family: system-ui, sans-serif }}
-pre {{ border-left: 3px solid #5580d6; padding-left: 1rem; font-size: .85rem }}
-</style>
+{style}</style>
 </head>
 <body>
 <h1>{title}</h1>
-<p>{facts}</p>
+<p class="facts">{facts}</p>
+<div class="sides">
+{timeline}
+<section class="reports">
 {reports}
+</section>
+</div>
+{script}
 </body>
 </html>
 """
+_SCRIPT = """\
+<script type="application/json" id="ticks">{data}</script>
+<script>
+{script}</script>"""
 
 
 def fragment(found: Sequence[Diagnosis]) -> str:
@@ -61,11 +74,45 @@ def text(report: RunReport) -> str:
     facts = [f"gradext {report.gradext}", f"torch {report.torch or 'not imported'}", ended]
     if report.error:
         facts.append(report.error.split("\n", 1)[0])
-    return _PAGE.format(
+    page = ""
+    most: int | None = None
+    while True:
+        page, ticks = _page(report, title, "; ".join(facts), most)
+        if len(page) <= MOST_BYTES or ticks < 100:
+            return page
+        most = ticks // 2
+
+
+def _page(report: RunReport, title: str, facts: str, most: int | None) -> tuple[str, int]:
+    """The page with at most so many ticks, and how many it has."""
+    found = together(report.told)
+    timeline = script = ""
+    ways: dict[tuple[object, ...], str] = {}
+    ticks = 0
+    if report.drawn is not None:
+        from gradext.reporters.timeline import drawing_html, picture
+
+        data, drawing = report.drawn
+        drawn = picture.of(data, drawing, found, picture.MOST_TICKS if most is None else most)
+        ways = {key: drawing_html.way(steps) for key, steps in drawing.ways.items()}
+        if drawn is not None:
+            ticks = drawn.end - drawn.first
+            timeline = drawing_html.figure(drawn)
+            script = _SCRIPT.format(data=drawing_html.data(drawn), script=_asset("page.js"))
+    reports = [_one(diagnosis) + ways.get(diagnosis.key(), "") for diagnosis in found]
+    page = _PAGE.format(
         title=html.escape(title),
-        facts=html.escape("; ".join(facts)),
-        reports=fragment(together(report.told)) or "<p>Nothing was found.</p>",
+        facts=html.escape(clean(facts)),
+        style=_asset("page.css"),
+        timeline=timeline,
+        reports="\n".join(reports) or "<p>Nothing was found.</p>",
+        script=script,
     )
+    return page, ticks
+
+
+def _asset(name: str) -> str:
+    return (files("gradext.reporters.timeline") / name).read_text(encoding="utf-8")
 
 
 def _one(diagnosis: Diagnosis) -> str:

@@ -80,6 +80,7 @@ class Session:
         self.shown = Shown() if shown is None else shown
         self.exit_code: int | None = None
         self.at_end: list[Callable[[], None]] = []  # called when the process ends
+        self.drawn: Any = None  # the events, at the end, where a file is drawn from them
         self.by_cell = False  # a notebook: what a cell does is told again if it is done again
         self._write_early = write_early
         self._pid = self._process = os.getpid()
@@ -370,7 +371,7 @@ class Session:
         """(path, text) of each file that this process writes."""
         if self.is_root:
             for name, path in self.settings.outputs:
-                yield path, reporters.render(name, report)
+                yield path, reporters.render(name, report._replace(drawn=self.drawn))
             return
         entries = [(entry, self._is_error(entry)) for entry in self._entries.values()]
         readable = run_json.document(report)

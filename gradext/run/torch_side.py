@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from gradext import ops  # noqa: F401  registered, as if the program had importe
 from gradext.byte_guard import guard
 from gradext.native import _C
 from gradext.recording import incidents, own_errors, recording
+from gradext.recording.drawing import Drawn
 from gradext.recording.incidents import settle
 from gradext.rules.explain import explain
 from gradext.run import ending
@@ -25,9 +27,24 @@ def start(
     """Record this process for `session`. Returns the Recording; `undo` gets what ends the rest."""
     ending.hear_of_forks(current, _C.call_in_child)
     options = session.settings.options
+    if not session.is_root:
+        options = options._replace(uses=False, times=False)  # only the root draws
     begun = recording.Recording(options).start()
     undo.append(incidents.subscribe(session.on_incident))
     if options.guard:
         undo.append(guard.start_quietly())
+    if begun.drawing is not None:
+        session.at_end.append(lambda: _keep_drawn(session, begun))
     session.watch_multiprocessing(_C.wrap_run)
     return begun
+
+
+def _keep_drawn(session: Session, recording: recording.Recording) -> None:
+    """When the program has ended: what the files that are drawn from events are made of."""
+    if session.is_root and recording.is_running and recording.drawing is not None:
+        data = recording.data
+        recording.drawing.note_end(data)
+        # Imported here, for files are written under a lock.
+        for name in ("drawing_html", "trace"):
+            importlib.import_module(f"gradext.reporters.timeline.{name}")
+        session.drawn = Drawn(data, recording.drawing)

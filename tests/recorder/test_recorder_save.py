@@ -16,7 +16,17 @@ import torch
 from events import recorded, run_program
 
 import gradext
-from gradext.recording.events import BIRTHS, FLAGS, FLOWS, SAVES, VIEWS, WRITES, Write
+from gradext.recording.events import (
+    BIRTHS,
+    FLAGS,
+    FLOWS,
+    MOMENTS,
+    SAVES,
+    USES,
+    VIEWS,
+    WRITES,
+    Write,
+)
 from gradext.recording.recording import Mutations, Recording
 from gradext.recording.tables import Data, empty_snapshot
 
@@ -109,6 +119,8 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     assert found["columns"] == {
         "writes": list(WRITES.names),
         "views": list(VIEWS.names),
+        "uses": list(USES.names),
+        "moments": list(MOMENTS.names),
         "saved": list(SAVES.names),
         "born": list(BIRTHS.names),
         "flows": list(FLOWS.names),
@@ -121,6 +133,7 @@ def test_the_format_is_the_documented_one(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     names = {*found, *found["dropped"], *found["memory"]}
     names |= {*WRITES.names, *VIEWS.names, *SAVES.names, *BIRTHS.names, *FLAGS.names}
+    names |= {*USES.names, *MOMENTS.names}
     names |= {name for name in FLOWS.names if not re.fullmatch("parent[12]|unused", name)}
     for table in ("backwards", "refused", "frames"):
         names |= set(found[table][0])

@@ -4,6 +4,7 @@
 #include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
+#include "recorder/record_uses.h"
 #include "recorder/switch.h"
 #include "recorder/thread_state.h"
 #include "recorder/uncounted_writes.h"
@@ -171,7 +172,12 @@ uint32_t enter_backward(
   }
   Journal& journal = Journal::get();
   event.order = journal.next_order();
+  const uint64_t order = event.order;
+  const StackId stack = event.stack;
   journal.push_backward(std::move(event));
+  if (uses_are_on()) {
+    note_uses(nodes, order, stack);
+  }
   return suspicious;
 }
 

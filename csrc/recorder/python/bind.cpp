@@ -7,6 +7,8 @@
 #include "recorder/python/backward.h"
 #include "recorder/python/c_entry_points.h"
 #include "recorder/python/wrappers.h"
+#include "recorder/record_times.h"
+#include "recorder/record_uses.h"
 #include "recorder/switch.h"
 
 #include <pybind11/stl.h>
@@ -106,6 +108,9 @@ void bind(py::module_& m) {
   suspicions["STARVED_LEAVES"] = int{kStarvedLeaves};
   m.attr("SUSPICIONS") = suspicions;
   m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
+  // One recording more (1) or less (-1) that wants these, with so many bytes of room.
+  m.def("recorder_want_uses", &want_uses);
+  m.def("recorder_want_times", &want_times);
   m.def("recorder_active", &active);
   m.def("recorder_judged", &judged);
   m.def("recorder_lost_told", &lost_was_told);

@@ -6,6 +6,7 @@ nox -s nightly           weekly: compile against the headers of torch's nightly 
 nox -s fuzz              10,000 damaged recording files of each kind
 nox -s asan, -s tsan     the recorder's, guard's, state's and fingerprint's tests under sanitizers
 nox -s install           pip install ., -e ., sdist, uv, spaces, with and without isolation
+nox -s frameworks        the callbacks in real Lightning, transformers, accelerate; their page
 nox -s wheels            a wheel for each Python with a compiled part for each torch, tried
 
 After a run in which nothing failed: its date goes into gradext/native/versions.py.
@@ -268,6 +269,19 @@ def install(session: nox.Session) -> None:
 
 
 WHERE = "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+
+@nox.session
+def frameworks(session: nox.Session) -> None:
+    """The tests that need Lightning, transformers and accelerate, and what they print for docs."""
+    # One call: what they need must not exchange the torch that gradext is built for.
+    names = ("lightning", "transformers", "accelerate", "tensorboard")
+    session.install(f"torch=={TORCH['2.13']}", *names)
+    session.install(".[test]")
+    env = {"GRADEXT_REQUIRE_FRAMEWORKS": "1"}
+    session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs, env=env)
+    session.run("python", "build_tools/docs/frameworks.py")
+    session.run("python", "build_tools/docs/generate.py", "--check")
 
 
 @nox.session

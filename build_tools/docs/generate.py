@@ -22,6 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "build_tools"))
+import frameworks  # noqa: E402
 import torch_finder  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -433,6 +434,10 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/notebooks.md", "cells", cells, False),
+    *(
+        ("docs/frameworks.md", f"frameworks_{name}", lambda name=name: frameworks.block(name), True)
+        for name in frameworks.NAMES
+    ),
     ("docs/find-the-line.md", "mutations", mutations, False),
     ("docs/silent-gradients.md", "fused", lambda: example("fused.py", whole=True), False),
     ("docs/silent-gradients.md", "guard", lambda: example("ring.py", "--guard", whole=True), False),

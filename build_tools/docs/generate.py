@@ -140,6 +140,13 @@ def fix() -> str:
     return "```\n$ gradext fix train.py\n" + text.replace(f"{folder}/", "") + "\n```"
 
 
+def configuration() -> str:
+    """The keys of [tool.gradext] and the variables."""
+    from gradext.run import configuration
+
+    return configuration.table()
+
+
 def pytest_program() -> str:
     return f"```python\n{(ROOT / 'docs' / 'examples' / 'test_scores.py').read_text()}```"
 
@@ -434,6 +441,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/notebooks.md", "cells", cells, False),
+    ("docs/configuration.md", "configuration", configuration, True),
     *(
         ("docs/frameworks.md", f"frameworks_{name}", lambda name=name: frameworks.block(name), True)
         for name in frameworks.NAMES

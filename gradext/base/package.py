@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gradext.base import chosen
+
 FOLDER = Path(__file__).resolve().parent.parent  # of the package gradext
 PREFIX = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of its files
 
@@ -38,11 +40,16 @@ def library_folders() -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def is_user_file(file: str) -> bool:
-    """Whether code in `file` is the user's: not torch's, gradext's, Python's or installed."""
+    """Whether code in `file` is the user's: not torch's, gradext's, Python's or installed.
+
+    Where a person has said whose it is, it is that (gradext.base.chosen).
+    """
     if file.startswith("<"):
         # "<string>", "<stdin>" and "<ipython-input-...>" are typed by a person; frozen modules,
         # generated __init__s and fx graphs are not.
         return not file.startswith(("<frozen", "<attrs", "<__array", "<eval_with_key", "<torch_"))
+    if (said := chosen.is_user_path(file)) is not None:
+        return said
     parts = file.replace("\\", "/").split("/")
     if "site-packages" in parts or "dist-packages" in parts:
         return False

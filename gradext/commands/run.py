@@ -17,18 +17,18 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gradext.base.text import clean
-from gradext.diagnosis.codes import CODES
 from gradext.native import build
 from gradext.recording.options import RecordOptions, journal_bytes
 from gradext.reporters import FORMATS
-from gradext.run import ending, joint, program, results_file, session
+from gradext.run import configuration, ending, joint, program, results_file, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
 from gradext.run.shown import COLORS, LAYOUTS, Shown
 
 BAD_INPUT = 2
 USAGE_ERROR = 2  # argparse, click and others end with it where an option is unknown to them
 OPTIONS = {
-    *("--light", "--no-births", "--no-cuts", "--memory", "--guard", "--format", "--color"),
+    *("--light", "--no-births", "--no-cuts", "--memory", "--guard", "--no-guard"),
+    *("--format", "--color", "--ignore"),
     *("--report", "--quiet", "--github", "--no-github", "--fail-on", "--error-exitcode"),
 } | {f"--{name}" for name in FORMATS}
 UNUSABLE = 1
@@ -70,7 +70,7 @@ class RunCommand:
         valued.append(memory)
         parser.add_argument(
             "--guard",
-            action="store_true",
+            action=argparse.BooleanOptionalAction,
             help="compare the bytes of what is saved for backward too: finds writes that no "
             "version counter shows (GX401 to GX404); costs a read at each save and each use",
         )
@@ -111,6 +111,14 @@ class RunCommand:
                 "wrong: by an error, or by a code that was named",
             )
         )
+        valued.append(
+            parser.add_argument(
+                "--ignore",
+                metavar="CODES",
+                type=_codes,
+                help="tell nothing of these: GX304,GX204 or beginnings of codes, GX3",
+            )
+        )
         # Shown by --help only: what they introduce is taken off before argparse sees the words.
         parser.add_argument("-m", metavar="MODULE", help="run a module, as python -m does")
         parser.add_argument("-c", metavar="CODE", help="run a string, as python -c does")
@@ -135,6 +143,7 @@ class RunCommand:
             parser.error("nothing to run: name a script, -m MODULE or -c CODE")
         if args.guard and args.light:
             parser.error("--guard needs to know what is saved; --light records writes only")
+        _choose(args, target, parser)
         outputs = {name: path for name in FORMATS if (path := getattr(args, name)) is not None}
         for name, path in outputs.items():
             if path == "-":
@@ -145,7 +154,7 @@ class RunCommand:
             births=False if args.no_births else None,
             cuts=False if args.no_cuts else None,
             memory=args.memory,
-            guard=args.guard,
+            guard=bool(args.guard) and not args.light,
             **{need: True for name in outputs for need in FORMATS[name].needs},
         )
         settings = Settings.new(joint.of_this_machine(outputs), options)
@@ -218,19 +227,33 @@ def _failure(args: argparse.Namespace, recorded: session.Session) -> int:
     return 1 if args.error_exitcode is None else int(args.error_exitcode)
 
 
+def _choose(
+    args: argparse.Namespace, target: program.Target, parser: argparse.ArgumentParser
+) -> None:
+    """What the command line leaves open is chosen by variables, and by pyproject.toml."""
+    is_file = target.kind == "script" and target.value != "-"
+    folder = os.path.dirname(os.path.abspath(target.value)) if is_file else os.getcwd()
+    try:
+        configuration.apply(args, folder)
+    except configuration.Wrong as error:
+        parser.exit(BAD_INPUT, f"gradext run: {error}\n")
+
+
 def _codes(text: str) -> tuple[str, ...]:
-    found = tuple(word.strip().upper() for word in text.split(",") if word.strip())
-    unknown = [word for word in found if not any(code.startswith(word) for code in CODES)]
-    if not found or unknown:
-        known = f"no code begins with {clean(unknown[0])}" if unknown else "no code is given"
-        raise argparse.ArgumentTypeError(f"{known}; write them as GX401,GX304 or GX4")
+    try:
+        found = configuration.codes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(clean(str(error))) from None
+    if not found:
+        raise argparse.ArgumentTypeError("no code is given; write them as GX401,GX304 or GX4")
     return found
 
 
 def _exit_code(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 255:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 to 255, not {text!r}")
-    return int(text)
+    try:
+        return configuration.exit_code(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(clean(str(error))) from None
 
 
 class _Hint(NamedTuple):

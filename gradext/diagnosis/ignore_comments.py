@@ -11,14 +11,19 @@ import linecache
 import re
 from collections.abc import Iterable
 
+from gradext.base import chosen
 from gradext.diagnosis.model import Diagnosis
 
 _COMMENT = re.compile(r"#\s*gradext:\s*ignore\s*(?:\[\s*(?P<codes>[A-Z0-9,\s]*)\])?")
 
 
 def kept(diagnoses: Iterable[Diagnosis]) -> list[Diagnosis]:
-    """Without the warnings that a comment on a culprit's or a victim's line silences."""
-    return [d for d in diagnoses if d.severity != "warning" or not silences(d)]
+    """Without the warnings that a comment on a culprit's or a victim's line silences.
+
+    And without the codes that are ignored in the whole run (gradext.base.chosen).
+    """
+    told = (d for d in diagnoses if not chosen.is_ignored(d.code))
+    return [d for d in told if d.severity != "warning" or not silences(d)]
 
 
 def silences(diagnosis: Diagnosis) -> bool:

@@ -7,18 +7,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gradext import ops  # noqa: F401  registered, as if the program had imported gradext
+from gradext.base import chosen
 from gradext.byte_guard import guard
 from gradext.native import _C
 from gradext.recording import incidents, own_errors, recording
 from gradext.recording.drawing import Drawn
 from gradext.recording.incidents import settle
-from gradext.rules.explain import explain
+from gradext.rules import explain as rules_explain
 from gradext.run import ending
 
 if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
     from gradext.run.session import Session
 
 __all__ = ["explain", "own_errors", "settle", "start"]
+
+
+def explain(error: BaseException, recording: recording.Recording) -> list[Diagnosis]:
+    """What an uncaught error means, without the codes that are ignored."""
+    found = rules_explain.explain(error, recording)
+    return [diagnosis for diagnosis in found if not chosen.is_ignored(diagnosis.code)]
 
 
 def start(

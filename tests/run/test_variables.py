@@ -15,7 +15,15 @@ SOUND: dict[str, Any] = {
     "root": 12345,
     "path": "/tmp/report.json",
     "outputs": [],
-    "options": {"saves": True, "births": None, "cuts": None, "memory": None, "guard": False},
+    "options": {
+        "saves": True,
+        "births": None,
+        "cuts": None,
+        "memory": None,
+        "guard": False,
+        "uses": False,
+        "times": False,
+    },
 }
 PROGRAM = """
 import os, sys

@@ -441,6 +441,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/notebooks.md", "cells", cells, False),
+    ("benchmarks/README.md", "timeline_page", lambda: whole("timeline_page"), True),
     ("docs/configuration.md", "configuration", configuration, True),
     *(
         ("docs/frameworks.md", f"frameworks_{name}", lambda name=name: frameworks.block(name), True)

@@ -49,6 +49,11 @@ COMMANDS = {
         "learn autograd's mechanics by running them",
     ),
     "doctor": ("gradext.commands.doctor", "DoctorCommand", "what is installed, and does it fit"),
+    "completion": (
+        "gradext.commands.completion",
+        "CompletionCommand",
+        "print the script by which bash, zsh or fish completes command lines",
+    ),
 }
 
 

@@ -81,6 +81,8 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
     "births": [0, "no"],
     "cuts": [1],
     "guard": [None, "x"],
+    "uses": [None, 1],
+    "times": [None, 0],
 }
 
 

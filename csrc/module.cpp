@@ -1,4 +1,5 @@
 // The Python module gradext._C: each room adds its own part.
+#include "base/last_words.h"
 #include "base/signals.h"
 #include "benchmarks/bind.h"
 #include "call_counts/call_counts.h"
@@ -16,6 +17,7 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "gradext's compiled part: registers torch.ops.gradext and reads autograd state.";
   gradext::base::bind_signals(m);
+  gradext::base::bind_last_words(m);
   gradext::state::bind(m);
   gradext::graph::bind(m);
   gradext::recorder::bind(m);

@@ -8,6 +8,7 @@ force-color.org.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import os
 import sys
@@ -110,6 +111,19 @@ def pager(wanted: bool = True) -> Iterator[Console]:
                 continue  # less takes Ctrl-C itself, and goes on
 
 
+_in_color: contextvars.ContextVar[bool] = contextvars.ContextVar("in_color", default=False)
+
+
+@contextlib.contextmanager
+def in_color() -> Iterator[None]:
+    """A block in which rendered() has colour: for who makes something else of it than text."""
+    token = _in_color.set(True)
+    try:
+        yield
+    finally:
+        _in_color.reset(token)
+
+
 def rendered(renderable: Any, **options: Any) -> str:
     """What rich makes of it, as the text of a result: `str(result)`.
 
@@ -117,15 +131,30 @@ def rendered(renderable: Any, **options: Any) -> str:
     not: a text may be logged, compared or written to a file.
     """
     seen = is_terminal(sys.stdout)
+    colored = seen and wants_color(sys.stdout)
     out = io.StringIO()
     made = console(
         out,
-        force_terminal=seen,
-        color_system="auto" if seen and wants_color(sys.stdout) else None,
+        force_terminal=seen or _in_color.get(),
+        color_system="standard" if _in_color.get() else "auto" if colored else None,
         **options,
     )
     made.print(renderable)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip("\n").split("\n"))
+
+
+def stderr_mark() -> tuple[int, int] | None:
+    """What tells this process's stderr from another file; None where it is closed."""
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def is_stderr(mark: tuple[int, int] | None) -> bool:
+    """Whether what is printed now goes to the stderr that was marked, as nobody has redirected."""
+    return mark is not None and sys.stderr is sys.__stderr__ and stderr_mark() == mark
 
 
 def say(line: str) -> None:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Container, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from gradext.base.text import clean
 from gradext.native import build
@@ -82,7 +82,11 @@ class RunCommand:
         for name, choices, text in (
             ("format", LAYOUTS, "concise: one line each, `file:line:column: CODE message`"),
             ("color", tuple(COLORS), "of the report; auto, the default: on a terminal"),
-            ("report", ("end", "now"), "now: silent errors are told when they are found, too"),
+            (
+                "report",
+                ("now", "end"),
+                "end: silent errors are told when the program ends; now: at once",
+            ),
         ):
             valued.append(parser.add_argument(f"--{name}", choices=choices, help=text))
         parser.add_argument(
@@ -141,22 +145,9 @@ class RunCommand:
         target: program.Target | None = args.target
         if target is None:
             parser.error("nothing to run: name a script, -m MODULE or -c CODE")
-        if args.guard and args.light:
-            parser.error("--guard needs to know what is saved; --light records writes only")
+        _refuse_both(args, parser)
         _choose(args, target, parser)
-        outputs = {name: path for name in FORMATS if (path := getattr(args, name)) is not None}
-        for name, path in outputs.items():
-            if path == "-":
-                said = "name a file, for stdout is the program's (./- is a file too)"
-                parser.error(f"--{name}: {said}")
-        options = RecordOptions(
-            saves=not args.light,
-            births=False if args.no_births else None,
-            cuts=False if args.no_cuts else None,
-            memory=args.memory,
-            guard=bool(args.guard) and not args.light,
-            **{need: True for name in outputs for need in FORMATS[name].needs},
-        )
+        outputs, options = _recorded(args, parser)
         settings = Settings.new(joint.of_this_machine(outputs), options)
         hint = _hint(target)
         program.enter(target)
@@ -165,13 +156,14 @@ class RunCommand:
         if fault is not None:
             print(clean(fault), file=sys.stderr)
             return UNUSABLE
-        recorded = session.Session(settings, shown=shown)
+        settings = settings._replace(shown=shown)
+        recorded = session.Session(settings)
         try:
             recorded.begin()
         except CannotWrite as error:
             print(f"gradext run: {clean(str(error))}", file=sys.stderr)
             return BAD_INPUT
-        settings.to_environment()
+        recorded.settings.to_environment()
         ending.hook_threads(recorded)
 
         def uncaught(error: BaseException) -> None:
@@ -199,6 +191,58 @@ class RunCommand:
         return recorded.exit_code
 
 
+def of_variable(words: Sequence[str]) -> tuple[dict[str, str], RecordOptions, Shown]:
+    """(outputs, what to record, how to tell) of options that stand in GRADEXT_RECORD.
+
+    Raises:
+        ValueError: one line: which of them makes no sense.
+    """
+    parser = _OfVariable(add_help=False)
+    RunCommand().prepare_parser(parser)
+    args = parser.parse_args(list(words))
+    if args.target is not None:
+        parser.error(f"{args.target.words[0]!r} is no option of gradext run")
+    if args.fail_on is not None or args.error_exitcode is not None:
+        parser.error("--fail-on and --error-exitcode need gradext run, which ends the program")
+    _refuse_both(args, parser)
+    try:
+        configuration.apply(args, os.getcwd())
+    except configuration.Wrong as error:
+        raise ValueError(str(error)) from None
+    outputs, options = _recorded(args, parser)
+    return outputs, options, _shown(args, parser)
+
+
+class _OfVariable(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(clean(message))
+
+
+def _refuse_both(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.guard and args.light:
+        parser.error("--guard needs to know what is saved; --light records writes only")
+
+
+def _recorded(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> tuple[dict[str, str], RecordOptions]:
+    """The files to write, and what to record."""
+    outputs = {name: path for name in FORMATS if (path := getattr(args, name)) is not None}
+    for name, path in outputs.items():
+        if path == "-":
+            said = "name a file, for stdout is the program's (./- is a file too)"
+            parser.error(f"--{name}: {said}")
+    options = RecordOptions(
+        saves=not args.light,
+        births=False if args.no_births else None,
+        cuts=False if args.no_cuts else None,
+        memory=args.memory,
+        guard=bool(args.guard) and not args.light,
+        **{need: True for name in outputs for need in FORMATS[name].needs},
+    )
+    return outputs, options
+
+
 def _shown(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Shown:
     """How the report is told; an empty file stands at -o before the program begins."""
     path = None
@@ -215,7 +259,7 @@ def _shown(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Shown:
         if why is not None:
             parser.error(f"-o: {why}")
     color = COLORS[args.color or "auto"]
-    return Shown(args.format or "full", color, path, args.quiet, args.github, args.report == "now")
+    return Shown(args.format or "full", color, path, args.quiet, args.github, args.report != "end")
 
 
 def _failure(args: argparse.Namespace, recorded: session.Session) -> int:

@@ -18,12 +18,16 @@ def by_cause(found: Iterable[Diagnosis]) -> list[Diagnosis]:
     """
     groups: dict[object, list[Diagnosis]] = {}
     for number, diagnosis in enumerate(found):
-        key: object = number
-        if diagnosis.code in _OF_ONE_SAVE and diagnosis.culprits:
-            lines = tuple((s.frame.file, s.frame.line, s.frame.column) for s in diagnosis.culprits)
-            key = (diagnosis.code, diagnosis.severity, lines)
-        groups.setdefault(key, []).append(diagnosis)
+        groups.setdefault(cause(diagnosis) or number, []).append(diagnosis)
     return [_one(group) for group in groups.values()]
+
+
+def cause(diagnosis: Diagnosis) -> tuple[object, ...] | None:
+    """What is the same for all diagnoses of one cause; None for one that stands alone."""
+    if diagnosis.code in _OF_ONE_SAVE and diagnosis.culprits:
+        lines = tuple((s.frame.file, s.frame.line, s.frame.column) for s in diagnosis.culprits)
+        return (diagnosis.code, diagnosis.severity, lines)
+    return None
 
 
 def _one(group: list[Diagnosis]) -> Diagnosis:

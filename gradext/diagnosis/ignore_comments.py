@@ -7,11 +7,10 @@ that nobody catches, and gradients that are silently wrong, cannot be silenced.
 
 from __future__ import annotations
 
-import linecache
 import re
 from collections.abc import Iterable
 
-from gradext.base import chosen
+from gradext.base import chosen, source_lines
 from gradext.diagnosis.model import Diagnosis
 
 _COMMENT = re.compile(r"#\s*gradext:\s*ignore\s*(?:\[\s*(?P<codes>[A-Z0-9,\s]*)\])?")
@@ -31,7 +30,7 @@ def silences(diagnosis: Diagnosis) -> bool:
     for site in (*diagnosis.culprits, *diagnosis.victims):
         first, last = site.frame.line, site.frame.end_line or site.frame.line
         for line in range(first, min(last, first + 100) + 1):
-            text = linecache.getline(site.frame.file, line)
+            text = source_lines.getline(site.frame.file, line)
             found = _COMMENT.search(text) if "gradext:" in text else None
             if found is None:
                 continue

@@ -147,6 +147,9 @@ class Fingerprints(Mapping[str, Fingerprint]):
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "fingerprints.tree", self)
+
 
 @overload
 def fingerprint(obj: torch.Tensor) -> Fingerprint: ...
@@ -310,6 +313,9 @@ class FingerprintChanges:
         return display.show("fingerprints.changes", self)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "fingerprints.changes", self)
 
 
 def compare_fingerprints(before: Fingerprints, after: Fingerprints) -> FingerprintChanges:

@@ -64,6 +64,9 @@ class ReplicaReport:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "fingerprints.replicas", self)
+
 
 def check_replicas(model: object, group: Any = None) -> ReplicaReport:
     """Compare the fingerprints of `model` across the ranks of a torch.distributed group.

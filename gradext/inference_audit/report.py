@@ -101,6 +101,9 @@ class InferenceAudit:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "inference_audit.text", self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `gradext check --inference --json` writes it."""
         return {

@@ -6,16 +6,24 @@ Recording, and the report below a cell's error, are those of gradext.install().
 from __future__ import annotations
 
 import contextlib
+import difflib
+import importlib.util
 import sys
 from collections.abc import Generator
 from typing import Any
 
 from gradext.base import terminal
+from gradext.base.text import clean
 from gradext.byte_guard import guard
+from gradext.diagnosis.model import Diagnosis, TextEdit
 from gradext.reporters import diagnosis_text
 from gradext.run.install import Installation, install
+from gradext.source import cells, files
 
-USAGE = "%gradext last: the last findings again; %gradext all; %%gradext [--guard]: one cell"
+USAGE = (
+    "%gradext last: the last finding again; %gradext all; %gradext fix: what could mend it; "
+    "%%gradext [--guard]: one cell"
+)
 _installed: dict[int, Installation] = {}  # by id() of the shell
 
 
@@ -36,17 +44,60 @@ def unload_ipython_extension(shell: Any) -> None:
 
 
 def _line(line: str) -> None:
-    """%gradext last, %gradext all: what was found, again."""
+    """%gradext last, %gradext all: what was found, again. %gradext fix: an edit of the cell."""
     installation = next(iter(_installed.values()), None)
     found = installation.diagnoses if installation is not None else []
     asked = line.strip() or "last"
-    if asked not in ("last", "all"):
+    if asked not in ("last", "all", "fix"):
         terminal.say(f"gradext: {asked}: {USAGE}")
     elif not found:
         print("gradext has found nothing so far")
+    elif asked == "fix":
+        _fix(found[0])
     else:
         shown = found if asked == "all" else found[:1]
         print(diagnosis_text.report(shown, color=terminal.wants_color(sys.stdout)))
+
+
+def _fix(diagnosis: Diagnosis) -> None:
+    """Print the likeliest edit of cells, and put the edited cell below as the next to run."""
+    if importlib.util.find_spec("libcst") is None:
+        terminal.say("gradext: %gradext fix needs LibCST; run: pip install libcst")
+        return
+    frames = [site.frame for site in (*diagnosis.culprits, *diagnosis.victims)]
+    texts = {
+        frame.file: "\n".join([*lines, ""]).encode()
+        for frame in frames
+        if cells.name(frame.file) and (lines := files.read_lines(frame.file)) is not None
+    }
+    from gradext.rules.rewrite.proposals import Proposals
+
+    fix = next(iter(Proposals(texts).of(diagnosis, ())), None) if texts else None
+    if fix is None:
+        print("gradext knows no edit of a cell for this; %gradext last has its help")
+        return
+    print(f"{fix.title} (not tried):")
+    for file in dict.fromkeys(edit.file for edit in fix.edits):
+        before = texts[file].decode()
+        after = _edited(before, [edit for edit in fix.edits if edit.file == file])
+        name = cells.name(file) or file
+        diff = difflib.unified_diff(
+            before.splitlines(), after.splitlines(), name, name, n=1, lineterm=""
+        )
+        print("\n".join(map(clean, diff)))
+        get_ipython: Any = sys.modules["IPython"].get_ipython
+        get_ipython().set_next_input(after.rstrip("\n"))
+
+
+def _edited(text: str, edits: list[TextEdit]) -> str:
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    for edit in sorted(edits, key=lambda each: (each.line, each.column), reverse=True):
+        begin = starts[edit.line - 1] + edit.column
+        end = starts[edit.end_line - 1] + edit.end_column
+        text = text[:begin] + edit.text + text[end:]
+    return text
 
 
 def _cell(line: str, cell: str) -> None:

@@ -140,6 +140,9 @@ class ModeComparison:
 
     __repr__ = __str__  # at the prompt the table is what one wants to see
 
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "compare_modes.table", self)
+
     def plot(self, path: str | Path | None = None) -> Figure:
         """A bar a mode, with its interval; written to ``path`` (.png, .svg, .pdf) if given.
 

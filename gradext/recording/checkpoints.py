@@ -139,6 +139,11 @@ def notes_of(frame: Any) -> Notes | None:
     return notes if type(notes) is Notes else None
 
 
+def function_of(recompute: Any) -> Any:
+    """The checkpointed function, given the one that runs it again; None where it is not known."""
+    return _of_function(recompute)[0] if hasattr(recompute, "__closure__") else None
+
+
 def on_begin(frame: Any, *_: Any) -> None:
     """Before a checkpoint saves its inputs, which is before its forward runs."""
     try:

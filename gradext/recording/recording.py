@@ -18,7 +18,7 @@ import torch
 
 from gradext._version import __version__
 from gradext.base import display
-from gradext.diagnosis.model import Diagnosis, Frame
+from gradext.diagnosis.model import Diagnoses, Diagnosis, Frame
 from gradext.native import _C
 from gradext.ops import graph_break
 from gradext.recording import (
@@ -68,6 +68,10 @@ class Mutations(list[Write]):
         return display.show("recording.mutations", self, self.sites(), self._note)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        what = (self, self.sites(), self._note)
+        return display.show("ansi_html.result", "recording.mutations", *what)
 
 
 class Recording:
@@ -159,6 +163,11 @@ class Recording:
         return self._running
 
     @property
+    def has_data(self) -> bool:
+        """Whether it has begun: only then it has events."""
+        return self._running or self._data is not None
+
+    @property
     def memory(self) -> dict[str, int]:
         """Bytes: per event (`write_bytes` ...), `held_bytes` of `limit_bytes`; and event counts."""
         return dict(_C.recorder_memory() if self._running else self._memory_facts)
@@ -247,9 +256,9 @@ class Recording:
             note = f"{data.dropped['writes']} older writes of the process were dropped"
         return Mutations([data.write(row) for row in rows], data, note)
 
-    def explain(self, error: BaseException) -> list[Diagnosis]:
+    def explain(self, error: BaseException) -> Diagnoses:
         """gradext.explain(error, recording=self)."""
-        return list(judge.the_judge().explain(error, self))
+        return Diagnoses(judge.the_judge().explain(error, self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the recording as JSON; gzipped if `path` ends in .gz."""
@@ -325,6 +334,9 @@ class Recording:
             data = self.data
             count = f", {len(data.writes)} writes, {len(data.saves)} saves"
         return f"<gradext.Recording {state}{mode}{count}>"
+
+    def _repr_html_(self) -> str:
+        return display.show("ansi_html.result", "recording.summary", self)
 
 
 def record(

@@ -14,6 +14,7 @@ from gradext.diagnosis.model import Frame
 
 if TYPE_CHECKING:
     from gradext.recording.events import Write
+    from gradext.recording.recording import Recording
 
 _HEAD = ("version", "op", "where", "code", "")
 _MOST_CODE = 48
@@ -37,6 +38,26 @@ def mutations(writes: Sequence[Write], sites: Sequence[Frame | None], note: str 
     ]
     if note:
         lines.append(f"({note})")
+    return "\n".join(lines)
+
+
+_KINDS = ("writes", "saves", "views", "births", "flows")
+
+
+def summary(recording: Recording) -> str:
+    """What a recording has: its first line, a line for each kind of event, the lines that wrote."""
+    lines = [clean(repr(recording))]
+    if not recording.has_data:
+        return lines[0]
+    data = recording.data
+    for kind in _KINDS:
+        rows, lost = data.tables.get(kind), data.dropped.get(kind, 0)
+        if rows is not None and (len(rows) or lost):
+            more = f"  ({lost} older ones were dropped)" if lost else ""
+            lines.append(f"  {kind:<9}{len(rows):>9}{more}")
+    held, limit = (recording.memory.get(name, 0) for name in ("held_bytes", "limit_bytes"))
+    if limit:
+        lines.append(f"  {'memory':<9}{held / 2**20:>9.1f} MiB of {limit / 2**20:.0f}")
     return "\n".join(lines)
 
 

@@ -6,28 +6,15 @@ The page is whole in itself: nothing is loaded from elsewhere. With a recording 
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 from importlib.resources import files
 
 from gradext.base.text import clean
 from gradext.diagnosis.model import Diagnosis
 from gradext.diagnosis.run_report import RunReport, together
-from gradext.reporters import diagnosis_text
+from gradext.reporters import ansi_html, diagnosis_text
 
 WIDTH = 96  # cells of a line
-# What an escape sequence of diagnosis_text looks like; tones that light and dark pages can show.
-_STYLES = {
-    "1;31": "color:#d9413f;font-weight:bold",
-    "1;33": "color:#b7791f;font-weight:bold",
-    "1;36": "color:#11899a;font-weight:bold",
-    "1;32": "color:#2b9348;font-weight:bold",
-    "1;34": "color:#5580d6",
-    "1": "font-weight:bold",
-    "2": "opacity:.65",
-}
-_ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
-_PRE = "white-space:pre;overflow-x:auto;line-height:1.35;font-family:ui-monospace,monospace"
 MOST_BYTES = 2 << 20
 # No network: whatever a page of ours could be made to load, the browser refuses.
 _PAGE = """\
@@ -117,17 +104,4 @@ def _asset(name: str) -> str:
 
 def _one(diagnosis: Diagnosis) -> str:
     drawn = diagnosis_text.text(diagnosis, color=True, width=WIDTH)
-    parts, is_open = [], False
-    # Every second piece is what stands in an escape sequence.
-    for number, piece in enumerate(_ESCAPE.split(drawn)):
-        if number % 2 == 0:
-            parts.append(html.escape(piece))
-            continue
-        if is_open:
-            parts.append("</span>")
-        style = _STYLES.get(piece)
-        is_open = style is not None
-        if is_open:
-            parts.append(f'<span style="{style}">')
-    end = "</span>" if is_open else ""
-    return f'<pre style="{_PRE}">{"".join(parts)}{end}</pre>'
+    return ansi_html.pre(drawn)

@@ -35,12 +35,17 @@ class Checked(list[Diagnosis]):
         self.unchecked = unchecked
 
     def __str__(self) -> str:
-        lines = [display.show("diagnosis_text.text", d) for d in self]
-        lines.append(f"{self.checked} saved tensors checked, {len(self.unchecked)} nodes not")
-        lines += [f"  not checked: {line}" for line in self.unchecked[:20]]
-        return "\n".join(lines)
+        return "\n".join([*(display.show("diagnosis_text.text", d) for d in self), *self._last()])
 
     __repr__ = __str__
+
+    def _last(self) -> list[str]:
+        listed = [f"  not checked: {line}" for line in self.unchecked[:20]]
+        return [f"{self.checked} saved tensors checked, {len(self.unchecked)} nodes not", *listed]
+
+    def _repr_html_(self) -> str:
+        last = display.show("ansi_html.pre", "\n".join(self._last()))
+        return display.show("report_html.fragment", self) + last
 
 
 @graph_break

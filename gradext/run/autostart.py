@@ -12,24 +12,18 @@ import os
 import sys
 
 from gradext.base import terminal
-from gradext.recording.options import RecordOptions
-from gradext.run import excepthook, joint
+from gradext.run import excepthook, variables
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
 
-RECORD = "GRADEXT_RECORD"  # 1 (or full), or light; 0 and nothing: off
-JSON = "GRADEXT_JSON"
 TRIAL = "GRADEXT_FIX"  # set by `gradext fix` in the programs that it tries
-# Set by launchers that start several processes of one program: none may write another's file.
-RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
 def wanted() -> bool:
     """Whether the environment asks for this process to be recorded, or seems to."""
     if is_ignored():
         return False
-    asked = os.environ.get(RECORD, "").strip().lower()
-    return bool(os.environ.get(ENVIRONMENT)) or asked not in _MODES["off"]
+    return bool(os.environ.get(ENVIRONMENT)) or not variables.is_off()
 
 
 def is_ignored() -> bool:
@@ -60,38 +54,13 @@ def start() -> None:
 def _start() -> None:
     settings = Settings.from_environment()
     if settings is None:
-        mode = _mode()
-        if mode == "off":
+        if variables.is_off():
             return
-        path = os.environ.get(JSON)
-        if path and any(os.environ.get(rank) for rank in RANKS) and joint.of_this_process() is None:
-            path = f"{path}.{os.getpid()}"
-        settings = Settings.new(
-            {"json": path} if path else {}, RecordOptions(saves=mode != "light")
-        )
-        settings.to_environment()
+        settings = variables.settings()
     session = sessions.Session(settings, write_early=False)
     session.begin()
+    session.settings.to_environment()
     excepthook.hook(session)
     if os.environ.get(TRIAL) and not session.is_root:
         # By name: it lies above, and only a trial of `gradext fix` has it.
         importlib.import_module("gradext.fix.child").join(session)
-
-
-_MODES = {
-    "off": {"", "0", "no", "off", "false"},
-    "full": {"1", "full", "yes", "on", "true"},
-    "light": {"light"},
-}
-
-
-def _mode() -> str:
-    value = os.environ.get(RECORD, "")
-    for mode, words in _MODES.items():
-        if value.strip().lower() in words:
-            return mode
-    short = value if len(value) <= 40 else value[:37] + "..."
-    raise BadVariable(f"{RECORD} is {short!r}; it can be 1 (or full), light, or 0")
-
-
-# --- from Python ----------------------------------------------------------------------------------

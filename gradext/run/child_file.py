@@ -80,7 +80,7 @@ def collect(path: str, run: str) -> Iterator[tuple[int, Handed]]:
         yield int(pid), handed
 
 
-_PLAIN = ("silent", "uncaught", "count", "error")
+_PLAIN = ("silent", "uncaught", "count", "error", "told")
 
 
 def _packed(entry: Entry) -> dict[str, Any]:

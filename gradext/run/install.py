@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
+import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradext.recording.options import RecordOptions, journal_bytes
-from gradext.run import excepthook
+from gradext.reporters import FORMATS
+from gradext.run import excepthook, results_file
 from gradext.run import session as sessions
-from gradext.run.settings import Settings
+from gradext.run.settings import CannotWrite, Settings
+from gradext.run.shown import LAYOUTS, REPORTS, Shown
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
+
+
+Path = str | os.PathLike[str]
 
 
 class Installation:
@@ -61,7 +67,15 @@ class _Shared:
     def __init__(self, session: sessions.Session, undo: list[Callable[[], None]]) -> None:
         self.session = session
         self.users: list[Installation] = []
+        self.guards = False
         self._undo = undo
+
+    def guard(self) -> None:
+        """Compare bytes from here on: the recording began without."""
+        # By name: it imports torch, which install() leaves to the program.
+        guards = importlib.import_module("gradext.byte_guard.guard")
+        self._undo.insert(0, guards.start_quietly())
+        self.guards = True
 
     def close(self) -> None:
         global _shared
@@ -73,79 +87,87 @@ class _Shared:
 _shared: _Shared | None = None
 
 
+def _shown(
+    layout: str,
+    color: bool | None,
+    output: Path | None,
+    quiet: bool,
+    github: bool | None,
+    report: str,
+) -> Shown:
+    for name, value, among in (("format", layout, LAYOUTS), ("report", report, REPORTS)):
+        if value not in among:
+            raise ValueError(f"gradext.install: {name} is one of {', '.join(among)}; got {value!r}")
+    path = None if output is None else results_file.absolute(os.fspath(output))
+    if path is not None:
+        if (why := results_file.problem(path)) is not None:
+            raise ValueError(f"gradext.install: {why}")
+        results_file.replace(path, "")
+    return Shown(layout, color, path, bool(quiet), github, report == "now")
+
+
 def install(
     saves: bool = True,
     memory: int | None = None,
     *,
     births: bool | None = None,
     cuts: bool | None = None,
+    guard: bool = False,
+    json: Path | None = None,
+    html: Path | None = None,
+    sarif: Path | None = None,
+    output: Path | None = None,
+    format: str = "full",
+    color: bool | None = None,
+    report: str = "now",
+    quiet: bool = False,
+    github: bool | None = None,
 ) -> Installation:
     """Record from here on, and report what goes wrong after Python has printed its traceback.
 
     For a program that is not started by `gradext run`. The report goes to stderr: after an
     uncaught error, and at exit for errors that were caught and for gradients that are silently
-    wrong. In a notebook it follows each cell. Calling it again joins what is there: recording ends
-    with the last `uninstall()`.
+    wrong. In a notebook it follows each cell. Calling it again joins what is there, with its
+    options: recording ends with the last `uninstall()`. What is not described here is what the
+    option of `gradext run` of that name does.
 
     Args:
         saves: record saves for backward too; without them only culprits are named.
         memory: MiB that the journal may take (default 64).
         births: as gradext.record takes it.
         cuts: as gradext.record takes it.
+        guard: compare the bytes of saved tensors too, so that writes by numpy are seen. One that is
+            asked for later begins then, and ends with the recording.
+        output: of the report, instead of stderr: `-o`.
+        color: None for what the terminal wants.
 
     Raises:
         TypeError: `memory` is no int.
-        ValueError: `memory` is below 1, or more than this machine has.
+        ValueError: `memory` is below 1, or more than this machine has; `format` or `report` is none
+            of those that there are; a file cannot be written.
     """
     global _shared
-    size = journal_bytes(memory, "gradext.install")
+    options = RecordOptions(saves, births, cuts, journal_bytes(memory, "gradext.install"), guard)
+    if guard and not saves:
+        raise ValueError("gradext.install: guard needs to know what is saved; saves=False does not")
+    named = {"json": json, "html": html, "sarif": sarif}
+    files = {name: os.fspath(path) for name, path in named.items() if path is not None}
+    for name in files:
+        options = options._replace(**dict.fromkeys(FORMATS[name].needs, True))
+    shown = _shown(format, color, output, quiet, github, report)
     if _shared is None:
         session = sessions.current()
         if session is not None:
             # `gradext run` or the environment records this process already, and goes on doing so.
             _shared = _Shared(session, [])
         else:
-            settings = Settings.new({}, RecordOptions(saves, births, cuts, size))
+            settings = Settings.new(files, options)._replace(shown=shown)
             session = sessions.Session(settings)
-            session.begin()
-            undo = [excepthook.hook(session), session.end]
-            if (shell := _shell()) is not None:
-                undo.insert(0, _hook_shell(session, shell))
-            _shared = _Shared(session, undo)
+            try:
+                session.begin()
+            except CannotWrite as error:
+                raise ValueError(f"gradext.install: {error}") from None
+            _shared = _Shared(session, [excepthook.hook(session), session.end])
+    if options.guard and not _shared.session.settings.options.guard and not _shared.guards:
+        _shared.guard()
     return Installation(_shared)
-
-
-def _shell() -> Any:
-    """IPython's running shell, None elsewhere."""
-    module = sys.modules.get("IPython")
-    return module.get_ipython() if module is not None else None
-
-
-def _hook_shell(session: sessions.Session, shell: Any) -> Callable[[], None]:
-    """IPython prints a cell's error itself, and goes on: report below it, and after each cell."""
-    printed = shell.showtraceback
-
-    def showtraceback(*args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs.get("exc_tuple")
-        error = (given or sys.exc_info())[1]
-        try:
-            return printed(*args, **kwargs)
-        finally:
-            if error is not None and session is sessions.current():
-                session.uncaught(error)
-
-    def after_cell(*_: object) -> None:
-        if session is sessions.current():
-            session.settle()
-            session.report()
-
-    session.by_cell = True
-    shell.showtraceback = showtraceback
-    shell.events.register("post_run_cell", after_cell)
-
-    def undo() -> None:
-        if shell.showtraceback is showtraceback:
-            shell.showtraceback = printed
-        shell.events.unregister("post_run_cell", after_cell)
-
-    return undo

@@ -31,12 +31,12 @@ class Joint:
     """The part of this rank in what its machine's ranks share.
 
     Args:
-        path: of the shared file. rank: this one's number. here: how many ranks the machine has, if
-            that is known.
+        path: of the shared file. rank: this one's number; a process that only claims has another
+            name. here: how many ranks the machine has, if that is known.
     """
 
-    def __init__(self, path: str, rank: int, here: int | None) -> None:
-        self._path = path
+    def __init__(self, path: str, rank: int | str, here: int | None = None) -> None:
+        self.path = path
         self._rank = str(rank)
         self._here = here
         self._others: list[RunReport] = []
@@ -107,7 +107,7 @@ class Joint:
 
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            file = os.open(self._path, flags, 0o600)
+            file = os.open(self.path, flags, 0o600)
         except OSError:
             yield None
             return
@@ -122,7 +122,7 @@ class Joint:
             os.pwrite(file, data, 0)
             if not shared:
                 with contextlib.suppress(OSError):
-                    os.unlink(self._path)
+                    os.unlink(self.path)
         finally:
             os.close(file)
 

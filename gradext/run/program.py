@@ -1,7 +1,7 @@
 """Runs a program inside this process as the interpreter would have: script, -m, -c, stdin.
 
 Owns what the program sees: sys.argv, sys.path[0], sys.orig_argv, the `__main__` module, and how an
-uncaught exception is printed. Knows nothing of recording; of gradext it imports base.overlay only.
+uncaught exception is printed. Knows nothing of recording; of gradext it imports from base only.
 
 The rules are those of CPython's Modules/main.c and Python/pythonrun.c. What cannot be hidden are
 the frames below the program's own: `sys._getframe(1)` at its top level finds gradext's.
@@ -22,7 +22,7 @@ from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFil
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
-from gradext.base import overlay
+from gradext.base import overlay, source_lines
 
 CANNOT_OPEN = 2
 FAILED = 1
@@ -230,7 +230,10 @@ def _load(target: Target, module: ModuleType, added: tuple[str, ...]) -> CodeTyp
     names.update(dict.fromkeys(added))
     if target.value == "-":
         names["__file__"] = "<stdin>"
-        return _compile(sys.stdin.buffer.read(), "<stdin>")
+        typed = sys.stdin.buffer.read()
+        from_stdin = _compile(typed, "<stdin>")
+        source_lines.remember(from_stdin, typed.decode("utf-8", "replace"))
+        return from_stdin
     names["__file__"] = path = _absolute(target.value)
     try:
         source = overlay.bytes_of(path) or _read(path)
@@ -266,6 +269,7 @@ def _load_command(text: str) -> CodeType:
         text = textwrap.dedent(text)
     text += "\n"
     code = _compile(text, "<string>")
+    source_lines.remember(code, text)
     register = getattr(linecache, "_register_code", None)
     if register is not None:  # 3.13: tracebacks show the lines of a -c program
         # 3.13.0 keeps the lines under the file's name, later releases under the code.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
 import importlib
 import os
@@ -19,19 +20,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from gradext import reporters
 from gradext._version import __version__
 from gradext.base import errors, interrupts, package, terminal, torch_import
 from gradext.base.text import clean
-from gradext.diagnosis import folding, ignore_comments, whom
+from gradext.diagnosis import folding, ignore_comments
 from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import run_json
-from gradext.run import child_file, ending, fixes, identity, joint, results_file
-from gradext.run.entries import Entry, where
+from gradext.run import cells, child_file, ending, fixes, identity, joint, results_file, telling
+from gradext.run.entries import Entry
+from gradext.run.guarded import guarded
 from gradext.run.settings import CannotWrite, Settings
-from gradext.run.shown import Shown
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -39,28 +40,6 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 200  # different diagnoses of one process; a run that has more has one cause
 INTERRUPTED = 130
-
-P = ParamSpec("P")
-
-
-def _guarded(method: Callable[P, None]) -> Callable[P, None]:
-    """Nothing that fails in `method` reaches the program; it is told at the end of the report.
-
-    Signals' handlers run after it, and what they raise is the program's.
-    """
-
-    @functools.wraps(method)
-    def safe(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            session: Any = args[0]
-            session.here()
-            method(*args, **kwargs)
-        except BaseException as error:
-            if interrupts.is_the_programs(error):
-                raise
-            session.note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
-
-    return interrupts.deferring(safe)
 
 
 class Session:
@@ -70,14 +49,11 @@ class Session:
         settings: the run's.
         write_early: the root writes its file before the program begins, not only when the program
             turns out to use torch.
-        shown: how the root tells what it knows.
     """
 
-    def __init__(
-        self, settings: Settings, *, write_early: bool = True, shown: Shown | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, write_early: bool = True) -> None:
         self.settings = settings
-        self.shown = Shown() if shown is None else shown
+        self.shown = settings.shown
         self.exit_code: int | None = None
         self.at_end: list[Callable[[], None]] = []  # called when the process ends
         self.drawn: Any = None  # the events, at the end, where a file is drawn from them
@@ -99,6 +75,7 @@ class Session:
         self._torch_seen = False
         self._recording: Any = None
         self._joint: joint.Joint | None = None  # the other ranks, where a launcher started this
+        self._causes: set[object] = set()  # that were told at once
         self._undo: list[Callable[[], None]] = []
         self._finished = self._in_haste = False
 
@@ -125,6 +102,8 @@ class Session:
         global _current
         if self.is_root:
             self._joint = joint.of_this_process()
+            if self._joint is not None:
+                self.settings = self.settings._replace(claims=self._joint.path)
         if self.is_root and self.settings.outputs and self._write_early:
             self._check_paths()
             self._write(raise_errors=True)
@@ -161,6 +140,7 @@ class Session:
             line = said if said.startswith("gradext") else f"gradext: {said}"
             terminal.say(f"{line} (this program goes on without being recorded)")
             return
+        self._look_for_cells()
         if self.is_root and self.settings.outputs and not self._write_early:
             try:
                 self._check_paths()
@@ -169,11 +149,17 @@ class Session:
                 self.settings = self.settings._replace(outputs=())
                 terminal.say(f"gradext: {error}")
 
+    def _look_for_cells(self) -> None:
+        """IPython may have begun after this session has: its cells have their reports."""
+        if not self.by_cell and (shell := cells.shell()) is not None:
+            self._undo.append(cells.hook(self, shell))
+
     # --- what happens in the program ------------------------------------------------------------
 
-    @_guarded
+    @guarded
     def on_incident(self, incident: Any) -> None:
         """An error of backward or of a write, as it is raised; or a silent one. Any thread."""
+        self._look_for_cells()
         with self._lock:
             silent = incident.error is None
             new = False
@@ -199,19 +185,37 @@ class Session:
                 new |= changed and time.monotonic() - self._written > 0.5
             if new:
                 self._write()
-        if new and silent and self.shown.at_once:
+        if new and silent and self.shown.at_once and not self.by_cell:
             self._tell_at_once()
+        if new:
+            self._leave_words()
 
     def _tell_at_once(self) -> None:
         """Silent errors that were not told: nobody should train on for a week."""
+        if self.shown.path is None and not terminal.is_stderr(self.settings.stderr):
+            return  # it would not be seen: the root tells of it at the end
         with self._lock:
-            fresh = [e for e in self._ordered() if e.silent and not e.printed]
-            fresh = [e for e in fresh if self._severity(e) == "error"] if self.is_root else []
-            for entry in fresh:
-                entry.printed, entry.told = True, entry.count
-        fresh = self._ours(fresh)
-        if fresh:  # not under the lock: stderr may be an object of the program's
-            self.shown.tell(folding.by_cause(self._as_told(fresh)))
+            fresh = telling.at_once(self._ordered(), self._severity, self._causes)
+        others = self._joint or joint.Joint(self.settings.claims, str(self._pid))
+        ours = self._ours(fresh, others)
+        for entry in fresh:
+            if all(entry is not one for one in ours):
+                entry.told = 0  # by this process
+        if ours:  # not under the lock: stderr may be an object of the program's
+            self.shown.tell(folding.by_cause(self._as_told(ours)))
+        if not self.is_root:
+            with self._lock:
+                self._write()  # what was told
+
+    def _leave_words(self) -> None:
+        """What a signal that ends the process prints: all that was not told."""
+        if not self.is_root or self.by_cell or not self._torch_seen:
+            return
+        with self._lock:
+            entries = self._ordered()
+        wanted = self.shown.path is not None or not self.shown.quiet
+        text = telling.last_words(entries, self.shown) if wanted else ""
+        _torch_side().leave_words(text, self.shown.path)
 
     def fails_by(self, codes: Sequence[str]) -> bool:
         """Whether what is silently wrong makes the run a failure, as far as it is known now.
@@ -221,12 +225,9 @@ class Session:
         self.settle()
         with self._lock:
             self._merge_children()
-            silent = [entry for entry in self._entries.values() if entry.silent]
-            if not codes:
-                return any(self._severity(entry) == "error" for entry in silent)
-            return any(entry.diagnosis.code.startswith(tuple(codes)) for entry in silent)
+            return telling.fails(self._entries.values(), self._severity, codes)
 
-    @_guarded
+    @guarded
     def uncaught(
         self,
         error: BaseException,
@@ -345,14 +346,16 @@ class Session:
 
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
         told = [entry.as_told(self._severity(entry)) for entry in entries]
+        if not self.is_root:
+            told = [dataclasses.replace(one, whom=one.whom._replace(pid=self._pid)) for one in told]
         return together(told if self._joint is None else self._joint.with_others(told))
 
-    def _ours(self, entries: list[Entry]) -> list[Entry]:
-        """Without those that another rank tells of."""
-        if self._joint is None or not entries:
+    def _ours(self, entries: list[Entry], others: joint.Joint | None) -> list[Entry]:
+        """Without those that another rank, or another process, tells of."""
+        if others is None or not entries:
             return entries
         told = [entry.as_told(self._severity(entry)) for entry in entries]
-        ours = set(map(id, self._joint.claim(told)))
+        ours = set(map(id, others.claim(told)))
         return [entry for entry, one in zip(entries, told, strict=True) if id(one) in ours]
 
     def _report(self) -> RunReport:
@@ -414,28 +417,27 @@ class Session:
                     self._failed_write = True
                     self.note_own(f"cannot write {path}: {error.strerror}")
 
-    @_guarded
+    @guarded
     def report(self) -> None:
-        """Print on stderr what was not printed yet. Only the root does: it knows of the others."""
-        if not self.is_root:
+        """Print on stderr what was not printed yet: the root, of all; a kernel, its own."""
+        if not self.is_root and not self.by_cell:
             return
         with self._lock:
-            again = [e for e in self._ordered() if 0 < e.told < e.count]
-            lines = [f"gradext: {where(e.diagnosis)} happened {e.count} times" for e in again]
-            for entry in again:
-                entry.told = entry.count
+            lines = telling.repeats(self._ordered())
             entries = [entry for entry in self._ordered() if not entry.printed]
             for entry in entries:
                 entry.printed = True
+                entry.told = 0 if self.is_root else entry.count
         # What imports and prints stands outside: both may run code of the program's.
-        entries = self._ours(entries)
+        entries = self._ours(entries, self._joint)
         if entries:
             self._look_for_fixes()
         folded = folding.by_cause(self._as_told(entries))
-        for line in () if self.shown.quiet else lines:
-            terminal.say(line)
+        for line in lines:
+            self.shown.remark(line)
         if folded:
             self.shown.tell(folded, fixes.command(sys.orig_argv))
+        self._leave_words()
 
     def _look_for_fixes(self) -> None:
         """At the end of the run: edits that could mend what is told of."""
@@ -457,7 +459,7 @@ class Session:
         if len(self._own) < 20:
             self._own.append(line)
 
-    @_guarded
+    @guarded
     def _report_own_errors(self) -> None:
         lines = list(self._own)
         self._own.clear()
@@ -483,7 +485,7 @@ class Session:
         if self.is_root:
             self._report_own_errors()
 
-    @_guarded
+    @guarded
     def at_os_exit(self, status: int) -> None:
         # Whoever calls it may do so because another thread hangs: never wait for that one.
         if self._finished or not self._lock.acquire(timeout=1.0):
@@ -499,7 +501,7 @@ class Session:
         finally:
             self._lock.release()
 
-    @_guarded
+    @guarded
     def _finish(self) -> None:
         for call in self.at_end:
             call()
@@ -520,9 +522,12 @@ class Session:
         with self._lock:
             self._write()
         self.report()
-        for group in self._joint.ends() if self._joint is not None and not self.shown.quiet else ():
-            met = whom.words([one.whom for one in group])
-            terminal.say(f"gradext: {where(group[0].diagnosis)}: {met}")
+        if self._joint is not None:
+            for line in telling.of_more_ranks(self._joint):
+                self.shown.remark(line)
+        if self.is_root and self._joint is None:
+            with contextlib.suppress(OSError):
+                os.unlink(self.settings.claims)
 
     # --- children ---------------------------------------------------------------------------------
 
@@ -537,7 +542,8 @@ class Session:
                 key = entry.key()
                 # What a child has written again includes what it had written before.
                 known = self._entries.pop(key, None)
-                entry.printed = known is not None and known.printed
+                entry.printed = entry.told > 0 or (known is not None and known.printed)
+                entry.told = max(entry.told, 0 if known is None else known.told)
                 # A pool hands the error that its worker caught to the parent, as a text.
                 entry.uncaught |= any(entry.is_told_in(text) for text in self._uncaught_texts)
                 self._add(entry)
@@ -556,9 +562,10 @@ class Session:
         self._old_last = id(getattr(sys, "last_value", None))
         self._seen_main = self._interrupted = self._finished = False
         self._joint = None
+        self._causes = set()
         self._pid = self._process = os.getpid()
 
-    @_guarded
+    @guarded
     def ends_with(self, error: BaseException) -> None:
         """What ends a child process of multiprocessing."""
         if isinstance(error, SystemExit):
@@ -568,12 +575,12 @@ class Session:
         else:
             self.uncaught(error)
 
-    @_guarded
+    @guarded
     def process_ends(self) -> None:
         """The last call into Python of a process that atexit does not know the end of."""
         self._at_exit()
 
-    @_guarded
+    @guarded
     def watch_multiprocessing(self, wrap_run: Callable[..., Any]) -> None:
         """Hear of the ends of the children that multiprocessing starts."""
         ending.watch_multiprocessing(self, wrap_run)

@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from gradext.base import terminal
 from gradext.recording.options import RecordOptions
 from gradext.reporters import FORMATS
 from gradext.run import results_file
+from gradext.run.shown import Shown
 
 ENVIRONMENT = "GRADEXT_RUN"  # tells the programs that this one starts that they are recorded too
 
@@ -28,6 +30,9 @@ class Settings(NamedTuple):
         path: absolute; what the children hand over is a file of this name and their process id.
         outputs: (format, absolute path) of each file that the root is asked to write.
         options: what each of them records.
+        shown: how they tell what they find.
+        stderr: the root's (terminal.stderr_mark()); a child whose own is another tells nothing.
+        claims: absolute, of the file by which they agree on who tells what.
     """
 
     run: str
@@ -35,6 +40,9 @@ class Settings(NamedTuple):
     path: str
     outputs: tuple[tuple[str, str], ...] = ()
     options: RecordOptions = RecordOptions()
+    shown: Shown = Shown()
+    stderr: tuple[int, int] | None = None
+    claims: str = ""
 
     @classmethod
     def new(cls, outputs: Mapping[str, str], options: RecordOptions) -> Settings:
@@ -42,11 +50,13 @@ class Settings(NamedTuple):
         run = os.urandom(8).hex()
         files = tuple((name, results_file.absolute(path)) for name, path in outputs.items())
         if files:
-            return cls(run, os.getpid(), files[0][1], files, options)
-        import tempfile
+            name = files[0][1]
+        else:
+            import tempfile
 
-        name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
-        return cls(run, os.getpid(), name, (), options)
+            name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
+        mark, claims = terminal.stderr_mark(), f"{name}.{run}.told"
+        return cls(run, os.getpid(), name, files, options, Shown(), mark, claims)
 
     @classmethod
     def from_environment(cls) -> Settings | None:
@@ -74,11 +84,20 @@ class Settings(NamedTuple):
         if (name := options.wrong()) is not None:
             raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
         outputs = tuple((name, path) for name, path in found["outputs"])
-        return cls(**{**found, "outputs": outputs, "options": options})
+        given = found["shown"]
+        if type(given) is not dict or set(given) != set(Shown._fields):
+            raise BadVariable(f"{ENVIRONMENT} is not what this version of gradext sets")
+        shown = Shown(**given)
+        if (name := shown.wrong()) is not None:
+            raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
+        stderr = None if found["stderr"] is None else tuple(found["stderr"])
+        read = {"outputs": outputs, "options": options, "shown": shown, "stderr": stderr}
+        return cls(**{**found, **read})
 
     def to_environment(self) -> None:
         """Hand the settings to the processes that this one starts."""
-        document = {**self._asdict(), "options": self.options._asdict()}
+        own = {"options": self.options._asdict(), "shown": self.shown._asdict()}
+        document = {**self._asdict(), **own}
         os.environ[ENVIRONMENT] = json.dumps(document)
 
 
@@ -92,12 +111,18 @@ def _is_output(value: Any) -> bool:
     return type(value) is list and len(value) == 2 and value[0] in FORMATS and _is_path(value[1])
 
 
+def _is_mark(value: Any) -> bool:
+    return type(value) is list and [type(item) for item in value] == [int, int]
+
+
 # What each of the settings may be. The process that reads them writes files by them.
 _SOUND: dict[str, Callable[[Any], bool]] = {
     "run": lambda value: type(value) is str and re.fullmatch("[0-9a-f]{16}", value) is not None,
     "root": lambda value: type(value) is int and 0 < value < 2**31,
     "path": _is_path,
     "outputs": lambda value: type(value) is list and all(map(_is_output, value)),
+    "stderr": lambda value: value is None or _is_mark(value),
+    "claims": _is_path,
 }
 
 

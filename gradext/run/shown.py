@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
 
 LAYOUTS = ("full", "concise")
+REPORTS = ("now", "end")  # when silent errors are told
 COLORS = {"auto": None, "always": True, "never": False}
 
 
@@ -36,7 +37,7 @@ class Shown(NamedTuple):
     path: str | None = None
     quiet: bool = False
     github: bool | None = None
-    at_once: bool = False
+    at_once: bool = True
 
     @property
     def annotates(self) -> bool:
@@ -51,27 +52,50 @@ class Shown(NamedTuple):
         Args:
             command: of `gradext fix`, told where a diagnosis has edits.
         """
+        text = self.text(diagnoses, command)
         if self.path is not None:
-            self._add(self._text(diagnoses, bool(self.color), command))
+            self._add(text)
         elif not self.quiet:
-            color = terminal.wants_color(sys.stderr) if self.color is None else self.color
-            text = self._text(diagnoses, color, command)
-            terminal.print_safely(text if self.layout == "concise" else f"\n{text}")
+            terminal.print_safely(text)
         if self.annotates:
             from gradext.reporters import github
 
             terminal.print_safely(github.lines(diagnoses))
 
-    def _text(self, diagnoses: Sequence[Diagnosis], color: bool, command: str | None) -> str:
+    def remark(self, line: str) -> None:
+        """A line beside the reports, of what was told before; none among lines for an editor."""
+        if self.path is not None:
+            self._add(clean(line))
+        elif not self.quiet and self.layout != "concise":
+            terminal.say(line)
+
+    def text(self, diagnoses: Sequence[Diagnosis], command: str | None = None) -> str:
+        """The report as it stands on stderr, or in the file."""
         if self.layout == "concise":
             from gradext.reporters import concise
 
             return concise.lines(diagnoses)
         from gradext.reporters import diagnosis_text
 
-        return diagnosis_text.report(
+        color = bool(self.color)
+        if self.color is None and self.path is None:
+            color = terminal.wants_color(sys.stderr)
+        told = diagnosis_text.report(
             diagnoses, color=color, header=header(diagnoses), command=command
         )
+        return told if self.path is not None else f"\n{told}"
+
+    def wrong(self) -> str | None:
+        """The name of the first field whose value makes no sense; for values from outside."""
+        sound = {
+            "layout": self.layout in LAYOUTS,
+            "color": self.color is None or type(self.color) is bool,
+            "path": self.path is None or _is_path(self.path),
+            "quiet": type(self.quiet) is bool,
+            "github": self.github is None or type(self.github) is bool,
+            "at_once": type(self.at_once) is bool,
+        }
+        return next((name for name, is_sound in sound.items() if not is_sound), None)
 
     def _add(self, text: str) -> None:
         try:
@@ -81,6 +105,10 @@ class Shown(NamedTuple):
             why = f"cannot write {self.path}: {error.strerror}"
             terminal.say(f"gradext: {clean(why)}")
             terminal.print_safely(text)
+
+
+def _is_path(value: object) -> bool:
+    return type(value) is str and os.path.isabs(value) and value.isprintable()
 
 
 def header(diagnoses: Sequence[Diagnosis]) -> str | None:

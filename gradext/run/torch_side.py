@@ -14,13 +14,19 @@ from gradext.recording import incidents, own_errors, recording
 from gradext.recording.drawing import Drawn
 from gradext.recording.incidents import settle
 from gradext.rules import explain as rules_explain
-from gradext.run import ending
+from gradext.run import ending, telling
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
     from gradext.run.session import Session
 
-__all__ = ["explain", "own_errors", "settle", "start"]
+__all__ = ["explain", "leave_words", "own_errors", "settle", "start"]
+
+
+def leave_words(text: str, path: str | None) -> None:
+    """What is printed, on stderr or into a file, if a signal ends this process from now on."""
+    words = f"{text}\n".encode(errors="backslashreplace") if text else b""
+    _C.set_last_words(words, path or "", telling.has_faulthandler())
 
 
 def explain(error: BaseException, recording: recording.Recording) -> list[Diagnosis]:

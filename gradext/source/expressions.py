@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import linecache
 import sys
 
-from gradext.base import op_names
+from gradext.base import op_names, source_lines
 from gradext.diagnosis.model import Frame
 from gradext.source import syntax
 
@@ -41,7 +40,7 @@ def located(frame: Frame, op: str | None = None) -> Frame:
     end_line, end = part.end_lineno or part.lineno, part.end_col_offset
     if end is None:
         return frame
-    code = linecache.getline(frame.file, part.lineno).strip()
+    code = source_lines.getline(frame.file, part.lineno).strip()
     return dataclasses.replace(
         frame,
         line=part.lineno,
@@ -59,7 +58,7 @@ def frame_at(file: str, function: str, part: ast.expr) -> Frame:
         file=file,
         line=part.lineno,
         function=function,
-        code=linecache.getline(file, part.lineno).strip(),
+        code=source_lines.getline(file, part.lineno).strip(),
         column=_characters(file, part.lineno, part.col_offset),
         end_line=end_line,
         end_column=_characters(file, end_line, end) if end is not None else None,
@@ -104,7 +103,7 @@ def _what_runs(node: ast.stmt) -> ast.expr | ast.stmt:
 
 def _characters(file: str, line: int, column: int) -> int:
     """Columns of `ast` count bytes of UTF-8; people count characters."""
-    source = linecache.getline(file, line)
+    source = source_lines.getline(file, line)
     if source.isascii():
         return column
     return len(source.encode("utf-8", "replace")[:column].decode("utf-8", "replace"))

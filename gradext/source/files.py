@@ -9,7 +9,7 @@ import re
 import stat
 import tokenize
 
-from gradext.base import overlay
+from gradext.base import overlay, source_lines
 from gradext.base.package import standard_library
 from gradext.base.text import clean
 from gradext.source import cells
@@ -26,6 +26,8 @@ def read_lines(file: str) -> list[str] | None:
         text = None
     if text is None:
         # Code of a notebook cell or of `-c` is in no file; Python keeps what it was told of it.
+        if typed := source_lines.typed(file):
+            return _split("".join(typed))
         entry = linecache.cache.get(file)
         return _split("".join(entry[2])) if entry is not None and len(entry) == 4 else None
     return _split(text)

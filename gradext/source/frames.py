@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import linecache
 import os
 import re
 import sys
 import types
 from collections.abc import Iterable
 
+from gradext.base import source_lines
 from gradext.base.package import is_user_file
 from gradext.diagnosis.model import Frame
 from gradext.source import syntax
@@ -44,7 +44,7 @@ def qualified(code: types.CodeType) -> str:
 
     Where a text of several lines stands further left than the code around it, the plain name.
     """
-    lines = linecache.getlines(code.co_filename)[: code.co_firstlineno]
+    lines = source_lines.getlines(code.co_filename)[: code.co_firstlineno]
     if code.co_name == "<module>" or len(lines) < code.co_firstlineno:
         return code.co_name
     parts = [code.co_name]
@@ -74,8 +74,9 @@ def frame_of(code: types.CodeType, instruction: int) -> Frame:
 def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
     # Code objects that differ in nothing but their file are equal.
     line, end_line, column, end_column = _position(code, instruction)
-    file = absolute(code.co_filename)
-    source = linecache.getline(code.co_filename, line) if line else ""
+    name = source_lines.name_of(code)
+    file = absolute(name)
+    source = source_lines.getline(name, line) if line else ""
     if end_line is not None and end_line > line and (over := _iterated(file, line, end_line)):
         end_line, column, end_column = over
     return Frame(
@@ -86,7 +87,7 @@ def _frame_of(code: types.CodeType, instruction: int, _file: str) -> Frame:
         column=_characters(source, column),
         end_line=end_line,
         end_column=_characters(
-            source if end_line == line else linecache.getline(code.co_filename, end_line or 0),
+            source if end_line == line else source_lines.getline(name, end_line or 0),
             end_column,
         ),
         is_user=is_user_file(file),
@@ -194,7 +195,7 @@ def frames_in_text(text: str) -> list[Frame]:
         file, line, function, indent, code, before, carets = match.groups()
         file = absolute(file)
         column = end = end_line = None
-        source = linecache.getline(file, int(line)).rstrip("\n")
+        source = source_lines.getline(file, int(line)).rstrip("\n")
         if carets and source.strip() == code.strip() and source.isascii() and source.strip():
             # The text has the line without its indent, and the carets stand below it.
             column = len(source) - len(source.lstrip()) + len(before) - len(indent)

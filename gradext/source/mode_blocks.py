@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import linecache
 from collections.abc import Sequence
 
+from gradext.base import source_lines
 from gradext.diagnosis.model import Frame, Site
 from gradext.source import sites, statements, syntax
 
@@ -141,7 +141,7 @@ def _of_decorator(
 
 def _decorator_frame(inner: Frame, name: str) -> Frame:
     """The decorator's line; the `def` where it cannot be told."""
-    lines = linecache.getlines(inner.file)
+    lines = source_lines.getlines(inner.file)
     best: ast.FunctionDef | ast.AsyncFunctionDef | None = None
     for node in syntax.statements(inner.file, inner.line):
         if (

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ast
 import collections
-import linecache
 import re
 from collections.abc import Iterator
+
+from gradext.base import source_lines
 
 _SHORT = 1000  # lines: a file of so many is parsed as it is
 _MOST_TREES = 128
@@ -35,7 +36,7 @@ def around(file: str, line: int) -> ast.Module | None:
     Of a long file, only the function that the line is in (the outermost of nested ones), with its
     decorators, or the statement at the top of the file.
     """
-    lines = linecache.getlines(file)
+    lines = source_lines.getlines(file)
     if not lines:
         return None
     if len(lines) <= _SHORT:

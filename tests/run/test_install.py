@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -102,6 +103,55 @@ def test_a_program(write, mistakes, tmp_path, call, expected):
     assert found.errors.replace("train.py", "plain.py").startswith(plain.errors)
     assert found.errors.count(expected) == 1
     assert found.errors.count("docs: gradext explain") == 1
+
+
+def test_with_the_options_of_gradext_run(write, tmp_path):
+    write(
+        """
+        import gradext
+        files = {"json": "a.json", "sarif": "a.sarif", "output": "a.txt"}
+        gradext.install(guard=True, format="concise", **files)
+        import torch
+        w = torch.ones(3, requires_grad=True)
+        y = torch.sigmoid(w)
+        z = y.exp()
+        y.detach().numpy()[:] = 3
+        z.sum().backward()
+        """
+    )
+    done = start(["train.py"], tmp_path)
+    assert (done.code, done.errors) == (0, "")
+    (found,) = json.loads((tmp_path / "a.json").read_text())["diagnoses"]
+    assert (found["code"], found["culprits"][0]["line"]) == ("GX401", 8)
+    assert "GX401" in (tmp_path / "a.sarif").read_text()
+    assert (tmp_path / "a.txt").read_text().startswith("train.py:8:1: GX401 ")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"format": "loud"}, "format is one of full, concise"),
+        ({"report": "later"}, "report is one of now, end"),
+        ({"json": "nowhere/a.json"}, "there is no folder"),
+        ({"output": "nowhere/a.txt"}, "there is no folder"),
+        ({"guard": True, "saves": False}, "guard needs to know what is saved"),
+    ],
+)
+def test_options_that_make_no_sense(hooks, options, why):
+    with pytest.raises(ValueError, match=why):
+        gradext.install(**options)
+
+
+def test_a_guard_that_is_asked_for_later(hooks):
+    import torch
+
+    with gradext.install() as first, gradext.install(guard=True):
+        w = torch.ones(3, requires_grad=True)
+        y = torch.sigmoid(w)
+        z = y.exp()
+        y.detach().numpy()[:] = 3
+        z.sum().backward()
+        assert [d.code for d in first.diagnoses] == ["GX401"]
 
 
 def test_the_programs_own_hook_is_called_first(write, mistakes, tmp_path):

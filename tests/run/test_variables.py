@@ -24,6 +24,16 @@ SOUND: dict[str, Any] = {
         "uses": False,
         "times": False,
     },
+    "shown": {
+        "layout": "full",
+        "color": None,
+        "path": None,
+        "quiet": False,
+        "github": None,
+        "at_once": True,
+    },
+    "stderr": [5, 7],
+    "claims": "/tmp/report.json.told",
 }
 PROGRAM = """
 import os, sys
@@ -74,6 +84,16 @@ WRONG: dict[str, list[Any]] = {
     "root": [0, -1, True, "1", 2**40, 1.5],
     "path": [3, "", "3", "r.json", "./r.json", "/no/folder/r.json", "/tmp/", "/tmp/\0x"],
     "outputs": [1, None, "yes", [3], [["json"]], [["xml", "/tmp/r"]], [["json", "r.json"]], {}],
+    "stderr": [1, "x", [], [1], [1, True], [1, 2, 3], [None, 1]],
+    "claims": [3, None, "", "r.told", "/no/folder/r.told", "/tmp/"],
+}
+WRONG_SHOWN: dict[str, list[Any]] = {
+    "layout": ["loud", None, []],
+    "color": [1, "always"],
+    "path": [3, "r.txt", "/tmp/\x1b"],
+    "quiet": [None, 1],
+    "github": [0, "yes"],
+    "at_once": [None, 0],
 }
 WRONG_OPTIONS: dict[str, list[Any]] = {
     "saves": [0, None],
@@ -89,13 +109,16 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
 def test_each_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from gradext.recording.options import RecordOptions
     from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
+    from gradext.run.shown import Shown
 
     def read(**changes: Any) -> Settings | None:
         monkeypatch.setenv(ENVIRONMENT, json.dumps({**SOUND, **changes}))
         return Settings.from_environment()
 
-    assert read() == Settings(**{**SOUND, "outputs": (), "options": RecordOptions()})
-    assert {*WRONG, "options"} == set(Settings._fields)
+    plain = {"outputs": (), "options": RecordOptions(), "shown": Shown(), "stderr": (5, 7)}
+    assert read() == Settings(**{**SOUND, **plain})
+    assert {*WRONG, "options", "shown"} == set(Settings._fields)
+    assert set(WRONG_SHOWN) == set(Shown._fields)
     assert set(WRONG_OPTIONS) == set(RecordOptions._fields)
     for name, values in WRONG.items():
         for value in values:
@@ -105,6 +128,13 @@ def test_each_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         for value in values:
             with pytest.raises(BadVariable, match=f"its {name} is wrong"):
                 read(options={**SOUND["options"], name: value})
+    for name, values in WRONG_SHOWN.items():
+        for value in values:
+            with pytest.raises(BadVariable, match=f"its {name} is wrong"):
+                read(shown={**SOUND["shown"], name: value})
+    for shown in (None, [], {}, {**SOUND["shown"], "more": 1}):
+        with pytest.raises(BadVariable, match="this version"):
+            read(shown=shown)
     for options in (None, [], {}, {**SOUND["options"], "more": 1}):
         with pytest.raises(BadVariable, match="this version"):
             read(options=options)
@@ -119,11 +149,11 @@ def test_one_wrong_setting_in_a_program(refused: Any) -> None:
     refused(GRADEXT_RUN="nonsense", GRADEXT_RECORD="1")
 
 
-@pytest.mark.parametrize("value", ["xyz", "2", "-1", "true false", "\x1b[31mfull", "x" * 5000])
+@pytest.mark.parametrize("value", ["xyz", "2", "true false", "\x1b[31mfull", "x" * 5000])
 def test_no_mode(refused: Any, value: str) -> None:
     said = refused(GRADEXT_RECORD=value)
     assert said.startswith("GRADEXT_RECORD is '")
-    assert said.endswith("; it can be 1 (or full), light, or 0")
+    assert said.endswith("; it can be 1 (or full), light, guard, options of gradext run, or 0")
     assert len(said) < 200
 
 
@@ -133,6 +163,44 @@ def test_the_modes(value: str, tmp_path: Path, with_pth: dict[str, str]) -> None
     done = start(["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=value)
     assert b"None None" not in done.out
     assert b"GX101" in done.err
+
+
+def test_the_options_of_gradext_run(tmp_path: Path, with_pth: dict[str, str]) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch\nw = torch.ones(3, requires_grad=True)\ny = torch.sigmoid(w)\nz = y.exp()\n"
+        "y.detach().numpy()[:] = 3\nz.sum().backward()\n"
+    )
+    for value, codes in (("1", []), ("guard", ["GX401"]), ("--guard --format concise", ["GX401"])):
+        done = start(
+            ["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=value, GRADEXT_JSON="a.json"
+        )
+        found = json.loads((tmp_path / "a.json").read_text())["diagnoses"]
+        assert sorted({d["code"] for d in found}) == codes, value
+        assert ("train.py:5" in done.errors) == bool(codes)
+    assert done.errors.startswith("train.py:5:1: GX401 ")
+    options = "--guard --sarif b.sarif -o report.txt --memory 8"
+    done = start(["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=options)
+    assert done.errors == ""
+    assert "GX401" in (tmp_path / "b.sarif").read_text()
+    assert "GX401" in (tmp_path / "report.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+        ("--guard train.py", "'train.py' is no option of gradext run"),
+        ("--guard --light", "--guard needs to know what is saved"),
+        ("--fail-on GX4", "need gradext run"),
+        ("--memory x", "--memory"),
+        ("--json 'a", "No closing quotation"),
+        ("-o nowhere/x", "there is no folder"),
+    ],
+)
+def test_options_that_make_no_sense(refused: Any, value: str, why: str) -> None:
+    said = refused(GRADEXT_RECORD=value)
+    assert said.startswith("GRADEXT_RECORD: ")
+    assert why in said
 
 
 @pytest.mark.parametrize("flag", ["-E", "-I"])

@@ -15,7 +15,7 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, saver_copy, stale_saved
-from gradext.rules.wording import compiled, saved_tensors
+from gradext.rules.wording import checkpoint_inputs, compiled, saved_tensors
 from gradext.rules.wording.lost_events import forgotten, lost
 from gradext.source import bindings, sites
 
@@ -381,6 +381,9 @@ def _from_text(
         fix = "run the script with `gradext run`, or put it under `with gradext.record():`"
         return Diagnosis("GX101", "error", message, (), where, fix, (note,))
     culprits = sites.distinct(saved_tensors.write_site(data, w, None) for w in writes)
+    given = checkpoint_inputs.of_error(error, data)
+    if given is not None and wanted is not None:
+        return _of_checkpoint(given, wanted, culprits)
     note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
     if late:
         note = "the graph is not at hand any more: these writes fit the versions and the size"
@@ -388,3 +391,30 @@ def _from_text(
         "clone() the tensor before it is written"
     )
     return Diagnosis("GX101", "error", message, culprits, where, fix, (note,))
+
+
+def _of_checkpoint(
+    given: checkpoint_inputs.Input, wanted: re.Match[str], culprits: tuple[Site, ...]
+) -> Diagnosis:
+    """An input of a checkpoint: backward needs it once more, as it was, to run the block again."""
+    written = bindings.written_name(culprits[0]) if culprits else None
+    name = given.name or written
+    spoken = f"`{name}` [{wanted['sizes']}]" if name else f"A [{wanted['sizes']}] tensor"
+    call = given.call
+    if call is not None:
+        saves = f"saves its input{f' `{name}`' if name else 's'}, at version {wanted['saved']}"
+        call = dataclasses.replace(call, label=f"checkpoint {saves}", stack=())
+    at = f" at {sites.where(call.frame)}" if call is not None else ""
+    copy = f"`{written}.clone()`" if written else "a clone() of it"
+    return Diagnosis(
+        code="GX101",
+        message=(
+            f"{spoken} was given to the checkpoint{at} at version {wanted['saved']}; it has been "
+            f"written in place since and is now at version {wanted['version']}, so that backward "
+            "cannot run the block again."
+        ),
+        culprits=culprits,
+        victims=sites.distinct([given.use, call]),
+        fix=(in_place.out_of_place(culprits[0]) if culprits else None)
+        or f"give the checkpoint a copy{at}: {copy}; or write after backward()",
+    )

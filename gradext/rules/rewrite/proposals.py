@@ -22,10 +22,15 @@ LARGEST = 400_000  # bytes of a file; a larger one takes longer to parse than a 
 
 
 class Proposals:
-    """Those of one report; each file is read once, and the time is that of all together."""
+    """Those of one report; each file is read once, and the time is that of all together.
 
-    def __init__(self) -> None:
-        self._sources = Sources({}, _is_small_and_own)
+    Args:
+        texts: what no file has, by its name: the cells of a notebook. Nothing else is edited then.
+    """
+
+    def __init__(self, texts: Mapping[str, bytes] | None = None) -> None:
+        known = dict(texts or {})
+        self._sources = Sources(known, known.__contains__ if known else _is_small_and_own)
         self._ends = time.monotonic() + SECONDS
 
     def of(self, diagnosis: Diagnosis, failed_at: Sequence[Mapping[str, Any]]) -> tuple[Fix, ...]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import linecache
 import re
 from typing import TYPE_CHECKING
 
-from gradext.base import op_names
+from gradext.base import op_names, source_lines
 from gradext.diagnosis.model import Site
 from gradext.rules.rewrite import detach, in_place
 from gradext.rules.wording.lost_events import lost
@@ -139,7 +138,7 @@ def _expression(site: Site) -> str:
     frame = site.frame
     if frame.column is None or frame.end_column is None or frame.end_line != frame.line:
         return ""
-    line = linecache.getline(frame.file, frame.line)
+    line = source_lines.getline(frame.file, frame.line)
     return line[frame.column : frame.end_column]
 
 

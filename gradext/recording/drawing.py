@@ -6,6 +6,7 @@ nodes: nothing of the program's is kept alive. Made for recordings that are to b
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -168,7 +169,8 @@ def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, .
         frame = frame_of(index)
         if frame is not None and (frame.file, frame.line) in wanted:
             target = index
-            if _is_stale(rows[index][0]):
+            is_named = re.search(rf"\bby {re.escape(rows[index][1])}\b", diagnosis.message)
+            if is_named or _is_stale(rows[index][0]):
                 break
         for after in rows[index][4]:
             if after >= 0 and after not in seen:

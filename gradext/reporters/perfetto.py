@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gradext.base.text import clean
 from gradext.diagnosis.run_report import RunReport
 
 
@@ -19,7 +20,11 @@ def text(report: RunReport) -> str:
     if report.drawn is not None:
         from gradext.reporters.timeline import trace
 
-        events, base = list(trace.events(report.drawn)), trace.base_of(report.drawn)
+        try:
+            events, base = list(trace.events(report.drawn)), trace.base_of(report.drawn)
+        except Exception as error:  # the report on stderr must not be lost with it
+            why = f"gradext could not make the trace: {clean(repr(error))}"
+            events = [{"ph": "M", "name": "process_labels", "pid": 0, "args": {"labels": why}}]
     document = {
         "traceEvents": events,
         "displayTimeUnit": "ms",

@@ -8,11 +8,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from gradext.base.text import clean
+from gradext.diagnosis import folding
 from gradext.diagnosis.model import Diagnosis
 from gradext.diagnosis.run_report import RunReport, together
 from gradext.reporters import ansi_html, diagnosis_text
+
+if TYPE_CHECKING:
+    from gradext.recording.drawing import Drawn
 
 WIDTH = 96  # cells of a line
 MOST_BYTES = 2 << 20
@@ -55,7 +60,7 @@ def fragment(found: Sequence[Diagnosis]) -> str:
 
 def text(report: RunReport) -> str:
     """A run's report as a page."""
-    count = len(report.told)
+    count = len(folding.by_cause(together(report.told)))
     title = f"gradext: {count} finding{'' if count == 1 else 's'}"
     ended = "still running" if report.exit_code is None else f"exit code {report.exit_code}"
     facts = [f"gradext {report.gradext}", f"torch {report.torch or 'not imported'}", ended]
@@ -77,16 +82,14 @@ def _page(report: RunReport, title: str, facts: str, most: int | None) -> tuple[
     ways: dict[tuple[object, ...], str] = {}
     ticks = 0
     if report.drawn is not None:
-        from gradext.reporters.timeline import drawing_html, picture
-
-        data, drawing = report.drawn
-        drawn = picture.of(data, drawing, found, picture.MOST_TICKS if most is None else most)
-        ways = {key: drawing_html.way(steps) for key, steps in drawing.ways.items()}
-        if drawn is not None:
-            ticks = drawn.end - drawn.first
-            timeline = drawing_html.figure(drawn)
-            script = _SCRIPT.format(data=drawing_html.data(drawn), script=_asset("page.js"))
-    reports = [_one(diagnosis) + ways.get(diagnosis.key(), "") for diagnosis in found]
+        try:
+            timeline, script, ways, ticks = _timeline(report.drawn, found, most)
+        except Exception as error:  # the report itself must not be lost
+            timeline = f"<p>The timeline could not be drawn: {html.escape(clean(repr(error)))}</p>"
+    reports = [
+        _one(diagnosis) + next((way for one in found if (way := _way(one, diagnosis, ways))), "")
+        for diagnosis in folding.by_cause(found)
+    ]
     page = _PAGE.format(
         title=html.escape(title),
         facts=html.escape(clean(facts)),
@@ -96,6 +99,27 @@ def _page(report: RunReport, title: str, facts: str, most: int | None) -> tuple[
         script=script,
     )
     return page, ticks
+
+
+def _way(one: Diagnosis, told: Diagnosis, ways: dict[tuple[object, ...], str]) -> str:
+    """The way to the fault of `one`, where it is what is told, or folded into that."""
+    is_of_it = (one.code, one.culprits) == (told.code, told.culprits)
+    return ways.get(one.key(), "") if is_of_it else ""
+
+
+def _timeline(
+    drawn: Drawn, found: Sequence[Diagnosis], most: int | None
+) -> tuple[str, str, dict[tuple[object, ...], str], int]:
+    """The picture, its script, the ways to the faults by their keys, and the number of ticks."""
+    from gradext.reporters.timeline import drawing_html, picture
+
+    data, drawing = drawn
+    ways = {key: drawing_html.way(steps) for key, steps in drawing.ways.items()}
+    laid_out = picture.of(data, drawing, found, picture.MOST_TICKS if most is None else most)
+    if laid_out is None:
+        return "", "", ways, 0
+    script = _SCRIPT.format(data=drawing_html.data(laid_out), script=_asset("page.js"))
+    return drawing_html.figure(laid_out), script, ways, laid_out.end - laid_out.first
 
 
 def _asset(name: str) -> str:

@@ -57,7 +57,10 @@ def _keep_drawn(session: Session, recording: recording.Recording) -> None:
     """When the program has ended: what the files that are drawn from events are made of."""
     if session.is_root and recording.is_running and recording.drawing is not None:
         data = recording.data
-        recording.drawing.note_end(data)
+        try:
+            recording.drawing.note_end(data)
+        except Exception as error:  # names alone are lost
+            own_errors.count(error, "timeline")
         # Imported here, for files are written under a lock.
         for name in ("drawing_html", "trace"):
             importlib.import_module(f"gradext.reporters.timeline.{name}")

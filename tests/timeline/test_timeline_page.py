@@ -11,6 +11,8 @@ import pytest
 import torch
 from pages import Made, browser, made, opened, page_of
 
+from gradext.reporters.timeline import picture
+
 EVIL = "</script><img src=x onerror=alert(1)><!--"
 
 
@@ -62,6 +64,22 @@ def test_the_way_from_backward_to_the_save(stale: Made) -> None:
     assert way[-1] == "SigmoidBackward0"
 
 
+def test_a_silent_write_has_a_way_too() -> None:
+    def silent() -> None:
+        net = torch.nn.Linear(4, 4)
+        gate = torch.sigmoid(net(torch.ones(2, 4)))
+        loss = (gate * gate).mean() + net(gate).mean()
+        gate.data.clamp_(max=0.5)
+        loss.backward()
+
+    page = page_of(*made(silent))
+    assert "<h1>gradext: 1 finding</h1>" in page  # three saves, one cause
+    (way,) = re.findall(r'<ol class="way">(.*?)</ol>', page)
+    nodes = re.findall(r"<li><b>(\w+)</b>", way)
+    assert nodes[0] == "AddBackward0"
+    assert nodes[-1] in page.split("saved for backward by")[1][:40]
+
+
 @pytest.mark.parametrize("where", ["error", "code", "name", "file"])
 def test_texts_of_programs_are_escaped(where: str, tmp_path: Path) -> None:
     name = "train<b>.py" if where == "file" else "train.py"
@@ -94,6 +112,19 @@ def test_a_report_without_events_is_a_page_too() -> None:
     page = page_of(None, [])
     assert "Nothing was found." in page
     assert "<svg" not in page
+
+
+def test_a_timeline_that_cannot_be_drawn_costs_no_report(
+    stale: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("<b>of ours")
+
+    monkeypatch.setattr(picture, "of", fails)
+    page = page_of(*stale)
+    assert "could not be drawn: ValueError" in page
+    assert "<b>of ours" not in page
+    assert "stale-saved-tensor" in page
 
 
 def test_a_large_recording_is_a_small_page() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -46,8 +47,10 @@ def unload_ipython_extension(shell: Any) -> None:
 def _line(line: str) -> None:
     """%gradext last, %gradext all: what was found, again. %gradext fix: an edit of the cell."""
     installation = next(iter(_installed.values()), None)
-    found = installation.diagnoses if installation is not None else []
     asked = line.strip() or "last"
+    found = []
+    if installation is not None:
+        found = installation.diagnoses if asked == "all" else installation.latest
     if asked not in ("last", "all", "fix"):
         terminal.say(f"gradext: {asked}: {USAGE}")
     elif not found:
@@ -55,8 +58,7 @@ def _line(line: str) -> None:
     elif asked == "fix":
         _fix(found[0])
     else:
-        shown = found if asked == "all" else found[:1]
-        print(diagnosis_text.report(shown, color=terminal.wants_color(sys.stdout)))
+        print(diagnosis_text.report(found, color=terminal.wants_color(sys.stdout)))
 
 
 def _fix(diagnosis: Diagnosis) -> None:
@@ -76,7 +78,10 @@ def _fix(diagnosis: Diagnosis) -> None:
     if fix is None:
         print("gradext knows no edit of a cell for this; %gradext last has its help")
         return
-    print(f"{fix.title} (not tried):")
+    title = fix.title
+    for file in texts:  # as its traceback calls it
+        title = title.replace(f"{os.path.basename(file)}:", f"{cells.name(file)}, line ")
+    print(clean(f"{title} (not tried):"))
     for file in dict.fromkeys(edit.file for edit in fix.edits):
         before = texts[file].decode()
         after = _edited(before, [edit for edit in fix.edits if edit.file == file])

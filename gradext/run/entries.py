@@ -24,6 +24,7 @@ class Entry:
         is_asked: whether edits were looked for.
         whom: who met it; open: the child that it comes from may have caught the error since.
         told: how often it had been seen when it was told at once, 0 where it was not.
+        met: tells which was met last.
     """
 
     diagnosis: Diagnosis
@@ -38,6 +39,7 @@ class Entry:
     at: tuple[dict[str, Any], ...] = ()
     is_asked: bool = False
     told: int = 0
+    met: int = 0
 
     def is_told_in(self, text: str) -> bool:
         """Whether `text`, of an error raised in the parent, contains this child's error message.

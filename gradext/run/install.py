@@ -38,6 +38,11 @@ class Installation:
         """All that were found so far, most important first; empty once uninstalled."""
         return self._shared.session.diagnoses() if self._shared is not None else []
 
+    @property
+    def latest(self) -> list[Diagnosis]:
+        """The one that was found last, in a list; empty where none was."""
+        return self._shared.session.latest() if self._shared is not None else []
+
     def uninstall(self) -> None:
         """Report what is left to report and put the hooks back. Harmless to call again."""
         shared, self._shared = self._shared, None

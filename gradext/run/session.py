@@ -62,7 +62,7 @@ class Session:
         self._pid = self._process = os.getpid()
         self._lock = threading.RLock()
         self._entries: dict[tuple[object, ...], Entry] = {}
-        self._more = 0
+        self._more = self._met = 0
         # The entries of each thread's last error: whether the program catches it is not known yet.
         self._open: dict[int, set[tuple[object, ...]]] = {}
         self._error: str | None = None
@@ -291,7 +291,10 @@ class Session:
         """The entry that stands for this diagnosis, None where there are too many, and if new."""
         key = entry.key()
         known = self._entries.get(key)
+        self._met += 1
+        entry.met = self._met
         if known is not None:
+            known.met = self._met
             known.count += entry.count
             known.error = entry.error or known.error
             known.silent &= entry.silent
@@ -339,6 +342,11 @@ class Session:
         self.here()
         with self._lock:
             return self._as_told(self._ordered())
+
+    def latest(self) -> list[Diagnosis]:
+        """What was met last, as it will be reported."""
+        with self._lock:
+            return self._as_told(sorted(self._entries.values(), key=lambda entry: entry.met)[-1:])
 
     def _whom(self) -> Whom:
         """This process and thread. Without the process's number: its root adds that of a child."""
@@ -439,20 +447,15 @@ class Session:
             self.shown.tell(folded, fixes.command(sys.orig_argv))
         self._leave_words()
 
+    @guarded  # the report itself must not be lost
     def _look_for_fixes(self) -> None:
         """At the end of the run: edits that could mend what is told of."""
         # In a notebook there is no program that could be run again; after os._exit() another
         # thread may hang, in an import too.
-        if self.by_cell or self._in_haste:
-            return
-        with self._lock:
-            entries = self._ordered()
-        try:
+        if not self.by_cell and not self._in_haste:
+            with self._lock:
+                entries = self._ordered()
             fixes.add(entries)
-        except BaseException as error:  # the report itself must not be lost
-            if interrupts.is_the_programs(error):
-                raise
-            self.note_own(f"{type(error).__name__}: {error} (while it looked for edits)")
 
     def note_own(self, line: str) -> None:
         """Keep a line on an error of gradext's own, for the end of the report."""
@@ -522,9 +525,8 @@ class Session:
         with self._lock:
             self._write()
         self.report()
-        if self._joint is not None:
-            for line in telling.of_more_ranks(self._joint):
-                self.shown.remark(line)
+        for line in telling.of_more_ranks(self._joint):
+            self.shown.remark(line)
         if self.is_root and self._joint is None:
             with contextlib.suppress(OSError):
                 os.unlink(self.settings.claims)

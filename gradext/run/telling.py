@@ -66,9 +66,9 @@ def _most(group: Sequence[Entry], numbers: Sequence[int]) -> int:
     return max(sums.values())
 
 
-def of_more_ranks(ranks: Joint) -> Iterator[str]:
+def of_more_ranks(ranks: Joint | None) -> Iterator[str]:
     """A line for each finding that more ranks have met than it was told of; the last rank's."""
-    for group in ranks.ends():
+    for group in ranks.ends() if ranks is not None else ():
         by = whom.words([one.whom for one in group])
         yield f"gradext: {where(group[0].diagnosis)}: {by}"
 

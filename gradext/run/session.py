@@ -75,7 +75,7 @@ class Session:
         self._torch_seen = False
         self._recording: Any = None
         self._joint: joint.Joint | None = None  # the other ranks, where a launcher started this
-        self._causes: set[object] = set()  # that were told at once
+        self._causes: set[object] = set()  # told at once
         self._undo: list[Callable[[], None]] = []
         self._finished = self._in_haste = False
 
@@ -450,8 +450,7 @@ class Session:
     @guarded  # the report itself must not be lost
     def _look_for_fixes(self) -> None:
         """At the end of the run: edits that could mend what is told of."""
-        # In a notebook there is no program that could be run again; after os._exit() another
-        # thread may hang, in an import too.
+        # A notebook is no program to run again; after os._exit() a thread may hang in an import.
         if not self.by_cell and not self._in_haste:
             with self._lock:
                 entries = self._ordered()

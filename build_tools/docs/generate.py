@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,40 @@ def fix() -> str:
         r"((?:bytes|iB), )(\d+\.\d\dx|too short to time)$", r"\1...", "\n".join(lines), flags=re.M
     )
     return "```\n$ gradext fix train.py\n" + text.replace(f"{folder}/", "") + "\n```"
+
+
+def in_examples(*words: str) -> subprocess.CompletedProcess[str]:
+    """What `python WORDS` does in a copy of docs/examples, where it may write files."""
+    with tempfile.TemporaryDirectory() as folder:
+        for source in (ROOT / "docs" / "examples").glob("*.py"):
+            shutil.copy(source, folder)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "92", "NO_COLOR": "1"}
+        return subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=env
+        )
+
+
+def ranks() -> str:
+    """Two ranks under torchrun, each of which runs gradext."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    program = ("-m", "gradext", "run", "--json", "all.json", "ranks.py")
+    done = in_examples(*launch, *program)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    report = done.stderr[done.stderr.index("error[GX") :].rstrip()
+    source = (ROOT / "docs" / "examples" / "ranks.py").read_text()
+    command = "$ torchrun --standalone --nproc-per-node 2 -m gradext run --json all.json ranks.py"
+    return f"```python\n{source}```\n\n```\n{command}\n{report}\n```"
+
+
+def preempted() -> str:
+    """A program that SIGTERM ends while gradext knows something that it has not told."""
+    done = in_examples("-m", "gradext", "run", "preempted.py")
+    source = (ROOT / "docs" / "examples" / "preempted.py").read_text()
+    shown = (
+        f"$ gradext run preempted.py; echo $?\n{done.stdout}{done.stderr}{128 - done.returncode}"
+    )
+    return f"```python\n{source}```\n\n```\n{shown}\n```"
 
 
 def configuration() -> str:
@@ -441,6 +476,8 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/pytest.md", "pytest_program", pytest_program, True),
     ("docs/pytest.md", "pytest_report", pytest_report, False),
     ("docs/notebooks.md", "cells", cells, False),
+    ("docs/ranks.md", "ranks", ranks, False),
+    ("docs/ranks.md", "preempted", preempted, False),
     ("benchmarks/README.md", "timeline_page", lambda: whole("timeline_page"), True),
     ("docs/configuration.md", "configuration", configuration, True),
     *(

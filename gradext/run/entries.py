@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.run_report import Told
 from gradext.diagnosis.whom import NOBODY, Whom
+from gradext.source import files
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
@@ -60,5 +61,6 @@ class Entry:
 def where(diagnosis: Diagnosis) -> str:
     """The code and the first line of it, to say again what was told before."""
     sites = (*diagnosis.culprits, *diagnosis.victims)
-    at = f" at {sites[0].frame.file}:{sites[0].frame.line}" if sites else ""
-    return f"{diagnosis.code}{at}"
+    if not sites:
+        return diagnosis.code
+    return f"{diagnosis.code} at {files.user_path(sites[0].frame.file)}:{sites[0].frame.line}"

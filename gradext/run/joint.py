@@ -67,10 +67,13 @@ class Joint:
             self._others = list(_reports(shared["parts"], but=self._rank))
             ours = []
             for one in told:
-                said = shared["told"].setdefault(_key(one), {"by": self._rank, "ranks": []})
+                said = shared["told"].setdefault(
+                    _key(one), {"by": self._rank, "ranks": [], "count": 0}
+                )
                 if said["by"] == self._rank:
                     ours.append(one)
-                    said["ranks"] = _ranks(self.with_others([one]))
+                    met = self.with_others([one])
+                    said |= {"ranks": _ranks(met), "count": sum(each.count for each in met)}
             return ours
 
     def with_others(self, told: Iterable[Told]) -> list[Told]:
@@ -81,7 +84,7 @@ class Joint:
         return [*ours, *(one for one in others if _key(one) in keys)]
 
     def ends(self) -> list[list[Told]]:
-        """The last rank of this machine asks: the faults that more ranks met than was told of.
+        """The last rank of this machine asks: the faults that were met again after they were told.
 
         Each as all ranks met it. Empty for a rank that is not the last.
         """
@@ -93,12 +96,7 @@ class Joint:
                 return []
             shared.clear()  # nobody is left to ask
             groups = alike(one for report in _reports(parts) for one in report.told)
-            return [
-                group
-                for group in groups
-                if _key(group[0]) in told
-                and set(_ranks(group)) - set(told[_key(group[0])]["ranks"])
-            ]
+            return [group for group in groups if _is_more(group, told.get(_key(group[0])))]
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[dict[str, Any] | None]:
@@ -195,6 +193,14 @@ def _report(part: Any) -> RunReport | None:
         return saved_report.parse(part["report"])
     except saved_report.NotAReport:
         return None
+
+
+def _is_more(group: Sequence[Told], said: Any) -> bool:
+    """Whether what was said when the fault was told of is not all."""
+    if said is None:
+        return False
+    more = sum(one.count for one in group) > said["count"]
+    return bool(more or _ranks(group) != said["ranks"])
 
 
 def _ranks(told: Iterable[Told]) -> list[int]:

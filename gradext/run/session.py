@@ -105,7 +105,7 @@ class Session:
             if self._joint is not None:
                 self.settings = self.settings._replace(claims=self._joint.path)
         if self.is_root and self.settings.outputs and self._write_early:
-            self._check_paths()
+            self.settings.check_outputs()
             self._write(raise_errors=True)
         # Registered before the program can register anything, and so called after all of that,
         # when its threads have ended too.
@@ -143,7 +143,7 @@ class Session:
         self._look_for_cells()
         if self.is_root and self.settings.outputs and not self._write_early:
             try:
-                self._check_paths()
+                self.settings.check_outputs()
                 self._write(raise_errors=True)
             except CannotWrite as error:
                 self.settings = self.settings._replace(outputs=())
@@ -388,11 +388,6 @@ class Session:
         readable = run_json.document(report)
         yield self.path, child_file.text(self.settings.run, entries, self._own, readable)
 
-    def _check_paths(self) -> None:
-        for _, path in self.settings.outputs:
-            if (why := results_file.problem(path)) is not None:
-                raise CannotWrite(why)
-
     def _write(self, raise_errors: bool = False) -> None:
         """The files as things stand."""
         told = bool(self._entries or self._own)
@@ -432,6 +427,8 @@ class Session:
             return
         with self._lock:
             lines = telling.repeats(self._ordered())
+            if self._joint is not None:
+                lines = []  # the last rank says it of all
             entries = [entry for entry in self._ordered() if not entry.printed]
             for entry in entries:
                 entry.printed = True
@@ -440,11 +437,13 @@ class Session:
         entries = self._ours(entries, self._joint)
         if entries:
             self._look_for_fixes()
-        folded = folding.by_cause(self._as_told(entries))
+        folded, command = folding.by_cause(self._as_told(entries)), fixes.command(sys.orig_argv)
+        if self._finished and not any(diagnosis.fixes for diagnosis in folded):
+            lines += telling.fix(self._ordered(), command)
         for line in lines:
             self.shown.remark(line)
         if folded:
-            self.shown.tell(folded, fixes.command(sys.orig_argv))
+            self.shown.tell(folded, command)
         self._leave_words()
 
     @guarded  # the report itself must not be lost

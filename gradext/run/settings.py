@@ -94,6 +94,12 @@ class Settings(NamedTuple):
         read = {"outputs": outputs, "options": options, "shown": shown, "stderr": stderr}
         return cls(**{**found, **read})
 
+    def check_outputs(self) -> None:
+        """Raises CannotWrite where a file could not be written."""
+        for _, path in self.outputs:
+            if (why := results_file.problem(path)) is not None:
+                raise CannotWrite(why)
+
     def to_environment(self) -> None:
         """Hand the settings to the processes that this one starts."""
         own = {"options": self.options._asdict(), "shown": self.shown._asdict()}

@@ -6,7 +6,7 @@ Functions of entries; the session keeps these and says who is asked. Imports no 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gradext.diagnosis import folding, whom
@@ -66,11 +66,20 @@ def _most(group: Sequence[Entry], numbers: Sequence[int]) -> int:
     return max(sums.values())
 
 
-def of_more_ranks(ranks: Joint | None) -> Iterator[str]:
-    """A line for each finding that more ranks have met than it was told of; the last rank's."""
+def fix(entries: Iterable[Entry], command: str | None) -> list[str]:
+    """The line with the `gradext fix` for what was told at once, before edits were looked for."""
+    wanted = command is not None and any(e.told and e.diagnosis.fixes for e in entries)
+    return [f"fix: {command}"] if wanted else []
+
+
+def of_more_ranks(ranks: Joint | None) -> list[str]:
+    """The last rank's: a line for each finding that was met again after some rank had told it."""
+    alike: dict[str, tuple[int, str]] = {}
     for group in ranks.ends() if ranks is not None else ():
+        place, count = where(group[0].diagnosis), sum(one.count for one in group)
         by = whom.words([one.whom for one in group])
-        yield f"gradext: {where(group[0].diagnosis)}: {by}"
+        alike[place] = max(alike.get(place, (0, "")), (count, by))  # of several victims, one
+    return [f"gradext: {place} happened {n} times, {by}" for place, (n, by) in alike.items()]
 
 
 def fails(entries: Iterable[Entry], severity: Callable[[Entry], str], codes: Sequence[str]) -> bool:

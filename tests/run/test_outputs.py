@@ -84,6 +84,7 @@ def test_told_when_it_is_found(tmp_path: Path) -> None:
     assert trained
     assert "error[GX401]" not in rest
     assert "happened 3 times" in rest
+    assert rest.endswith("fix: gradext fix train.py\n")
 
 
 @pytest.mark.parametrize(

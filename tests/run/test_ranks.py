@@ -76,6 +76,8 @@ def test_both_orders(
     assert ran.stderr.count("warning[GX101]") == 1
     assert "on ranks 0-1 of 2" in ran.stderr
     assert "= on rank 1 of 2\n" in ran.stderr
+    assert f"gradext: GX401 at train.py:{LINE} happened 4 times, " in ran.stderr
+    assert ran.stderr.count("happened 4 times") == 1
     results = json.loads((tmp_path / "all.sarif").read_text())["runs"][0]["results"]
     assert len(results) == len(found)
     # Nothing is left behind, and nobody has written half a file.

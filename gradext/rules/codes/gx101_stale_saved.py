@@ -15,7 +15,7 @@ from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, saver_copy, stale_saved
-from gradext.rules.wording import checkpoint_inputs, compiled, saved_tensors
+from gradext.rules.wording import checkpoint_inputs, compiled, other_threads, saved_tensors
 from gradext.rules.wording.lost_events import forgotten, lost
 from gradext.source import bindings, sites
 
@@ -219,6 +219,9 @@ def _stale_one(
         notes.append(forgotten("the lines of the writes"))
     if not victims:
         notes.append(_no_victims(data, node))
+    other = other_threads.of(data, node, blame.writes)
+    if other is not None:
+        notes.append(other.note)
     diagnosis = Diagnosis(
         code="GX101",
         message=message,
@@ -231,7 +234,8 @@ def _stale_one(
     def fix() -> str:
         # A copy made within a compiled function is traced away: it is made at the call.
         at = calls if node.uses else victims
-        return stale_saved.fix(graph, saved, data, blame, culprits, at, names, failed)
+        text = stale_saved.fix(graph, saved, data, blame, culprits, at, names, failed)
+        return text if other is None else f"{text}; {other.help}"
 
     return diagnosis, fix
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradext.base import raw
 from gradext.base.text import clean
 from gradext.source import sites
+from gradext.source.frames import CUT
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Frame
@@ -46,8 +47,8 @@ def of(data: Data, node: Node, writes: Sequence[Write]) -> Other | None:
             return None
         name = _name_of_thread(start)
         said = f'thread "{clean(name)}"' if name else f"the thread of `{start.function}`"
-        if start.function == "<module>":
-            said = "the main thread"
+        if wrote[-1] != CUT and not wrote[-1].file.endswith("threading.py"):
+            said = "the main thread"  # no Thread has started it
         note = f"the write runs in {said} ({sites.where(start)}), the forward in another"
         lock = "a threading.Lock"
     else:

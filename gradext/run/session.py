@@ -209,7 +209,7 @@ class Session:
 
     def _leave_words(self) -> None:
         """What a signal that ends the process prints: all that was not told."""
-        if not self.is_root or self.by_cell or not self._torch_seen:
+        if not self.is_root or self.by_cell or self._recording is None:
             return
         with self._lock:
             entries = self._ordered()

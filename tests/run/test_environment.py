@@ -84,14 +84,18 @@ def test_a_clean_program_and_one_without_torch(plain, write, tmp_path, with_pth)
     assert (report["diagnoses"], report["error"]) == ([], None)
 
 
-def test_the_processes_of_a_launcher_do_not_share_a_file(write, mistakes, tmp_path, with_pth):
+def test_the_processes_of_a_launcher_share_a_file(write, mistakes, tmp_path, with_pth):
+    """What started both is this process; which of them ends last does not matter."""
     write("import mistakes\nmistakes.stale()")
+    (tmp_path / "temporary").mkdir()
     for rank in "01":
         env = {"GRADEXT_RECORD": "1", "GRADEXT_JSON": "report.json", "RANK": rank}
+        env["TMPDIR"] = str(tmp_path / "temporary")
         start(["train.py"], tmp_path, **with_pth, **env)
-    files = sorted(p.name for p in tmp_path.iterdir() if p.name.startswith("report"))
-    assert len(files) == 2
-    assert all(name.removeprefix("report.json.").isdecimal() for name in files)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("report")] == ["report.json"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [found["rank"] for found in report["diagnoses"]] == [0, 1]
+    assert [part["exit_code"] for part in report["processes"]] == [1, 1]
 
 
 def test_children_are_merged_into_the_file_of_the_first(write, mistakes, tmp_path, with_pth):

@@ -222,7 +222,7 @@ def test_what_a_child_hands_over_is_the_same_diagnosis(session, monkeypatch):
     assert not os.path.exists(child.path)
     (entry,) = session._entries.values()
     assert entry.diagnosis == full
-    assert entry.pid == child._pid
+    assert entry.whom.pid == child._pid
 
 
 def test_files_of_others_stay(session, tmp_path):

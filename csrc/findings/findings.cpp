@@ -9,7 +9,6 @@
 #include "state/state.h"
 
 #include <ATen/record_function.h>
-#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <algorithm>
 #include <cstring>
@@ -494,8 +493,8 @@ std::vector<Unused> unused(
   std::vector<NodeId> ids;
   for (const auto& at : below.nodes) {
     made.insert(at.node);
-    if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(at.node)) {
-      made.insert(leaf->variable.unsafeGetTensorImpl());
+    if (const at::Tensor* leaf = state::leaf_of(*at.node)) {
+      made.insert(leaf->unsafeGetTensorImpl());
     }
     ids.push_back(below.id_of(at));
   }

@@ -7,7 +7,6 @@
 #include "recorder/python/backward.h"
 #include "state/state.h"
 
-#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <algorithm>
 #include <array>
@@ -418,8 +417,8 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
     return id.sequence * 0x9e3779b97f4a7c15ull + id.thread;
   };
   for (const auto& at : below.nodes) {
-    if (const auto* leaf = dynamic_cast<const torch::autograd::AccumulateGrad*>(at.node)) {
-      leaves.push_back(&leaf->variable);
+    if (const at::Tensor* leaf = state::leaf_of(*at.node)) {
+      leaves.push_back(leaf);
     } else if ((why & recorder::kConstantTerm) != 0) {
       nodes.insert(mixed({at.node->thread_id(), at.node->sequence_nr()}));
     }

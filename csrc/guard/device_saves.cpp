@@ -4,7 +4,7 @@
 #include "recorder/switch.h"
 #include "state/state.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>

@@ -152,75 +152,87 @@ namespace {
 
 namespace ops = at::_ops;
 
-template <class Op, class Signature>
-struct Fast;
+// The kernels below are made once for each signature, not for each op: a compiler takes a fifth of
+// a second for one, and most ops share their signature with others. What differs between such ops
+// is data, and is never freed: kernels outlive everything.
+template <class Result, class... Arguments>
+struct Target {
+  const OpFacts* facts;
+  Result (*call)(Arguments...);
+  Result (*redispatch)(c10::DispatchKeySet, Arguments...);
+};
 
-template <class Op, class Result, class... Arguments>
-struct Fast<Op, Result(Arguments...)> {
-  static inline OpFacts* facts = nullptr;  // never freed: kernels outlive everything
+template <class Signature>
+struct FastResult;
 
-  static Result result(c10::DispatchKeySet keys, Arguments... arguments) {
+template <class Result, class... Arguments>
+struct FastResult<Result(Arguments...)> {
+  Target<Result, Arguments...> op;
+
+  Result operator()(c10::DispatchKeySet keys, Arguments... arguments) const {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
-      return Op::call(arguments...);
+      return op.call(arguments...);
     }
     before_nodes(keys);
     ThreadState& thread = thread_state();
-    const Watch watch = how_to_watch(thread, keys, facts->is_factory);
+    const Watch watch = how_to_watch(thread, keys, op.facts->is_factory);
     if (watch == Watch::kNone) {
-      return Op::redispatch(below<kNodeKey>(keys), arguments...);
+      return op.redispatch(below<kNodeKey>(keys), arguments...);
     }
-    WatchedOp running(thread, *facts);
+    WatchedOp running(thread, *op.facts);
     try {
       Result made = [&] {
-        Closed closed(*facts, keys);
-        return Op::redispatch(below<kNodeKey>(keys), arguments...);
+        Closed closed(*op.facts, keys);
+        return op.redispatch(below<kNodeKey>(keys), arguments...);
       }();
-      if (is_noteworthy(watch, *facts, made)) {
-        note_each(watch, *facts, inputs_of(arguments...), made);
+      if (is_noteworthy(watch, *op.facts, made)) {
+        note_each(watch, *op.facts, inputs_of(arguments...), made);
       }
       return made;
     } catch (const c10::Error& error) {
-      note_failure(*facts, inputs_of(arguments...), error);
+      note_failure(*op.facts, inputs_of(arguments...), error);
       throw;
     }
   }
 };
 
-template <class Op, class Signature>
+template <class Signature>
 struct FastView;
 
-template <class Op, class Result, class... Arguments>
-struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
+template <class Result, class... Arguments>
+struct FastView<Result(const at::Tensor&, Arguments...)> {
   static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
-  static inline OpFacts* facts = nullptr;
+  Target<Result, const at::Tensor&, Arguments...> op;
+  // A parameter that is made under inference_mode is a detached alias of its data.
+  bool is_detach;
 
-  static Result view(c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) {
+  Result operator()(
+      c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) const {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
-      return Op::call(self, arguments...);
+      return op.call(self, arguments...);
     }
     before_nodes(keys);
     const ThreadState& thread = thread_state();
     const bool wanted = view_is_wanted(thread, keys, kMany);
     const Watch watch = how_to_watch(thread, keys);
-    // A parameter that is made under inference_mode is a detached alias of its data.
-    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad ||
-                         (watch == Watch::kBirths && std::is_same_v<Op, ops::detach>);
+    const bool follows =
+        watch == Watch::kGrad || watch == Watch::kNoGrad || (watch == Watch::kBirths && is_detach);
     if (!wanted && !follows) {
-      return Op::redispatch(below<kKey>(keys), self, arguments...);
+      return op.redispatch(below<kKey>(keys), self, arguments...);
     }
     Result result = [&] {
-      Closed closed(*facts, keys);
-      return Op::redispatch(below<kKey>(keys), self, arguments...);
+      Closed closed(*op.facts, keys);
+      return op.redispatch(below<kKey>(keys), self, arguments...);
     }();
     safely([&] {
       StackId stack = 0;
       if (wanted) {
-        stack = record_views(facts->name, result);
+        stack = record_views(op.facts->name, result);
       }
       if (follows) {
-        note_views(watch, *facts, self, result, stack);
+        note_views(watch, *op.facts, self, result, stack);
       }
     });
     return result;
@@ -229,43 +241,42 @@ struct FastView<Op, Result(const at::Tensor&, Arguments...)> {
 
 // `item()` and what calls it: a value leaves for Python.
 struct FastExit {
-  static inline OpFacts* facts = nullptr;
+  Target<at::Scalar, const at::Tensor&> op;
 
-  static at::Scalar exit(c10::DispatchKeySet keys, const at::Tensor& self) {
-    using Op = ops::_local_scalar_dense;
+  at::Scalar operator()(c10::DispatchKeySet keys, const at::Tensor& self) const {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
-      return Op::call(self);
+      return op.call(self);
     }
-    at::Scalar value = Op::redispatch(below<kNodeKey>(keys), self);
+    at::Scalar value = op.redispatch(below<kNodeKey>(keys), self);
     const bool wanted = cuts_are_on() && thread_state().watched_ops == 0 &&
                         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
     if (wanted) {
-      safely([&] { note_exit(facts->name, self, value.isComplex() ? 0.0 : value.toDouble()); });
+      safely([&] { note_exit(op.facts->name, self, value.isComplex() ? 0.0 : value.toDouble()); });
     }
     return value;
   }
 };
 
 // An in-place op whose first argument is what it writes and returns.
-template <class Op, class Signature>
+template <class Signature>
 struct FastWrite;
 
-template <class Op, class... Arguments>
-struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
-  static inline OpFacts* facts = nullptr;
+template <class... Arguments>
+struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
+  Target<at::Tensor&, at::Tensor&, Arguments...> op;
 
-  static at::Tensor& write(c10::DispatchKeySet keys, at::Tensor& self, Arguments... arguments) {
+  at::Tensor& operator()(c10::DispatchKeySet keys, at::Tensor& self, Arguments... arguments) const {
     if (python_dispatches()) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
-      return Op::call(self, arguments...);
+      return op.call(self, arguments...);
     }
     before_nodes(keys);
     ThreadState& thread = thread_state();
-    if (!write_is_wanted(thread, *facts, keys, &self)) {
-      return Op::redispatch(below<kKey>(keys), self, arguments...);
+    if (!write_is_wanted(thread, *op.facts, keys, &self)) {
+      return op.redispatch(below<kKey>(keys), self, arguments...);
     }
-    WriteScope scope(thread, *facts);
+    WriteScope scope(thread, *op.facts);
     safely([&] { add_target(scope.targets, self, 0); });
     scope.begin();
     Watch watch = Watch::kNone;
@@ -273,12 +284,12 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
       watch = how_to_watch(thread, keys);
     }
     try {
-      WatchedOp running(thread, *facts);
-      Op::redispatch(below<kKey>(keys), self, arguments...);
+      WatchedOp running(thread, *op.facts);
+      op.redispatch(below<kKey>(keys), self, arguments...);
     } catch (const c10::Error& error) {
       scope.refused(error);
       if (watch == Watch::kGrad) {
-        safely([&] { note_misuse(*facts, inputs_of(arguments...), error); });
+        safely([&] { note_misuse(*op.facts, inputs_of(arguments...), error); });
       }
       throw;
     }
@@ -287,10 +298,10 @@ struct FastWrite<Op, at::Tensor&(at::Tensor&, Arguments...)> {
     if (follows) {
       const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
       safely([&] {
-        if (writes_are_noteworthy(*facts, impl)) {
-          note_flow_into(watch, *facts, self, inputs_of(arguments...), scope.stack());
+        if (writes_are_noteworthy(*op.facts, impl)) {
+          note_flow_into(watch, *op.facts, self, inputs_of(arguments...), scope.stack());
         } else {
-          note_given_by_write(watch, *facts, impl, inputs_of(arguments...), scope.stack());
+          note_given_by_write(watch, *op.facts, impl, inputs_of(arguments...), scope.stack());
         }
       });
     }
@@ -307,37 +318,43 @@ std::string full_name() {
   return name;
 }
 
+template <class Op>
+torch::CppFunction result_kernel(std::unique_ptr<OpFacts> facts) {
+  return torch::CppFunction(
+      FastResult<typename Op::schema>{{facts.release(), &Op::call, &Op::redispatch}});
+}
+
+template <class Op>
+torch::CppFunction view_kernel(std::unique_ptr<OpFacts> facts) {
+  return torch::CppFunction(
+      FastView<typename Op::schema>{
+          {facts.release(), &Op::call, &Op::redispatch}, std::is_same_v<Op, ops::detach>});
+}
+
+template <class Op>
+torch::CppFunction write_kernel(std::unique_ptr<OpFacts> facts) {
+  return torch::CppFunction(
+      FastWrite<typename Op::schema>{{facts.release(), &Op::call, &Op::redispatch}});
+}
+
+torch::CppFunction exit_kernel(std::unique_ptr<OpFacts> facts) {
+  using Op = ops::_local_scalar_dense;
+  return torch::CppFunction(FastExit{{facts.release(), &Op::call, &Op::redispatch}});
+}
+
 template <class... Ops>
 void add_results(FastKernels& kernels) {
-  (kernels.emplace(
-       full_name<Ops>(),
-       [](std::unique_ptr<OpFacts> facts) {
-         Fast<Ops, typename Ops::schema>::facts = facts.release();
-         return torch::CppFunction(TORCH_FN((Fast<Ops, typename Ops::schema>::result)));
-       }),
-   ...);
+  (kernels.emplace(full_name<Ops>(), &result_kernel<Ops>), ...);
 }
 
 template <class... Ops>
 void add_views(FastKernels& kernels) {
-  (kernels.emplace(
-       full_name<Ops>(),
-       [](std::unique_ptr<OpFacts> facts) {
-         FastView<Ops, typename Ops::schema>::facts = facts.release();
-         return torch::CppFunction(TORCH_FN((FastView<Ops, typename Ops::schema>::view)));
-       }),
-   ...);
+  (kernels.emplace(full_name<Ops>(), &view_kernel<Ops>), ...);
 }
 
 template <class... Ops>
 void add_writes(FastKernels& kernels) {
-  (kernels.emplace(
-       full_name<Ops>(),
-       [](std::unique_ptr<OpFacts> facts) {
-         FastWrite<Ops, typename Ops::schema>::facts = facts.release();
-         return torch::CppFunction(TORCH_FN((FastWrite<Ops, typename Ops::schema>::write)));
-       }),
-   ...);
+  (kernels.emplace(full_name<Ops>(), &write_kernel<Ops>), ...);
 }
 
 }  // namespace
@@ -507,10 +524,7 @@ FastKernels fast_kernels() {
       ops::bitwise_and_Tensor,
       ops::_scaled_dot_product_flash_attention_for_cpu,
       ops::_scaled_dot_product_flash_attention_for_cpu_backward>(kernels);
-  kernels.emplace(full_name<ops::_local_scalar_dense>(), [](std::unique_ptr<OpFacts> facts) {
-    FastExit::facts = facts.release();
-    return torch::CppFunction(TORCH_FN(FastExit::exit));
-  });
+  kernels.emplace(full_name<ops::_local_scalar_dense>(), &exit_kernel);
   return kernels;
 }
 

@@ -5,7 +5,6 @@
 
 #include <torch/library.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -13,7 +12,7 @@
 namespace gradext::recorder {
 
 // By the full names of the ops.
-using FastKernel = std::function<torch::CppFunction(std::unique_ptr<OpFacts>)>;
+using FastKernel = torch::CppFunction (*)(std::unique_ptr<OpFacts>);
 using FastKernels = std::unordered_map<std::string, FastKernel>;
 FastKernels fast_kernels();
 

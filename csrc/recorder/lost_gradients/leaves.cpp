@@ -3,7 +3,6 @@
 #include "journal/origins.h"
 #include "state/state.h"
 
-#include <torch/csrc/autograd/functions/accumulate_grad.h>
 
 #include <atomic>
 #include <set>
@@ -14,7 +13,6 @@
 namespace gradext::recorder {
 
 using journal::Origins;
-using torch::autograd::AccumulateGrad;
 using torch::autograd::Node;
 
 namespace {
@@ -71,8 +69,8 @@ std::vector<const c10::TensorImpl*> leaves_past_steps(const std::vector<Node*>& 
   while (!pending.empty()) {
     Node* node = pending.back();
     pending.pop_back();
-    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
-      leaves.push_back(leaf->variable.unsafeGetTensorImpl());
+    if (const at::Tensor* leaf = state::leaf_of(*node)) {
+      leaves.push_back(leaf->unsafeGetTensorImpl());
     } else if (!is_flat(*node)) {
       for (const auto& edge : node->next_edges()) {
         add(edge.function ? &*edge.function : nullptr);
@@ -97,8 +95,8 @@ bool collect(const c10::TensorImpl& viewed, std::vector<const c10::TensorImpl*>&
     Node* node = pending.back();
     pending.pop_back();
     if (node->num_outputs() == 0) {
-      if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
-        leaves.push_back(leaf->variable.unsafeGetTensorImpl());
+      if (const at::Tensor* leaf = state::leaf_of(*node)) {
+        leaves.push_back(leaf->unsafeGetTensorImpl());
       }
       continue;
     }
@@ -158,8 +156,8 @@ void note_reached(const std::vector<Node*>& roots, const std::vector<Node*>& acc
     return;
   }
   for (const Node* node : accumulators) {
-    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(node)) {
-      origins.leaves.reached(*leaf->variable.unsafeGetTensorImpl(), thread);
+    if (const at::Tensor* leaf = node != nullptr ? state::leaf_of(*node) : nullptr) {
+      origins.leaves.reached(*leaf->unsafeGetTensorImpl(), thread);
     }
   }
 }
@@ -184,13 +182,13 @@ std::vector<base::Hold> without_gradient(const std::vector<Node*>& accumulators)
   are_functions_new = false;
   std::vector<base::Hold> found;
   for (Node* node : accumulators) {
-    auto* fills = dynamic_cast<AccumulateGrad*>(node);
-    const auto* meta = fills != nullptr && fills->variable.defined() && fills->post_hooks().empty()
-                           ? state::autograd_meta(*fills->variable.unsafeGetTensorImpl())
+    const at::Tensor* leaf = node != nullptr ? state::leaf_of(*node) : nullptr;
+    const auto* meta = leaf != nullptr && leaf->defined() && node->post_hooks().empty()
+                           ? state::autograd_meta(*leaf->unsafeGetTensorImpl())
                            : nullptr;
     // A hook may take the gradient away.
     if (meta != nullptr && !meta->grad_.defined() && meta->post_acc_grad_hooks_ == nullptr) {
-      found.emplace_back(journal::as_target(*fills->variable.unsafeGetTensorImpl()));
+      found.emplace_back(journal::as_target(*leaf->unsafeGetTensorImpl()));
     }
   }
   return found;

@@ -1,6 +1,10 @@
-"""Fill the pages of the codes with what gradext prints for their wrong examples.
+"""Fill the pages of the codes with what gradext prints and mends of their wrong examples.
 
-    python build_tools/docs/pages.py    run each wrong example, and put the report into its page
+    python build_tools/docs/pages.py            run each wrong example, and put into its page the
+                                                report and what `gradext fix` makes of it
+    python build_tools/docs/pages.py GX101 …    only these pages
+
+`gradext fix` needs LibCST.
 
 The pages lie in gradext/diagnosis/pages: `gradext explain` shows them from there, and the site
 takes them, with the index that files() makes.
@@ -8,17 +12,23 @@ takes them, with the index that files() makes.
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from gradext.commands import explain
 from gradext.diagnosis.codes import CODES
+from gradext.rules.rewrite import strategies
 
 INDEX = "index.md"
+MOST_SHOWN = 3  # patches of one page
+WIDTH = 98
 REPORT = re.compile(r"^(?:gradext: |(?:error|warning)\[GX\d{3}\])", re.M)
 
 
@@ -62,7 +72,56 @@ def fill(code: str) -> None:
     if not has_marks and report is not None:
         raise SystemExit(f"the page of {code} has no marks for this report:\n{report}")
     block = f"<!-- generated: {code} -->\n```\n{report}\n```\n<!-- /generated -->"
+    text = re.sub(pattern, lambda _: block, text, flags=re.S)
+    block = f"<!-- generated: {code} fix -->\n{mended(code, text)}\n<!-- /generated -->"
+    pattern = rf"<!-- generated: {code} fix -->\n.*?<!-- /generated -->"
     path.write_text(re.sub(pattern, lambda _: block, text, flags=re.S), encoding="utf-8")
+
+
+def mended(code: str, text: str) -> str:
+    """What `gradext fix` tries for a code, and what it makes of the wrong example of its page."""
+    known = ways(code)
+    if not known:
+        return "It has no patch for this code: what is meant, only the author knows."
+    lines = ["What it can try for this code:", "", *(f"- {way}" for way in known), ""]
+    tried = candidates(example(text, "Wrong"))
+    if not tried:
+        return "\n".join([*lines, "For the example above it has no patch."])
+    lines.append("For the example above, the best first:")
+    for one in tried[:MOST_SHOWN]:
+        said = re.sub(r"((?:bytes|iB)), (?:\d+\.\d\dx|too short to time)$", r"\1", one["said"])
+        lines += ["", f"### {one['title']}", "", textwrap.fill(said, WIDTH)]
+        if one["level"] != "fails":
+            lines += ["", f"```diff\n{one['diff'].rstrip()}\n```"]
+    return "\n".join(lines)
+
+
+def ways(code: str) -> list[str]:
+    """The strategies for a code, each by the first sentence of what it says of itself."""
+    return [
+        (inspect.getdoc(type(one)) or "").split("\n\n", 1)[0].replace("\n", " ")
+        for one in strategies.STRATEGIES
+        if code in one.codes
+    ]
+
+
+def candidates(script: str) -> list[dict[str, str]]:
+    """The patches that `gradext fix` has tried on a script called wrong.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "wrong.py").write_text(script, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "gradext", "fix", "--json", "out.json", "wrong.py"],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        try:
+            found = json.loads((Path(folder) / "out.json").read_text(encoding="utf-8"))
+        except OSError:
+            raise SystemExit(f"gradext fix wrote nothing: {done.stderr}") from None
+        where = folder.lstrip("/")
+    return [{**one, "diff": one["diff"].replace(f"{where}/", "")} for one in found["candidates"]]
 
 
 def files() -> dict[str, str]:
@@ -88,7 +147,7 @@ def files() -> dict[str, str]:
 
 
 def main() -> int:
-    for code in CODES:
+    for code in sys.argv[1:] or CODES:
         if explain.page(code) is not None:
             fill(code)
     return 0

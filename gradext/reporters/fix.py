@@ -150,6 +150,7 @@ def as_json(tried: Sequence[Tried]) -> str:
         {
             "title": one.title,
             "level": one.verdict.level,
+            "said": verdict_line(one.verdict),
             "files": {path: data.decode("utf-8", "replace") for path, data in one.files.items()},
             "diff": one.diff,
             "proof": {k: None if v == float("inf") else v for k, v in one.verdict.facts().items()},

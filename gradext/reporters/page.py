@@ -28,7 +28,9 @@ def render(markdown: str, width: int, *, color: bool) -> str:
             quoted = wrap(" ".join(block), width - 4)
             lines += [f"    {_paint(line, CODE, color)}" for line in quoted]
         elif kind == "heading":
-            heading = wrap(block[0].lstrip("# "), width)
+            title = block[0].lstrip("# ")
+            # All of it is bold: code is not marked within.
+            heading = wrap(title.replace("`", "") if color else title, width)
             lines += [_paint(line, BOLD, color) for line in heading]
         elif kind == "item":
             lines += [_inline(line, color) for line in wrap(" ".join(block)[2:], width, "- ")]

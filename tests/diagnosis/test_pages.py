@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import torch
 from gradext.commands import explain
 from gradext.diagnosis.codes import CODES, Code
 from gradext.reporters import page as pages
+from gradext.rules.rewrite.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The codes that this version diagnoses.
@@ -51,6 +53,7 @@ HEADINGS = [
     "Wrong",
     "What gradext prints",
     "Right",
+    "What gradext fix makes of it",
     "Other ways to mend it",
 ]
 # Part of the error text in every version of torch that gradext supports; 2.13's is quoted in full.
@@ -155,7 +158,8 @@ def test_a_page_has_its_parts_in_order(code: str) -> None:
         rf"^<!-- generated: {code} -->\n(?:.*\n)?<!-- /generated -->$", text, re.M | re.S
     )
     assert (marks is not None) == (code in RUN)
-    assert max(map(len, text.splitlines())) <= 100
+    written = [line for line in text.splitlines() if not line.startswith(("+", "-"))]
+    assert max(map(len, written)) <= 100
 
 
 @pytest.mark.parametrize("code", RUN)
@@ -167,6 +171,21 @@ def test_what_gradext_prints_names_the_code(code: str) -> None:
         assert re.match(rf"```\n(?:error|warning)\[{code}\] {CODES[code].name}: ", inside)
         assert f"docs: gradext explain {code}\n```\n" in inside
         assert " --> wrong.py:" in inside
+
+
+@pytest.mark.parametrize("code", DIAGNOSED)
+def test_a_page_names_each_strategy_for_its_code(code: str) -> None:
+    section = page(code).split(f"<!-- generated: {code} fix -->\n", 1)[1]
+    inside = section.split("<!-- /generated", 1)[0]
+    ways = [inspect.getdoc(type(one)) for one in STRATEGIES if code in one.codes]
+    assert all(way is not None for way in ways)
+    for way in ways:
+        assert "- " + on_one_line(str(way).split("\n\n", 1)[0]) in inside
+    assert ("What it can try" in inside) == bool(ways)
+    shown = re.findall(r"^### .*\n\n(\S.*)$", inside, re.M)
+    assert len(shown) <= 3
+    assert all(re.match(r"verified: |runs, (and changes|not proved)|fails: ", it) for it in shown)
+    assert set(re.findall(r"^--- .*$", inside, re.M)) <= {"--- a/wrong.py"}
 
 
 @pytest.mark.parametrize("code", [code for code in DIAGNOSED if code not in SILENT])

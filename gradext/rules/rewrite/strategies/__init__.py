@@ -32,13 +32,14 @@ _MODULES = (
     copies,
     anew,
     graph,
-)  # in the order of trial
+)
+STRATEGIES = tuple(registry.all_of(_MODULES))  # in the order of trial
 
 
 def propose(case: Case) -> Iterator[Candidate]:
     """The candidates for one diagnosis, the likeliest first, each patch once."""
     seen = set()
-    for strategy in registry.all_of(_MODULES):
+    for strategy in STRATEGIES:
         if case.code not in strategy.codes:
             continue
         for found in strategy.propose(case):

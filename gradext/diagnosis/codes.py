@@ -41,6 +41,9 @@ CODES = {
     "GX104": Code("no-grad-view-written", "error", _WRITTEN, _VIEW),
     "GX105": Code("multi-output-view-written", "error", _WRITTEN, _VIEW),
     "GX106": Code("custom-function-view-written", "error", _WRITTEN, _VIEW),
+    "GX107": Code(
+        "transformed-write-refused", "error", _WRITTEN, "the tensor that is written is made here"
+    ),
     "GX201": Code("inference-tensor-saved", "error", _MADE, _USED),
     "GX202": Code("inference-tensor-written", "error", _MADE, _USED),
     "GX203": Code("inference-tensor-misused", "error", _MADE, _USED),

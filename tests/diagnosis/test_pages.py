@@ -25,7 +25,7 @@ from gradext.rules.rewrite.strategies import STRATEGIES
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The codes that this version diagnoses.
 DIAGNOSED = [
-    *("GX101", "GX102", "GX103", "GX104", "GX105", "GX106"),
+    *("GX101", "GX102", "GX103", "GX104", "GX105", "GX106", "GX107"),
     *("GX201", "GX202", "GX203", "GX204"),
     *("GX301", "GX302", "GX303", "GX304", "GX305"),
     *("GX401", "GX402", "GX403", "GX404", "GX405", "GX406"),
@@ -64,6 +64,7 @@ PHRASES = {
     "GX104": "A view was created in no_grad mode and is being modified inplace",
     "GX105": "This view is the output of a function that returns multiple views",
     "GX106": "This view was created inside a custom Function",
+    "GX107": "being vmapped over but `self` not being vmapped over",
     "GX201": "Inference tensors cannot be saved for backward",
     "GX202": "Inplace update to inference tensor outside InferenceMode is not allowed",
     "GX203": "Setting requires_grad=True on inference tensor outside InferenceMode is not allowed",
@@ -416,7 +417,7 @@ _LEAVES = (
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
-        ("GX107", "did you mean GX106 or GX105 or GX104?"),
+        ("GX108", "did you mean GX107 or GX106 or GX105?"),
         ("gx1O1", "gradext explain lists all codes"),
         ("leaf", f"did you mean {_LEAVES}?"),
         ("unused-inputs", "did you mean unused-input (GX303)?"),

@@ -15,6 +15,7 @@ from gradext.rules.case import Case
 from gradext.rules.codes import (
     gx101_stale_saved,
     gx102_106_refused_write,
+    gx107_transformed_write,
     gx201_203_inference_tensor,
     gx301_graph_cut,
     gx302_graph_freed,
@@ -35,6 +36,7 @@ RULES = (
         gx102_106_refused_write.ANY,
         lambda case: gx102_106_refused_write.refused_write(case.error, case.data),
     ),
+    Rule(gx107_transformed_write.ANY, lambda case: gx107_transformed_write.refused(case.error)),
     Rule(
         gx302_graph_freed.FREED,
         lambda case: gx302_graph_freed.second_backward(

@@ -281,6 +281,7 @@ def frameworks(session: nox.Session) -> None:
     env = {"GRADEXT_REQUIRE_FRAMEWORKS": "1"}
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs, env=env)
     session.run("python", "build_tools/docs/frameworks.py")
+    session.run("python", "benchmarks/places.py", "--rounds", "1")
     session.run("python", "build_tools/docs/generate.py", "--check")
 
 

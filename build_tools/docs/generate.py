@@ -182,6 +182,24 @@ def configuration() -> str:
     return configuration.table()
 
 
+def places() -> str:
+    """The rows of benchmarks/places.py: how, what is named, whether anything changes, the cost."""
+    lines = [
+        "| place | how | broken: named are | clean | cost |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result("places")["rows"]:
+        same = [
+            word
+            for word in ("stdout", "exit code", "parameters")
+            if not row[f"same {word}"] or not row["quiet"]
+        ]
+        clean = "unchanged, no report" if not same else f"**other {', '.join(same)}**"
+        cost = "" if row["cost"] is None else f"{row['cost']:g} [{row['low']:g}, {row['high']:g}]"
+        lines.append(f"| {row['place']} | `{row['how']}` | {row['named']} | {clean} | {cost} |")
+    return "\n".join(lines) + f"\n\n({where('places')})"
+
+
 def pytest_program() -> str:
     return f"```python\n{(ROOT / 'docs' / 'examples' / 'test_scores.py').read_text()}```"
 
@@ -479,6 +497,7 @@ BLOCKS: list[tuple[str, str, Callable[[], str], bool]] = [
     ("docs/ranks.md", "ranks", ranks, False),
     ("docs/ranks.md", "preempted", preempted, False),
     ("benchmarks/README.md", "timeline_page", lambda: whole("timeline_page"), True),
+    ("docs/places.md", "places", places, True),
     ("docs/configuration.md", "configuration", configuration, True),
     *(
         ("docs/frameworks.md", f"frameworks_{name}", lambda name=name: frameworks.block(name), True)

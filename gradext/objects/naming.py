@@ -13,7 +13,7 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -196,7 +196,8 @@ class Names:
         prefix = self._prefixes.get(index)
         if prefix is None:
             root = self._roots[index]
-            prefix = attribute_name(root, self._variables, self._roots) or type(root).__name__
+            ours = {id(self._roots), id(self._all_roots)}
+            prefix = attribute_name(root, self._variables, ours) or type(root).__name__
             self._prefixes[index] = prefix
         return prefix + path
 
@@ -308,13 +309,13 @@ def modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
 
 
 def attribute_name(
-    thing: Any, variables: Mapping[int, str], ours: Any = None, depth: int = 2
+    thing: Any, variables: Mapping[int, str], ours: Collection[int] = (), depth: int = 2
 ) -> str | None:
     """`learner.q` for a module that is an attribute, or an item, of something with a name.
 
     Args:
         variables: names of objects by id().
-        ours: a temporary list made by the caller; ignored as a referrer.
+        ours: temporary lists made by the caller, by id(); no holders.
     """
     if depth == 0 or len(gc.get_objects()) > _MOST_SEARCHED:
         return None
@@ -335,7 +336,7 @@ def attribute_name(
                 if dict_of(owner) is holder and not issubclass(type(owner), type):
                     name = variables.get(id(owner)) or type(owner).__name__
                     return f"{name}.{key}"
-        elif (type(holder) is list or type(holder) is tuple) and holder is not ours:
+        elif (type(holder) is list or type(holder) is tuple) and id(holder) not in ours:
             for index, item in enumerate(holder[:_MOST_ITEMS]):
                 if item is thing:
                     found = variables.get(id(holder))

@@ -145,7 +145,7 @@ def modules() -> list[tuple[str, torch.nn.Module]]:
     roots = naming.root_modules()
     found: list[tuple[str, torch.nn.Module]] = []
     for root in roots:
-        held_as = variables.get(id(root)) or naming.attribute_name(root, variables, roots)
+        held_as = variables.get(id(root)) or naming.attribute_name(root, variables, {id(roots)})
         found.append((held_as or children.class_name(type(root)), root))
     return found
 

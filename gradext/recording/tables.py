@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -78,8 +78,10 @@ class Data:
         self._stacks = {} if stacks is None else dict(stacks)
         self._live_stacks = stacks is None
         self._by_thread: dict[int, Array] = {}
-        self._numbers: dict[int, tuple[str, int]] | None = None
-        self._exits: list[Flow] | None = None
+        self._numbers: tuple[Array, Array] | None = None  # sorted, and whose rows they are
+        self._exits: Array | None = None
+        self._exits_of: dict[tuple[int, int, int | None, int], list[Flow]] = {}
+        self._backwards_of: dict[int, list[int]] = {}  # their orders, by thread
 
     def frames(self, stack: int) -> tuple[Frame, ...]:
         """The Python frames of a stack, innermost first; empty where there were none."""
@@ -208,33 +210,91 @@ class Data:
     def origin(self, number: int) -> Birth | Flow | None:
         """The birth or flow that `number`, a parent, names; None where it has been dropped."""
         if self._numbers is None:
-            low = (1 << 32) - 1
-            flows = (self.flows[:, FLOWS.number] & low).tolist()
-            births = (self.births[:, BIRTHS.number] & low).tolist()
-            self._numbers = {number: ("flow", k) for k, number in enumerate(flows)}
-            self._numbers |= {number: ("birth", k) for k, number in enumerate(births)}
-        kind, row = self._numbers.get(number, ("", 0))
-        if not kind:
+            both = (self.flows[:, FLOWS.number], self.births[:, BIRTHS.number])
+            low = numpy.concatenate(both) & ((1 << 32) - 1)
+            rows = numpy.argsort(low, kind="stable")
+            self._numbers = low[rows], rows
+        low, rows = self._numbers
+        at = int(numpy.searchsorted(low, number, side="right")) - 1
+        if at < 0 or low[at] != number:
             return None
-        return self.flow(self.flows[row]) if kind == "flow" else self.birth(self.births[row])
+        row = int(rows[at])
+        if row < len(self.flows):
+            return self.flow(self.flows[row])
+        return self.birth(self.births[row - len(self.flows)])
 
     def flows_with(self, flag: int, most: int | None = None) -> list[Flow]:
         """Those that have a flag, oldest first; of more than `most`, the latest."""
-        rows = self.flows[(self.flows[:, FLOWS.flags] & flag) != 0]
+        return [self.flow(row) for row in self._flow_rows(flag, most)]
+
+    def _flow_rows(self, flag: int, most: int | None = None) -> Array:
+        rows: Array = self.flows[(self.flows[:, FLOWS.flags] & flag) != 0]
         rows = rows[numpy.argsort(rows[:, FLOWS.order], kind="stable")]
-        return [self.flow(row) for row in (rows if most is None else rows[-most:])]
+        return rows if most is None else rows[-most:]
 
-    def exits(self, most: int) -> list[Flow]:
-        """The latest values that went to Python, oldest first: one diagnosis asks often."""
+    def has_merges(self, flag: int) -> bool:
+        """Whether an op took in a constant that has a flag."""
+        flags = self.flows[:, FLOWS.flags]
+        return bool((((flags & MERGE) != 0) & ((flags & flag) != 0)).any())
+
+    def merges_in(self, nodes: Collection[tuple[int, int]], flag: int = MERGE) -> list[Flow]:
+        """The constants that ops of a graph took in, newest first; of each place the first one.
+
+        Args:
+            nodes: of the graph, as (thread, sequence). flag: what they must have as well.
+        """
+        return self._of_places(self._merge_rows(nodes, flag))
+
+    def merged_in(self, nodes: Collection[tuple[int, int]]) -> list[int]:
+        """The numbers of what all those constants were made of, newest first."""
+        parents = [FLOWS.parent0, FLOWS.parent1, FLOWS.parent2, FLOWS.parent3]
+        rows: list[list[int]] = self._merge_rows(nodes, MERGE)[:, parents].tolist()
+        return [number for row in rows for number in row if number]
+
+    def _merge_rows(self, nodes: Collection[tuple[int, int]], flag: int) -> Array:
+        rows: Array = self._flow_rows(MERGE)[::-1]
+        flags = rows[:, FLOWS.flags]
+        rows = rows[((flags & flag) != 0) & ((flags & SOURCE_IS_LEAF) == 0)]
+        made_by = rows[:, [FLOWS.source_thread, FLOWS.source_sequence]].tolist()
+        rows = rows[numpy.array([tuple(node) in nodes for node in made_by], dtype=bool)]
+        return rows
+
+    def exits(
+        self, most: int, after: int, before: int, thread: int | None = None, without: int = 0
+    ) -> list[Flow]:
+        """Values that went to Python; of each place the latest. They are in the order of places.
+
+        Args:
+            most: how many there are chosen from, the latest of all.
+            after, before: their orders are between these. without: a flag that they lack.
+        """
         if self._exits is None:
-            self._exits = self.flows_with(TO_PYTHON, most)
-        return self._exits
+            self._exits = self._flow_rows(TO_PYTHON, most)
+        orders = self._exits[:, FLOWS.order]
+        begin = int(numpy.searchsorted(orders, after, side="right"))
+        end = int(numpy.searchsorted(orders, before))
+        key = begin, end, thread, without
+        if key not in self._exits_of:  # one diagnosis asks often
+            rows = self._exits[begin:end]
+            kept = (rows[:, FLOWS.flags] & without) == 0
+            if thread is not None:
+                kept &= rows[:, FLOWS.thread] == thread
+            self._exits_of[key] = self._of_places(rows[kept])
+        return self._exits_of[key]
 
-    def exits_between(self, first: int, end: int, most: int) -> list[Flow]:
-        """Those of exits() that left after `first` and before `end`, by their order."""
-        exits = self.exits(most)
-        begin = bisect.bisect_right(exits, first, key=lambda flow: flow.order)
-        return exits[begin : bisect.bisect_left(exits, end, key=lambda flow: flow.order)]
+    def _of_places(self, rows: Array) -> list[Flow]:
+        """The last of the rows of each place, in the order in which the places come."""
+        last = {stack: k for k, stack in enumerate(rows[:, FLOWS.stack].tolist())}
+        return [self.flow(rows[k]) for k in last.values()]
+
+    def last_backward(self, before: int, thread: int) -> int:
+        """The order of the thread's last backward before an event; 0 where there was none."""
+        if thread not in self._backwards_of:
+            orders = sorted(b.order for b in self.backwards if b.thread == thread)
+            self._backwards_of[thread] = orders
+        orders = self._backwards_of[thread]
+        at = bisect.bisect_left(orders, before)
+        return orders[at - 1] if at else 0
 
     def flag_of(self, tensor: int) -> FlagChange | None:
         """When the program last set `requires_grad` of a living tensor, by its id."""

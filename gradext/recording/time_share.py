@@ -10,7 +10,8 @@ from collections.abc import Iterator
 _SHARE = 0.05
 _GUARDED_SHARE = 0.2  # with a guard, of looks for lost gradients, which compare no bytes
 _unlimited = 0  # guards that are on: a program that asks for one wants all checks
-_looked = {"recognised": 0.0, "explained": 0.0, "since": 0.0, "skipped": 0.0}
+_looked = {"recognised": 0.0, "explained": 0.0, "skipped": 0.0}
+_since = (0.0, 0.0)  # on the clock, and of the processor
 
 
 @contextlib.contextmanager
@@ -25,15 +26,28 @@ def limited(what: str, *, by_guard: bool = True) -> Iterator[bool]:
     """
     import time
 
-    of_run = _GUARDED_SHARE if _unlimited > 0 else _SHARE
-    share = of_run * (time.perf_counter() - _looked["since"])
-    may_look = (by_guard and _unlimited > 0) or _looked[what] <= 1.0 + share
+    may_look = (by_guard and _unlimited > 0) or _looked[what] <= 1.0
+    if not may_look:
+        of_run = _GUARDED_SHARE if _unlimited > 0 else _SHARE
+        may_look = _looked[what] <= 1.0 + of_run * _run_time()
     _looked["skipped"] += not may_look
     start = time.thread_time()
     try:
         yield may_look
     finally:
         _looked[what] += time.thread_time() - start
+
+
+def _run_time() -> float:
+    """Seconds of the run: of its processor time where that is less than what the clock says.
+
+    The program may have waited; and on a machine that it shares with others the clock goes on
+    while it does not run, so that a share by the clock would be a larger one of its work.
+    """
+    import time
+
+    by_clock, of_processor = _since
+    return min(time.perf_counter() - by_clock, time.process_time() - of_processor)
 
 
 def lift(count: int) -> None:
@@ -49,9 +63,11 @@ def is_lifted() -> bool:
 
 def restart() -> None:
     """Count from now on."""
+    global _since
     import time
 
-    _looked.update(recognised=0.0, explained=0.0, since=time.perf_counter(), skipped=0.0)
+    _looked.update(recognised=0.0, explained=0.0, skipped=0.0)
+    _since = time.perf_counter(), time.process_time()
 
 
 def skipped() -> str | None:

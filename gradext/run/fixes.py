@@ -5,11 +5,13 @@ Looked for once, at the end of a report, and only where LibCST is installed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,19 +24,32 @@ _WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}  # options of Python's
 
 def add(entries: Iterable[Entry]) -> None:
     """Give the diagnoses of the entries their edits. Each is asked about once."""
-    if not enabled or importlib.util.find_spec("libcst") is None:
+    asked = [entry for entry in list(entries)[:MOST] if not entry.is_asked]
+    if not asked or not enabled or importlib.util.find_spec("libcst") is None:
         return
-    proposals: Any = None
-    for entry in list(entries)[:MOST]:
-        if entry.is_asked:
-            continue
-        entry.is_asked = True
-        if proposals is None:
-            # By name: it imports torch, which the program must be the first to do.
-            proposals = importlib.import_module("gradext.rules.rewrite.proposals").Proposals()
-        fixes = proposals.of(entry.diagnosis, entry.at)
-        if fixes:
-            entry.diagnosis = dataclasses.replace(entry.diagnosis, fixes=fixes)
+    with _without_collections():
+        # By name: it imports torch, which the program must be the first to do.
+        proposals: Any = importlib.import_module("gradext.rules.rewrite.proposals").Proposals()
+        for entry in asked:
+            entry.is_asked = True
+            fixes = proposals.of(entry.diagnosis, entry.at)
+            if fixes:
+                entry.diagnosis = dataclasses.replace(entry.diagnosis, fixes=fixes)
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """No cycles are collected while trees are made, of which no node is garbage.
+
+    Each collection would look at every object of the program's, too.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def command(words: Sequence[str]) -> str | None:

@@ -42,7 +42,7 @@ class Source:
 
     def __init__(self, path: str, data: bytes) -> None:
         import libcst as cst
-        from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
+        from libcst.metadata import MetadataWrapper, PositionProvider
 
         self.path, self.data = path, data
         try:
@@ -53,7 +53,24 @@ class Source:
             raise CannotEdit(f"{path} cannot be parsed: {str(error).splitlines()[0]}") from None
         self.module = wrapper.module
         self._ranges = wrapper.resolve(PositionProvider)
-        self._parents = wrapper.resolve(ParentNodeProvider)
+        self._walk()
+
+    def _walk(self) -> None:
+        """Goes through the tree once: LibCST's own walks take longer than parsing."""
+        nodes: list[Any] = []  # each followed by all that is within it
+        above: list[int] = []  # of each, where its parent stands
+        pending: list[tuple[Any, int]] = [(self.module, -1)]
+        while pending:
+            node, outer = pending.pop()
+            at = len(nodes)
+            nodes.append(node)
+            above.append(outer)
+            pending += [(child, at) for child in reversed(node.children)]
+        sizes = [1] * len(nodes)
+        for at in range(len(nodes) - 1, 0, -1):
+            sizes[above[at]] += sizes[at]
+        self._nodes, self._above, self._sizes = nodes, above, sizes
+        self._at = {id(node): at for at, node in enumerate(nodes)}
 
     @functools.cached_property
     def _starts(self) -> list[int]:
@@ -111,7 +128,8 @@ class Source:
         return self.text[start:end]
 
     def parent(self, node: cst.CSTNode) -> cst.CSTNode | None:
-        found: cst.CSTNode | None = self._parents.get(node)
+        at = self._at.get(id(node), 0)
+        found: cst.CSTNode | None = self._nodes[self._above[at]] if at else None
         return found
 
     def above(self, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
@@ -122,24 +140,22 @@ class Source:
 
     def nodes(self, root: cst.CSTNode | None = None) -> Iterator[cst.CSTNode]:
         """All nodes within one, itself first."""
-        pending: list[Any] = [self.module if root is None else root]
-        while pending:
-            node = pending.pop()
-            yield node
-            pending += list(node.children)[::-1]
+        at = 0 if root is None else self._at[id(root)]
+        yield from self._nodes[at : at + self._sizes[at]]
+
+    @functools.cached_property
+    def _small_statements(self) -> list[tuple[int, int, Any]]:
+        """(first line, last line, statement) of each simple statement."""
+        import libcst as cst
+
+        small = (node for node in self._nodes if isinstance(node, cst.BaseSmallStatement))
+        return [(*self.lines_of(node), node) for node in small]
 
     def small_statement_at(self, line: int) -> cst.BaseSmallStatement | None:
         """The simple statement that stands on a line: the innermost, of several the first."""
-        import libcst as cst
-
-        best: tuple[int, Any] | None = None
-        for node in self.nodes():
-            if not isinstance(node, cst.BaseSmallStatement):
-                continue
-            first, last = self.lines_of(node)
-            if first <= line <= last and (best is None or last - first < best[0]):
-                best = (last - first, node)
-        return None if best is None else best[1]
+        there = (found for found in self._small_statements if found[0] <= line <= found[1])
+        best: Any = min(there, key=lambda found: found[1] - found[0], default=None)
+        return None if best is None else best[2]
 
     def compound_at(self, line: int) -> cst.BaseCompoundStatement | None:
         """The compound statement whose header stands on a line."""

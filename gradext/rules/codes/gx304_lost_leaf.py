@@ -204,12 +204,7 @@ def _common(a: Sequence[Frame], b: Sequence[Frame]) -> int:
 def _exits(data: Data) -> list[Flow]:
     """Floating values that left with grad mode on since the last backward, one of each place."""
     last = max([0, *sorted(b.order for b in data.backwards)[:-1]])  # before the one that begins
-    found = {
-        flow.stack: flow
-        for flow in data.exits(4_000)
-        if flow.order > last and not flow.has(events.NO_GRAD | events.IN_INFERENCE)
-    }
-    return list(found.values())
+    return data.exits(4_000, last, data.order + 1, without=events.NO_GRAD | events.IN_INFERENCE)
 
 
 def _is_decided(data: Data, left: Flow) -> bool:

@@ -26,15 +26,14 @@ _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 def silent(outputs: Any, data: Data) -> list[Diagnosis]:
     """What is about to run backward takes in what such a checkpoint has computed."""
-    merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.has(events.TAINT_CHECKPOINT)]
-    if not merges:
+    if not data.has_merges(events.TAINT_CHECKPOINT):
         return []
     from gradext.objects import naming
     from gradext.rules import graph_copy
 
     rows, whole = graph_copy.rows_below(outputs)
     nodes = {(row[2], row[3]) for row in rows}
-    merges = [merge for merge in merges if merge.source_node in nodes]
+    merges = data.merges_in(nodes, events.TAINT_CHECKPOINT)
     if not merges or not whole:
         return []
     leaves = (naming.facts_of(r[0].variable) for r in rows if r[1].endswith("AccumulateGrad"))
@@ -43,7 +42,7 @@ def silent(outputs: Any, data: Data) -> list[Diagnosis]:
     names = Owners(live)
     backward = frames.stack_of([(frame.f_code, frame.f_lasti) for frame in live])
     found: dict[tuple[str, int], Diagnosis] = {}
-    for merge in {merge.stack: merge for merge in merges}.values():
+    for merge in merges:
         chain = chains.back_from(data, [data.origin(number) for number in merge.parents])
         diagnosis = _of_chain(data, merge, chain, names, reached, backward)
         if diagnosis is not None:

@@ -192,10 +192,10 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
     found: dict[tuple[str, int], _Told] = {}
     names = Owners(live)
     leaves, source = LostLeaves(graph.leaves, names), ValueFlow()
-    merges = [m for m in data.flows_with(events.MERGE)[::-1] if m.source_node in graph.nodes]
+    merges = data.merges_in(graph.nodes)
     harmful: set[int] = set()
     harmless: set[int] = set()
-    for merge in {merge.stack: merge for merge in merges}.values():
+    for merge in merges:
         chain = chains.back_from(data, [data.origin(n) for n in merge.parents])
         told = None
         if merge.has(events.TAINT_GRAD):

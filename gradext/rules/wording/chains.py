@@ -163,14 +163,9 @@ def exits_before(data: Data, entry: Flow) -> list[Flow]:
 
     Of the values that left at the same place the latest stands for all.
     """
-    before = [b.order for b in data.backwards if b.order < entry.order and b.thread == entry.thread]
-    last = max(before, default=0)
-    exits = {
-        flow.stack: flow
-        for flow in data.exits_between(last, entry.order, _MOST_EXITS)
-        if flow.thread == entry.thread
-    }
-    return sorted(exits.values(), key=lambda flow: -flow.order)
+    last = data.last_backward(entry.order, entry.thread)
+    exits = data.exits(_MOST_EXITS, last, entry.order, entry.thread)
+    return sorted(exits, key=lambda flow: -flow.order)
 
 
 def _call(frames: Sequence[Frame]) -> tuple[tuple[str, str, int | None], ...]:

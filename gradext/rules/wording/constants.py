@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gradext.recording import events
 from gradext.recording.events import Birth, Flow
 from gradext.rules.wording import chains
 
@@ -38,8 +37,6 @@ def behind(data: Data, graph: Graph, leaves: Iterable[int]) -> Chain:
     for tensor in dict.fromkeys([*saved, *leaves]):
         add(data.flow_of(tensor))
     made = {(node.thread, node.sequence) for node in graph.nodes if node.sequence is not None}
-    for merge in data.flows_with(events.MERGE)[::-1]:
-        if merge.source_node in made:
-            for number in merge.parents:
-                add(data.origin(number))
+    for number in data.merged_in(made):
+        add(data.origin(number))
     return chains.back_from(data, found.values())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MOST_NAMES = 4
 
 
-def names_lost(data: Data, chain: Chain, names: owners.Owners) -> list[str]:
+def names_lost(data: Data, chain: Chain, names: owners.Owners) -> Sequence[str]:
     """Names of the parameters behind the cuts; all that are trained where that is not known."""
     ids: dict[int, None] = {}
     nodes = set()

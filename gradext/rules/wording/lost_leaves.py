@@ -7,6 +7,7 @@ Asks the recorder by the numbers of flows; keeps ids and names, and no tensor.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from gradext.native import _C
@@ -20,13 +21,16 @@ class LostLeaves:
     def __init__(self, reached: Iterable[int], names: Owners) -> None:
         self._reached = frozenset(reached)
         self._names = names
-        roots = (names.root_of.get(leaf) for leaf in self._reached)
-        self._roots = {root for root in roots if root is not None}
+
+    @functools.cached_property
+    def _roots(self) -> set[int]:
+        """The modules that this backward reaches."""
+        roots = (self._names.root_of.get(leaf) for leaf in self._reached)
+        return {root for root in roots if root is not None}
 
     def behind(self, cut: Birth | Flow) -> dict[int, str]:
         """Those behind the cut that are to be trained, by id: their names."""
-        found = _C.leaves_behind(cut.number) if isinstance(cut, Flow) else []
-        return {i: self._name(i) for i, _, lives in found if lives and self._matters(i)}
+        return {leaf: self._name(leaf) for leaf in self._behind(cut) if self._matters(leaf)}
 
     def lost(self, cut: Birth | Flow, *, by_hand: bool) -> dict[int, str]:
         """Of those, the ones that no backward has reached so far, this one included.
@@ -34,16 +38,21 @@ class LostLeaves:
         Args:
             by_hand: count leaves that neither a module nor an optimizer has.
         """
-        known = self.behind(cut)
+        leaves = [leaf for leaf in _C.leaves_unreached(self._behind(cut)) if self._matters(leaf)]
         if not by_hand:
-            held = (*self._names.optimized, *self._names.root_of)
-            known = {i: known[i] for i in known.keys() & held}
-        return {i: known[i] for i in _C.leaves_unreached(list(known))}
+            leaves = [leaf for leaf in leaves if self._is_held(leaf)]
+        return {leaf: self._name(leaf) for leaf in leaves}
+
+    def _behind(self, cut: Birth | Flow) -> list[int]:
+        found = _C.leaves_behind(cut.number) if isinstance(cut, Flow) else []
+        return [leaf for leaf, _, lives in found if lives]
+
+    def _is_held(self, leaf: int) -> bool:
+        return leaf in self._names.optimized or leaf in self._names.root_of
 
     def to_be_trained(self, leaf: int) -> str | None:
         """The name of a leaf that an optimizer or a module has and that matters here."""
-        held = leaf in self._names.optimized or leaf in self._names.root_of
-        return self._name(leaf) if held and self._matters(leaf) else None
+        return self._name(leaf) if self._is_held(leaf) and self._matters(leaf) else None
 
     def _name(self, leaf: int) -> str:
         return self._names.by_id(leaf) or "a tensor"

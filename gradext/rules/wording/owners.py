@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from gradext.base import raw
 from gradext.recording.events import Birth, Flow
 
+if TYPE_CHECKING:
+    from gradext.objects.naming import Names
+
 
 class Owners:
-    """Names, parameters and optimizers of the program, for one diagnosis."""
+    """Names, parameters and optimizers of the program, for one diagnosis.
+
+    Every object of the program is looked at when somebody asks about parameters or optimizers, and
+    a name is looked for when it is asked for: most diagnoses are begun and come to nothing.
+    """
 
     def __init__(self, live: Sequence[Any]) -> None:
         import torch
@@ -19,15 +27,22 @@ class Owners:
 
         self._naming = naming
         self._tensor = torch.Tensor
-        self._names = naming.Names(live)
-        self.optimized: set[int] = set()
-        self.untracked_in_optimizer: list[str] = []
-        self.trainable: list[str] = []  # names
-        self.trainable_ids: dict[int, str] = {}
-        self.root_of: dict[int, int] = {}  # which module a parameter is of, of those within none
-        self._buffers: set[int] = set()
-        found = naming.every(torch.optim.Optimizer, torch.nn.Module)
-        for optimizer in found:
+        self._live = live
+
+    @functools.cached_property
+    def _names(self) -> Names:
+        from gradext.objects import naming
+
+        return naming.Names(self._live)
+
+    @functools.cached_property
+    def _found(self) -> _Found:
+        import torch
+
+        naming = self._naming
+        found = _Found()
+        things = naming.every(torch.optim.Optimizer, torch.nn.Module)
+        for optimizer in things:
             if not issubclass(type(optimizer), torch.optim.Optimizer):
                 continue
             groups = raw.dict_of(optimizer)
@@ -36,13 +51,11 @@ class Owners:
                     who = naming.identity_of(tensor)
                     if who is None:
                         continue
-                    self.optimized.add(who.id)
+                    found.optimized.add(who.id)
                     if not who.requires_grad:
-                        name = self._names.of(who.id) or "a tensor"
-                        self.untracked_in_optimizer.append(name)
-        modules = [thing for thing in found if issubclass(type(thing), torch.nn.Module)]
-        del found
-        seen: set[int] = set()
+                        found.untracked_in_optimizer.append(who.id)
+        modules = [thing for thing in things if issubclass(type(thing), torch.nn.Module)]
+        del things
         roots = naming.root_modules(modules)
         self._names.know_roots(roots)
         for number, root in enumerate(roots):
@@ -50,17 +63,39 @@ class Owners:
                 for _, tensor in naming.group_of(module, "_buffers"):
                     who = naming.identity_of(tensor)
                     if who is not None:
-                        self._buffers.add(who.id)
+                        found.buffers.add(who.id)
                 for _, tensor in naming.group_of(module, "_parameters"):
                     who = naming.identity_of(tensor)
-                    if who is None or not who.requires_grad or who.id in seen:
+                    if who is None or not who.requires_grad or who.id in found.root_of:
                         continue
-                    self.root_of[who.id] = number
-                    seen.add(who.id)
-                    if not self.optimized or who.id in self.optimized:
-                        name = self._names.of(who.id) or "a parameter"
-                        self.trainable.append(name)
-                        self.trainable_ids[who.id] = name
+                    found.root_of[who.id] = number
+                    if not found.optimized or who.id in found.optimized:
+                        found.trainable.append(who.id)
+        return found
+
+    @property
+    def optimized(self) -> set[int]:
+        """Ids of what an optimizer has."""
+        return self._found.optimized
+
+    @property
+    def root_of(self) -> dict[int, int]:
+        """Which module a parameter is of, by its id; modules that are within none are counted."""
+        return self._found.root_of
+
+    @property
+    def trainable_ids(self) -> list[int]:
+        """Of the parameters that an optimizer has; of all where there is no optimizer."""
+        return self._found.trainable
+
+    @property
+    def trainable(self) -> Sequence[str]:
+        return _Named(self.trainable_ids, self._names, "a parameter")
+
+    @property
+    def untracked_in_optimizer(self) -> Sequence[str]:
+        """Names of what an optimizer has and that requires no grad."""
+        return _Named(self._found.untracked_in_optimizer, self._names, "a tensor")
 
     def of(self, tensor: Any) -> str | None:
         who = self._naming.identity_of(tensor)
@@ -78,10 +113,43 @@ class Owners:
     def is_attribute(self, origin: Flow) -> bool:
         """Whether a module holds the tensor under a name, and not as a buffer."""
         held = origin.lives and self._names.is_of_module(origin.tensor)
-        return held and origin.tensor not in self._buffers
+        return held and origin.tensor not in self._found.buffers
 
     def is_tensor(self, value: Any) -> bool:
         return issubclass(type(value), self._tensor)
+
+
+class _Found:
+    """What a look at every object there is found, as ids of tensors."""
+
+    def __init__(self) -> None:
+        self.optimized: set[int] = set()
+        self.untracked_in_optimizer: list[int] = []
+        self.trainable: list[int] = []
+        self.root_of: dict[int, int] = {}
+        self.buffers: set[int] = set()
+
+
+class _Named(Sequence[str]):
+    """Names of tensors, each looked for when it is asked for: few of them are told."""
+
+    def __init__(self, ids: Sequence[int], names: Names, unnamed: str) -> None:
+        self._ids, self._names, self._unnamed = ids, names, unnamed
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self._name(tensor) for tensor in self._ids[at]]
+        return self._name(self._ids[at])
+
+    def _name(self, tensor: int) -> str:
+        return self._names.of(tensor) or self._unnamed
 
 
 def _modules_in(root: Any, naming: Any) -> Iterable[Any]:

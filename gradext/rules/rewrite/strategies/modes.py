@@ -59,9 +59,11 @@ class WithGradMode:
                 yield self._of(source, outer)
 
     def _block(self, source: Source, place: Place, line: int) -> Candidate | None:
+        import libcst as cst
+
         edits: list[Edit | None] = []
         for node in source.nodes():
-            if source.lines_of(node)[0] == line:
+            if isinstance(node, (cst.Decorator, cst.With)) and source.lines_of(node)[0] == line:
                 edits += _without_mode(source, node)
         return candidate(f"leave grad mode on at {at(place)}", source.path, edits, undoes_stop=True)
 
@@ -137,7 +139,8 @@ class NonReentrantCheckpoint:
         import libcst as cst
 
         for source in case.files():
-            for node in source.nodes():
+            # Few files have one, and a text is searched faster than a tree.
+            for node in source.nodes() if "checkpoint" in source.text else ():
                 if not isinstance(node, cst.Call):
                     continue
                 name = source.code(node.func).rsplit(".", 1)[-1]

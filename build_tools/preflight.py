@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-# A unit's compiler at its largest: 1.82 GiB (recorder, g++ 12.2, -O3, torch 2.13's headers).
+# A unit's compiler at its largest: 1.62 GiB (recorder, g++ 12.2, -O2, torch 2.13's headers).
 UNIT_MEMORY = 2 * 1024**3
 # Objects, library and wheel, and what the compiler writes to the temporary folder in between.
 DISK = 200 * 1024**2

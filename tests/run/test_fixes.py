@@ -199,5 +199,5 @@ def test_the_report_is_there_whatever_happens_to_the_edits(tmp_path: Path) -> No
     done = start(tmp_path, "-m", "gradext", "run", "--json", "out.json", "train.py")
     assert done.returncode == 1
     assert "error[GX101]" in done.stderr
-    assert "no such machine (while it looked for edits)" in done.stderr
+    assert "no such machine (in Session._look_for_fixes)" in done.stderr
     assert json.loads((tmp_path / "out.json").read_text())["diagnoses"]

@@ -11,6 +11,7 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <bitset>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -226,17 +227,46 @@ bool is_moved(const graph::SavedFacts& facts) {
 
 using ByIdentity = std::unordered_map<uint64_t, std::vector<Item*>>;
 
-// The writes from the newest to the oldest one that can matter.
+// Whether an identity may be among some: they are few, and all writes are asked about.
+class MayBe {
+ public:
+  explicit MayBe(const ByIdentity& some) {
+    for (const auto& [identity, _] : some) {
+      bits_.set(identity % kBits);
+    }
+  }
+  bool has(uint64_t identity) const {
+    return bits_.test(identity % kBits);
+  }
+
+ private:
+  static constexpr size_t kBits = 1 << 12;
+  std::bitset<kBits> bits_;
+};
+
+// The writes from the newest to the oldest one that can matter, of those with one of `wanted` as
+// their `identity`. Whichever thread made them: what is older than a write that came before the
+// first of the nodes came before it, too.
 template <class Visit>
-void each_write_back(Journal& journal, const Below& below, uint64_t since, Visit&& visit) {
-  // Numbers of different threads say nothing about before and after.
-  const bool may_stop = journal.save_logs.size() <= 1;
-  for (size_t k = journal.writes.size(); k > 0; --k) {
+void each_write_back(
+    Journal& journal,
+    const Below& below,
+    uint64_t since,
+    uint64_t Write::* identity,
+    const ByIdentity& wanted,
+    Visit&& visit) {
+  const MayBe may_be(wanted);
+  for (size_t k = wanted.empty() ? 0 : journal.writes.size(); k > 0; --k) {
     const Write& write = journal.writes.at(k - 1);
-    if (write.order <= since || (may_stop && is_before(below, write))) {
+    if (write.order <= since || is_before(below, write)) {
       return;
     }
-    visit(write);
+    if (!may_be.has(write.*identity)) {
+      continue;
+    }
+    if (const auto found = wanted.find(write.*identity); found != wanted.end()) {
+      visit(write, found->second);
+    }
   }
 }
 
@@ -321,13 +351,9 @@ Finding stale(const Roots& roots, uint64_t since) {
       by_counter[item.counter].push_back(&item);
     }
   }
-  each_write_back(journal, below, since, [&](const Write& write) {
-    const auto found = by_counter.find(write.counter);
-    if (found == by_counter.end()) {
-      return;
-    }
+  const auto add = [](const Write& write, const std::vector<Item*>& of_counter) {
     const bool is_note = (write.flags & journal::kNote) != 0;
-    for (Item* item : found->second) {
+    for (Item* item : of_counter) {
       const int64_t saved = item->saved.facts.saved_version;
       if (is_note ? write.version_before >= saved : write.version_after > saved) {
         item->writes.push_back(&write);
@@ -335,7 +361,8 @@ Finding stale(const Roots& roots, uint64_t since) {
         item->before = &write;
       }
     }
-  });
+  };
+  each_write_back(journal, below, since, &Write::counter, by_counter, add);
   append_call(finding, journal);
   for (const Item& item : items) {
     append_item(finding, journal, item);
@@ -394,16 +421,14 @@ Finding silent(const Roots& roots, uint64_t since) {
         by_storage[item.storage].push_back(&item);
       }
     }
-    each_write_back(journal, below, since, [&](const Write& write) {
-      const auto found = by_storage.find(write.storage);
+    const auto add = [&](const Write& write, const std::vector<Item*>& of_storage) {
       constexpr uint32_t kNone = journal::kNote | journal::kInferenceTensor;
-      if (found == by_storage.end() || (write.flags & kNone) != 0 ||
-          write.extent.begin == write.extent.end) {
+      if ((write.flags & kNone) != 0 || write.extent.begin == write.extent.end) {
         return;
       }
       const Write* copy = nullptr;
       const bool is_declared_only = (write.flags & journal::kDeclaredOnly) != 0;
-      for (Item* item : found->second) {
+      for (Item* item : of_storage) {
         const bool is_counted = write.counter == item->counter && !is_declared_only;
         const bool is_older =
             write.thread == item->id.thread && write.sequence <= item->id.sequence;
@@ -412,7 +437,8 @@ Finding silent(const Roots& roots, uint64_t since) {
           item->writes.push_back(copy);
         }
       }
-    });
+    };
+    each_write_back(journal, below, since, &Write::storage, by_storage, add);
   }
   const auto is_sound = [](Item& item) {
     if (item.writes.empty() || graph::is_unused(*item.node, item.saved)) {

@@ -90,7 +90,7 @@ class Fix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(display.Shown):
     """One failure, explained.
 
     Attributes:
@@ -127,6 +127,8 @@ class Diagnosis:
     def __str__(self) -> str:
         return display.show("diagnosis_text.text", self)
 
+    __repr__ = __str__  # at the prompt the report is what one wants to see
+
     def _repr_html_(self) -> str:
         return display.show("report_html.fragment", [self])
 
@@ -160,7 +162,7 @@ class Diagnosis:
         return report
 
 
-class Diagnoses(list[Diagnosis]):
+class Diagnoses(display.Shown, list[Diagnosis]):
     """Diagnoses as `gradext.explain` returns them: a list that prints as the report."""
 
     def __str__(self) -> str:

@@ -56,7 +56,7 @@ class Fingerprint(int):
         return f"Fingerprint(0x{int(self):032x})"
 
 
-class Fingerprints(Mapping[str, Fingerprint]):
+class Fingerprints(display.Shown, Mapping[str, Fingerprint]):
     """Path → `Fingerprint`, in the order of the walk; frozen, hashable, picklable.
 
     Equal when the same paths have the same values. Prints as a table.
@@ -290,7 +290,7 @@ class FingerprintChange:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class FingerprintChanges:
+class FingerprintChanges(display.Shown):
     """What differs between two trees; prints as a table.
 
     Attributes:

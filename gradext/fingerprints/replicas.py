@@ -37,7 +37,7 @@ class ReplicaDifference:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ReplicaReport:
+class ReplicaReport(display.Shown):
     """What `check_replicas` found, the same on every rank; prints as a table.
 
     Attributes:

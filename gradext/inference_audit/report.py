@@ -59,7 +59,7 @@ class Check:
 
 
 @dataclasses.dataclass(frozen=True)
-class InferenceAudit:
+class InferenceAudit(display.Shown):
     """The answer; prints as a list of checks.
 
     Attributes:

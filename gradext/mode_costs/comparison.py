@@ -53,7 +53,7 @@ CPU_BOUND = 0.9
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ModeComparison:
+class ModeComparison(display.Shown):
     """What `compare_modes` found; prints as a table.
 
     ratios: (mode, over) -> time of the one over that of the other, for every pair.

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from gradext.state.inspect import TensorState
 
 
-class Mutations(list[Write]):
+class Mutations(display.Shown, list[Write]):
     """The writes to one tensor's memory, oldest first; prints as a table."""
 
     def __init__(self, writes: list[Write], data: Data, note: str = "") -> None:
@@ -74,7 +74,7 @@ class Mutations(list[Write]):
         return display.show("ansi_html.result", "recording.mutations", *what)
 
 
-class Recording:
+class Recording(display.Shown):
     """What was recorded; while its `with` block runs, what has been recorded so far.
 
     Attributes:

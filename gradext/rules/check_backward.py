@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gradext.recording.tables import Data
 
 
-class Checked(list[Diagnosis]):
+class Checked(display.Shown, list[Diagnosis]):
     """The diagnoses of check_backward(), and what it could not look at.
 
     Attributes:

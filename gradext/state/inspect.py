@@ -21,7 +21,7 @@ STATE_COLUMNS: tuple[str, ...] = _C.STATE_COLUMNS
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class TensorState:
+class TensorState(display.Shown):
     """What autograd knows of one tensor, at one moment. Ids are opaque: compare them, nothing more.
 
     Attributes:

@@ -17,7 +17,7 @@ from gradext.ops import graph_break
 from gradext.state.inspect import TensorState, full_name, state_of
 
 
-class StateTree(list[tuple[str, TensorState]]):
+class StateTree(display.Shown, list[tuple[str, TensorState]]):
     """`[(path, TensorState)]` in the order of the walk; prints as a table with a legend."""
 
     def __str__(self) -> str:

@@ -60,3 +60,22 @@ def test_in_a_notebook(tmp_path: Path, of: str) -> None:
         assert shown.count("<pre") == 2
     else:
         assert Diagnoses()._repr_html_() is None
+
+
+def test_a_prompt_without_html_gets_the_report(tmp_path: Path) -> None:
+    found = diagnosis(tmp_path)
+    assert repr(found) == str(found) == diagnosis_text.text(found)
+    assert repr([found]) == f"[{found}]"
+
+
+@pytest.mark.parametrize("of", ["one", "several", "none"])
+def test_what_a_front_end_asks_for(tmp_path: Path, of: str) -> None:
+    one = diagnosis(tmp_path)
+    shown = {"one": one, "several": Diagnoses([one, one]), "none": Diagnoses()}[of]
+    text, page = {"text/plain": repr(shown)}, shown._repr_html_()
+    drawn = {} if page is None else {"text/html": page}
+    assert shown._repr_mimebundle_() == {**text, **drawn}
+    assert shown._repr_mimebundle_(None, None) == {**text, **drawn}
+    assert shown._repr_mimebundle_(include=["text/plain", "image/png"]) == text
+    assert shown._repr_mimebundle_(exclude={"text/plain"}) == drawn
+    assert shown._repr_mimebundle_({"text/html"}, {"text/html"}) == {}

@@ -149,6 +149,8 @@ def test_results_show_themselves(outputs: dict[str, list[Any]], name: str) -> No
     page = found[0]["text/html"]
     assert SHOWN[name] in page, page
     assert "\x1b" not in page
+    if name == "a diagnosis":
+        assert found[0]["text/plain"].startswith("error[GX101] ")
     # In both themes: no colour of the background, nor black or white text.
     assert "background" not in page
     assert "color:#000" not in page

@@ -125,8 +125,9 @@ def _phrase(group: Sequence[Whom]) -> str:
         many = len({one.worker for one in group}) > 1
         parts.append(f"in DataLoader {'workers' if many else 'worker'} {listed}")
     elif first.rank is None and first.pid is not None:
-        listed = _listed([_process(one) for one in group])
-        parts.append(f"in the child {'processes' if len(group) > 1 else 'process'} {listed}")
+        processes = list(dict.fromkeys(_process(one) for one in group))
+        many = len(processes) > 1
+        parts.append(f"in the child {'processes' if many else 'process'} {_listed(processes)}")
     threads = list(dict.fromkeys(name for one in group for name in one.threads))
     named = [f'"{_short(name)}"' for name in threads if name is not None]
     if named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -194,6 +195,8 @@ def test_an_interrupt_changes_nothing(tmp_path: Path, number: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=variables(),
+        # What has started the tests may have it ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     while PHASES[number] not in process.stderr.readline():

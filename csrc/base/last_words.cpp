@@ -4,10 +4,13 @@
 
 #ifndef _WIN32
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <climits>
 #include <csignal>
 #endif
 
@@ -49,15 +52,28 @@ Watched watched[] = {
     {SIGILL, true, true},
 };
 
-// Async-signal-safe.
+// Whether a write neither waits nor raises SIGPIPE. Async-signal-safe.
+bool is_ready(int file) {
+  constexpr int kPatience = 1000;  // milliseconds
+  pollfd asked{file, POLLOUT, 0};
+  int ready = 0;
+  do {
+    ready = poll(&asked, 1, kPatience);
+  } while (ready < 0 && errno == EINTR);
+  return ready == 1 && asked.revents == POLLOUT;
+}
+
+// Where nobody reads what is written, the rest is not said: the process has to end. Async-signal-
+// safe.
 void say(const Words& said) {
+  constexpr size_t kOnce = PIPE_BUF;  // a pipe that is ready takes so much at once
   const bool in_file = !said.path.empty();
   const int file =
       in_file ? open(said.path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666) : 2;
   const char* at = said.text.data();
   size_t left = said.text.size();
-  while (file >= 0 && left > 0) {
-    const ssize_t written = write(file, at, left);
+  while (file >= 0 && left > 0 && is_ready(file)) {
+    const ssize_t written = write(file, at, std::min(left, kOnce));
     if (written < 0 && errno != EINTR) {
       break;
     }

@@ -7,7 +7,6 @@
 #include "recorder/python/backward.h"
 #include "state/state.h"
 
-
 #include <algorithm>
 #include <array>
 #include <deque>

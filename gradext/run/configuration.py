@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,11 @@ from gradext.run.shown import COLORS, LAYOUTS
 
 FILE = "pyproject.toml"
 SECTION = "tool.gradext"
+
+
+# A file that has this means gradext by its table. One that only names it, as a dependency, may be
+# anything: no run is refused for what stands there.
+_IS_MEANT = re.compile(rb"""\btool\s*\.\s*["']?gradext\b""")
 
 
 class Wrong(Exception):
@@ -100,8 +106,8 @@ def _memory(value: Any) -> int | None:
         if type(number) is not int:
             raise ValueError(f"it is in MiB, a whole number such as 64, not {value!r}")
         return journal_bytes(number, "it")
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).removeprefix("it: ")) from None
 
 
 def _paths(value: Any) -> tuple[str, ...]:
@@ -208,11 +214,15 @@ def _section(path: Path, data: bytes) -> dict[str, Any] | None:
     try:
         toml = importlib.import_module(name)
     except ImportError:
+        if not _IS_MEANT.search(data):
+            return None
         said = "Python 3.10 reads it with tomli, which is not installed; run: pip install tomli"
         raise Wrong(f"{clean(str(path))}: {said}") from None
     try:
         document = toml.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
+        if not _IS_MEANT.search(data):
+            return None
         line = clean(str(error)).splitlines()[0]
         raise Wrong(f"{clean(str(path))} is no TOML: {line}") from None
     tool = document.get("tool")

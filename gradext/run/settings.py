@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gradext.base import terminal
 from gradext.recording.options import RecordOptions
@@ -18,6 +18,7 @@ from gradext.reporters import FORMATS
 from gradext.run import results_file
 from gradext.run.shown import Shown
 
+_Part = TypeVar("_Part", RecordOptions, Shown)
 ENVIRONMENT = "GRADEXT_RUN"  # tells the programs that this one starts that they are recorded too
 
 
@@ -77,19 +78,8 @@ class Settings(NamedTuple):
         for each, sound in _SOUND.items():
             if not sound(found[each]):
                 raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {each} is wrong")
-        given = found["options"]
-        if type(given) is not dict or set(given) != set(RecordOptions._fields):
-            raise BadVariable(f"{ENVIRONMENT} is not what this version of gradext sets")
-        options = RecordOptions(**given)
-        if (name := options.wrong()) is not None:
-            raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
+        options, shown = _part(RecordOptions, found["options"]), _part(Shown, found["shown"])
         outputs = tuple((name, path) for name, path in found["outputs"])
-        given = found["shown"]
-        if type(given) is not dict or set(given) != set(Shown._fields):
-            raise BadVariable(f"{ENVIRONMENT} is not what this version of gradext sets")
-        shown = Shown(**given)
-        if (name := shown.wrong()) is not None:
-            raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
         stderr = None if found["stderr"] is None else tuple(found["stderr"])
         read = {"outputs": outputs, "options": options, "shown": shown, "stderr": stderr}
         return cls(**{**found, **read})
@@ -105,6 +95,16 @@ class Settings(NamedTuple):
         own = {"options": self.options._asdict(), "shown": self.shown._asdict()}
         document = {**self._asdict(), **own}
         os.environ[ENVIRONMENT] = json.dumps(document)
+
+
+def _part(kind: type[_Part], given: Any) -> _Part:
+    """The options of one kind. Raises BadVariable where one lacks, or is none that it can be."""
+    if type(given) is not dict or set(given) != set(kind._fields):
+        raise BadVariable(f"{ENVIRONMENT} is not what this version of gradext sets")
+    options = kind(**given)
+    if (name := options.wrong()) is not None:
+        raise BadVariable(f"{ENVIRONMENT} is not what gradext sets: its {name} is wrong")
+    return options
 
 
 def _is_path(value: Any) -> bool:

@@ -112,3 +112,6 @@ def test_a_new_file_is_in_the_unit_of_its_folder(tmp_path, monkeypatch):
     assert (tmp_path / "build/units/cellar.cpp").read_text() == (
         '#include "cellar/new.cpp"\n#include "cellar/shelf/new.cpp"\n'
     )
+    assert (tmp_path / "build/units/fingerprint_blocks.cpp").read_text() == (
+        '#pragma GCC optimize("O3")\n#include "fingerprint/blocks.cpp"\n'
+    )

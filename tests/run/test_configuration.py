@@ -110,7 +110,7 @@ def test_the_nearest_file_that_speaks_of_gradext(tmp_path: Path) -> None:
         ('format = "xml"', "format: it is full or concise, not 'xml'"),
         ("error-exitcode = 256", "error-exitcode: a whole number from 1 to 255, not 256"),
         ("error-exitcode = true", "error-exitcode: a whole number from 1 to 255, not True"),
-        ("memory = 0", "memory: it: memory is in MiB"),
+        ("memory = 0", "memory: memory is in MiB"),
         ("user-paths = 3", "user-paths: it is a list of paths"),
         ("guard = ", "is no TOML"),
     ],
@@ -147,9 +147,29 @@ def test_nonsense_in_a_variable_is_one_line(variable: str, value: str, tmp_path:
     assert (ran.code, ran.text) == (2, "")
 
 
-def test_a_file_of_others_is_not_parsed(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text("[tool.other\nthis is no TOML")
+OF_OTHERS = {
+    "without a word of gradext": "[tool.other\nthis is no TOML",
+    "gradext as a dependency": 'project.dependencies = ["gradext"]\nthis is no TOML',
+    "another tool's": "[tool.gradexts]\nthis is no TOML",
+    "a comment": "# gradext is run in CI\n[tool",
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_no_run_is_refused_for_a_file_of_others(name: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(OF_OTHERS[name])
     assert run(tmp_path).code == 0
+
+
+def test_a_python_that_reads_no_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10 where tomli is not installed."""
+    monkeypatch.setitem(sys.modules, "tomllib" if sys.version_info >= (3, 11) else "tomli", None)
+    file = tmp_path / "pyproject.toml"
+    file.write_text('project.dependencies = ["gradext"]')
+    assert configuration.of(str(tmp_path), {}) == {}
+    file.write_text("[tool.gradext]\nguard = true")
+    with pytest.raises(configuration.Wrong, match="pip install tomli"):
+        configuration.of(str(tmp_path), {})
 
 
 def test_paths_of_the_user_and_of_libraries(tmp_path: Path) -> None:

@@ -100,6 +100,39 @@ def test_into_the_file_of_the_report(mistakes: Any, tmp_path: Path) -> None:
     assert (tmp_path / "report.txt").read_text().count("warning[GX101]") == 1
 
 
+READERS = {
+    "one that has stopped reading": """
+read, write = os.pipe()
+os.set_blocking(write, False)
+try:
+    while True:
+        os.write(write, b"x" * 4096)
+except BlockingIOError:
+    os.set_blocking(write, True)
+""",
+    "none any more": """
+read, write = os.pipe()
+os.close(read)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+""",
+    "a closed stderr": """
+os.close(2)
+write = None
+""",
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["SIGTERM", "abort"])
+def test_the_process_ends_alike_where_nobody_reads(
+    reader: str, name: str, mistakes: Any, tmp_path: Path
+) -> None:
+    """The handler neither waits for a reader nor dies of having none."""
+    how, number = WAYS[name]
+    ran = end(tmp_path, f"{READERS[reader]}\nif write is not None:\n    os.dup2(write, 2)\n{how}")
+    assert (ran.code, ran.text) == (-number, "True\n")
+
+
 def test_without_a_finding_no_signal_has_a_handler(write: Any, alike: Any) -> None:
     write(
         """

@@ -3,7 +3,6 @@
 #include "journal/origins.h"
 #include "state/state.h"
 
-
 #include <atomic>
 #include <set>
 #include <unordered_map>

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.005  # seconds of processor time; less than this is noise
 NOTHING = (0.0, 0)  # the key of a patch that no other can beat by much
-_SAME_TIME = 1.5  # two patches whose times are closer than this count as equally fast
+_SAME_TIME = 2.0  # a step's time on a busy machine is often half as much again: no other time
 
 
 class Meter:
@@ -122,7 +122,7 @@ class Cost:
     def key(self) -> tuple[float, int]:
         """Smaller is cheaper. A time counts where it is another one beyond doubt."""
         ratio = self.ratio
-        slower = round(math.log(ratio, _SAME_TIME)) if ratio is not None and ratio > 0 else 0
+        slower = int(math.log(ratio, _SAME_TIME)) if ratio is not None and ratio > 0 else 0
         return (float(slower), self.bytes or 0)
 
     def facts(self) -> dict[str, Any]:

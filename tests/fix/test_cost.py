@@ -55,6 +55,9 @@ def test_a_time_too_short_is_no_time() -> None:
 def test_noise_does_not_put_the_larger_one_first() -> None:
     larger, smaller, slow = Cost(4096, 0.98, 1.0), Cost(64, 1.1, 1.0), Cost(0, 3.0, 1.0)
     assert sorted([slow, larger, smaller], key=lambda one: one.key) == [smaller, larger, slow]
+    # Half as long, or nearly twice as long, is what one program takes on a busy machine.
+    assert Cost(8, 0.51, 1.0).key == Cost(8, 1.0, 1.0).key == Cost(8, 1.9, 1.0).key
+    assert Cost(0, 0.4, 1.0).key < Cost(0, 1.0, 1.0).key < Cost(0, 2.1, 1.0).key
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,11 @@ class Notes:
     def write(self) -> None:
         if os.getpid() != self.pid:
             return
-        import torch
-
         path = self.spec.result if self.is_first else f"{self.spec.result}.{self.pid}"
-        torch.save(self.values, path + ".pt")
+        if self.values:  # a program without a backward pass may have no torch either
+            import torch
+
+            torch.save(self.values, path + ".pt")
         draft = path + ".tmp"
         facts: dict[str, Any] = {
             "process": "" if self.is_first else _name(),

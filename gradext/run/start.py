@@ -1,7 +1,8 @@
 """What importing gradext does: load its compiled part, or leave torch alone for a while.
 
 In a program that is recorded, torch must be imported by the program itself: what it sets before
-that, such as OMP_NUM_THREADS, must still count.
+that, such as OMP_NUM_THREADS, must still count. Commands of gradext that compute nothing themselves
+leave torch alone, too: importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import os
 
 from gradext.base import torch_import
 from gradext.native import build
+
+# The commands of gradext that use the compiled part in their own process.
+_COMPUTING = frozenset({"check", "doctor", "lesson"})
 
 
 def begin() -> None:
@@ -21,8 +25,8 @@ def begin() -> None:
         from gradext.run import autostart  # lazy: only where the environment asks
 
         autostart.start()
-    elif arguments[:1] not in (["run"], ["explain"], ["report"]):
-        # Another gradext program, in an environment that asks for recording: not recorded.
+    elif _COMPUTING.intersection(arguments[:1]):
+        # In an environment that asks for recording: gradext's own computing is not recorded.
         torch_import.when_imported(load)
 
 
@@ -32,7 +36,7 @@ def load() -> None:
 
 
 def _leaves_torch_alone(arguments: list[str] | None) -> bool:
-    if arguments is not None and arguments[:1] in (["run"], ["explain"], ["report"]):
+    if arguments is not None and not _COMPUTING.intersection(arguments[:1]):
         return True
     if not {"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys():
         return False

@@ -37,13 +37,27 @@ def write(path, rows, **machine):
     return path
 
 
-def program(*words):
-    command = [sys.executable, str(BENCHMARKS / "overlap.py"), *map(str, words)]
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """Runs main() with a command line of its own: exit code, output, errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["overlap.py", *map(str, words)])
+        code = overlap.main()
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def test_as_a_program(tmp_path):
+    same = write(tmp_path / "same.json", [row("a", 1.0, 1.2)])
+    command = [sys.executable, str(BENCHMARKS / "overlap.py"), str(same), str(same)]
     done = subprocess.run(command, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("100.0 % overlap; at least 95 % must\n")
 
 
-def test_enough_rows_overlap(tmp_path):
+def test_enough_rows_overlap(program, tmp_path):
     old = write(tmp_path / "old.json", [row(f"r{k}", 1.0, 1.2) for k in range(20)])
     new = write(
         tmp_path / "new.json",
@@ -76,7 +90,7 @@ def test_a_thing_over_itself_does_not_count():
 
 
 @pytest.mark.parametrize("key", ["processor", "system", "gpu"])
-def test_another_machine_is_refused(tmp_path, key):
+def test_another_machine_is_refused(program, tmp_path, key):
     old = write(tmp_path / "old.json", [row("a", 1.0, 1.2)], **{key: "other"})
     new = write(tmp_path / "new.json", [row("a", 1.0, 1.2)])
     code, out, err = program(old, new)
@@ -84,7 +98,7 @@ def test_another_machine_is_refused(tmp_path, key):
     assert err.startswith(f"overlap: different machines: {key} 'other' and ")
 
 
-def test_another_torch_is_what_one_compares(tmp_path):
+def test_another_torch_is_what_one_compares(program, tmp_path):
     old = write(tmp_path / "old.json", [row("a", 1.0, 1.2)], torch="2.11.0")
     new = write(tmp_path / "new.json", [row("a", 1.0, 1.2)])
     assert program(old, new)[0] == 0
@@ -99,7 +113,7 @@ def test_another_torch_is_what_one_compares(tmp_path):
         ("{}", "is no result of a benchmark"),
     ],
 )
-def test_a_file_that_is_no_result(tmp_path, text, said):
+def test_a_file_that_is_no_result(program, tmp_path, text, said):
     new = write(tmp_path / "new.json", [row("a", 1.0, 1.2)])
     old = tmp_path / "old.json"
     if text is not None:
@@ -116,7 +130,7 @@ def test_another_benchmark_is_refused(tmp_path):
         overlap.against(old, "state", [row("a", 1.0, 1.2)], MACHINE)
 
 
-def test_results_without_a_row_in_common(tmp_path):
+def test_results_without_a_row_in_common(program, tmp_path):
     old = write(tmp_path / "old.json", [row("a", 1.0, 1.2)])
     new = write(tmp_path / "new.json", [row("b", 1.0, 1.2)])
     code, _, err = program(old, new)

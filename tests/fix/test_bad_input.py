@@ -89,7 +89,7 @@ def test_a_notebook_is_shown_cell_by_cell(tmp_path: Path) -> None:
     path = tmp_path / "train.ipynb"
     path.write_text(json.dumps({"nbformat": 4, "cells": cells}))
     before = path.read_bytes()
-    done = fix(tmp_path, "--apply", "train.ipynb")
+    done = fix(tmp_path, "--apply", "--tries", "1", "train.ipynb")
     assert done.stdout.startswith("verified"), done.stderr
     assert "--- a/train.ipynb, cell 3\n+++ b/train.ipynb, cell 3\n" in done.stdout
     assert "-y *= 2\n+y = y * 2\n" in done.stdout
@@ -111,7 +111,7 @@ def test_a_read_only_file(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     path.write_text(STALE)
     path.chmod(0o444)
-    done = fix(tmp_path, "--apply", "train.py")
+    done = fix(tmp_path, "--apply", "--tries", "1", "train.py")
     assert done.returncode == 2
     assert last_line(done).endswith("train.py may not be written; nothing was written")
     assert path.read_text() == STALE
@@ -122,7 +122,7 @@ def test_a_file_that_changed_since(tmp_path: Path) -> None:
     """It is edited while the patch is tried: here by the program itself."""
     path = tmp_path / "train.py"
     path.write_text(STALE + "open(__file__, 'a').write('# edited\\n')\n")
-    done = fix(tmp_path, "--apply", "train.py")
+    done = fix(tmp_path, "--apply", "--tries", "1", "train.py")
     assert done.stdout.startswith("verified"), done.stderr
     assert "has changed since it was tried; nothing was written" in last_line(done)
     assert done.returncode == 2

@@ -37,18 +37,20 @@ def candidates(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+# Without an optimizer: its first step takes torch as long as its import, in each of the runs.
 STALE = """
 import torch
 from torch import nn
 
 net = nn.Sequential(nn.Linear(3, 4), nn.Sigmoid())
-opt = torch.optim.SGD(net.parameters(), 0.1)
 for _ in range(3):
     y = net(torch.rand(2, 3))
     y *= 2  # a comment that stays
-    opt.zero_grad()
+    net.zero_grad()
     y.sum().backward()
-    opt.step()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight -= 0.1 * weight.grad
 """
 
 
@@ -73,7 +75,7 @@ def test_apply_writes_keeps_the_mode_and_tells_the_way_back(tmp_path: Path) -> N
     path = write(tmp_path, STALE)
     before = path.read_bytes()
     path.chmod(0o750)
-    done = fix(tmp_path, "--apply", "train.py")
+    done = fix(tmp_path, "--apply", "--tries", "1", "train.py")
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == before.replace(b"y *= 2", b"y = y * 2")
     assert stat.S_IMODE(path.stat().st_mode) == 0o750
@@ -93,7 +95,7 @@ def test_a_fault_in_an_imported_module(tmp_path: Path) -> None:
         """,
     )
     subprocess.run([sys.executable, "-c", "import helper"], cwd=tmp_path, check=True)  # bytecode
-    done = fix(tmp_path, "--json", "out.json", "train.py")
+    done = fix(tmp_path, "--json", "out.json", "--tries", "1", "train.py")
     assert done.returncode == 0, done.stderr
     (path,) = candidates(tmp_path / "out.json")[0]["files"]
     assert path.endswith("helper.py")
@@ -126,7 +128,7 @@ def test_moving_a_step_changes_the_meaning_and_says_so(tmp_path: Path) -> None:
     assert "nothing was written" in done.stderr
     best = candidates(tmp_path / "out.json")[0]
     assert best["level"] == "changes-meaning"
-    done = fix(tmp_path, "--apply", "--changes-meaning", "train.py")
+    done = fix(tmp_path, "--apply", "--changes-meaning", "--tries", "1", "train.py")
     assert path.read_bytes() != before
 
 
@@ -176,7 +178,7 @@ def test_code_of_dash_c_is_shown_and_not_written(tmp_path: Path) -> None:
         "y.sum().backward()",
     )
     code = "\n".join(lines)
-    done = fix(tmp_path, "--apply", "-c", code)
+    done = fix(tmp_path, "--apply", "--tries", "1", "-c", code)
     assert "+y = y + 1" in done.stdout
     assert "no file that could be changed" in done.stderr
     assert done.returncode == 2
@@ -185,7 +187,7 @@ def test_code_of_dash_c_is_shown_and_not_written(tmp_path: Path) -> None:
 def test_what_it_reads_from_stdin_is_there_each_time(tmp_path: Path) -> None:
     text = "import sys\nassert sys.stdin.read() == 'given'\n" + STALE
     (tmp_path / "train.py").write_text(text)
-    assert fix(tmp_path, "train.py", stdin="given").returncode == 0
+    assert fix(tmp_path, "--tries", "1", "train.py", stdin="given").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -280,9 +282,9 @@ def test_a_write_through_data_is_never_verified(tmp_path: Path) -> None:
 
 def test_a_fork_and_a_syntax_error_are_one_line(tmp_path: Path) -> None:
     write(
-        tmp_path, STALE.replace("opt = ", "import os\nif not os.fork():\n    os._exit(0)\nopt = ")
+        tmp_path, STALE.replace("for _", "import os\nif not os.fork():\n    os._exit(0)\nfor _", 1)
     )
-    done = fix(tmp_path, "train.py")
+    done = fix(tmp_path, "--tries", "1", "train.py")
     assert done.stdout.startswith("verified"), done.stderr
     write(tmp_path, "import torch\nx = (\n", "broken.py")
     done = fix(tmp_path, "broken.py")

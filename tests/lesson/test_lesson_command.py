@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gradext.commands import main
 from gradext.lesson import core
 
 ENVIRONMENT = {
@@ -83,7 +84,7 @@ def test_an_ascii_stream_on_a_terminal() -> None:
     assert "\x1b[" in done.stdout
 
 
-def test_list_names_every_claim() -> None:
+def test_list_names_every_claim(capsys: pytest.CaptureFixture[str]) -> None:
     done = lesson("--list")
     assert done.returncode == 0
     listed = " ".join(done.stdout.split())
@@ -93,7 +94,8 @@ def test_list_names_every_claim() -> None:
             mark = {"true": "+", "false": "x", "depends": "?"}[claim.stated]
             assert f"{claim.number} {mark} {claim.text}" in listed
 
-    listing = json.loads(lesson("--list", "--json").stdout)
+    assert main(["lesson", "--list", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
     assert [chapter["number"] for chapter in listing["chapters"]] == [1, 2, 3, 4, 5, 6]
 
 
@@ -134,13 +136,18 @@ def test_json_is_all_there_is_on_stdout() -> None:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments: list[str], says: str, tmp_path: Path
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = lesson(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"gradext lesson: {says}")
-    assert done.stderr.count("\n") == 1
+    assert main(["lesson", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"gradext lesson: {says}")
+    assert err.count("\n") == 1
+
+
+def test_bad_input_ends_the_process_with_2() -> None:
+    done = lesson("9")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -204,13 +211,14 @@ def test_notebook_is_written(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["nbformat"] == 4
 
 
-def test_one_claim_runs_alone_and_the_next_is_named() -> None:
+def test_one_claim_runs_alone_and_the_next_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     done = lesson("3.8")
     assert done.returncode == 0
     assert "1 claim, 1 as expected" in done.stdout
     assert "\n3.8  x backward() passes" in done.stdout
     assert done.stdout.endswith("Next: gradext lesson 3.9\n")
-    report = json.loads(lesson("--json", "6.2", "3.8", "6.2").stdout)
+    assert main(["lesson", "--json", "6.2", "3.8", "6.2"]) == 0
+    report = json.loads(capsys.readouterr().out)
     assert [claim["number"] for claim in report["claims"]] == ["3.8", "6.2"]
 
 
@@ -237,22 +245,22 @@ def test_a_terminal_gets_a_pager(tmp_path: Path, words: list[str], paged: bool) 
     pager = tmp_path / "pager"
     pager.write_text(f"#!/bin/sh\necho paged\ncat > {tmp_path}/seen\n")
     pager.chmod(0o755)
-    main, side = pty.openpty()
+    near, far = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "gradext", "lesson", *words],
-        stdin=side,
-        stdout=side,
-        stderr=side,
+        stdin=far,
+        stdout=far,
+        stderr=far,
         env={**ENVIRONMENT, "PAGER": str(pager), "TERM": "xterm"},
     )
-    os.close(side)
+    os.close(far)
     shown = b""
     try:
-        while chunk := os.read(main, 4096):
+        while chunk := os.read(near, 4096):
             shown += chunk
     except OSError:
         pass  # the other end is closed
-    os.close(main)
+    os.close(near)
     assert process.wait(timeout=120) == 0
     assert (b"paged" in shown) is paged
     assert (tmp_path / "seen").is_file() is paged

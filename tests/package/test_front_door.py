@@ -152,6 +152,24 @@ def test_a_word_that_is_no_command_gets_a_hint(tmp_path, word, said):
     assert done.stderr.splitlines()[-1] == f"gradext: error: {said}"
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["explain", "GX101"], 0),
+        (["completion", "bash"], 0),
+        (["bench", "speed"], 2),
+        (["fix", "--tries", "0", "train.py"], 2),
+        (["report", "no.json"], 2),
+    ],
+)
+def test_a_command_that_computes_nothing_does_not_wait_for_torch(tmp_path, words, code):
+    done = python("-X", "importtime", "-m", "gradext", *words, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert " gradext.commands\n" in done.stderr  # so that its imports are told there
+    assert " torch\n" not in done.stderr
+
+
 def test_a_word_like_none_is_left_to_argparse(tmp_path):
     done = python("-m", "gradext", "nonsense", cwd=tmp_path)
     assert done.returncode == 2

@@ -320,6 +320,8 @@ def attribute_name(
     if depth == 0 or len(gc.get_objects()) > _MOST_SEARCHED:
         return None
     for holder in gc.get_referrers(thing):
+        if _is_ours(holder):
+            continue  # what gradext has collected is nothing that the program has named
         of_object = dict_of(holder)
         if type(of_object) is dict and not issubclass(type(holder), (type, types.ModuleType)):
             # Python 3.11 and newer keep the attributes of most objects in no dict until it is asked
@@ -333,7 +335,8 @@ def attribute_name(
             if key is None:
                 continue
             for owner in gc.get_referrers(holder):
-                if dict_of(owner) is holder and not issubclass(type(owner), type):
+                is_object = dict_of(owner) is holder and not issubclass(type(owner), type)
+                if is_object and not _is_ours(owner):
                     name = variables.get(id(owner)) or type(owner).__name__
                     return f"{name}.{key}"
         elif (type(holder) is list or type(holder) is tuple) and id(holder) not in ours:
@@ -344,6 +347,10 @@ def attribute_name(
                     if found:
                         return f"{found}[{index}]"
     return None
+
+
+def _is_ours(thing: Any) -> bool:
+    return str(type(thing).__module__).partition(".")[0] == "gradext"
 
 
 def child_path(path: str, name: str, dot: str = "") -> str:

@@ -17,6 +17,7 @@ from gradext.source import syntax
 _ROUNDS = 8  # of following; each goes through all statements of a function
 _INSIDE = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 _WRITES_FIRST = {"copyto", "put", "place", "putmask", "memmove", "pack_into"}
+_MAKES = ("__init__", "__post_init__", "__enter__")
 _OBJECTS = ("self", "cls")  # too much hangs on them to be followed as a whole
 
 
@@ -40,6 +41,10 @@ class ValueFlow:
         if key not in self._answers:
             self._answers[key] = self._leads(outer, inner)
         return self._answers[key]
+
+    def returns(self, frame: Frame) -> bool:
+        """Whether what a line of a function computes is what the function returns."""
+        return self._escapes([frame]) == set()
 
     def _leads(self, outer: Sequence[Frame], inner: Sequence[Frame]) -> bool:
         at = 0
@@ -74,10 +79,9 @@ class ValueFlow:
             if ways is None:
                 return set()
             if ways:  # through attributes of an object: of this one, or of whose method was called
-                called = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
-                owners = (c.value for c in called if isinstance(c, ast.Attribute))
-                texts = map(_dotted, owners)
-                start |= ways | {text for text in texts if text not in (None, *_OBJECTS)}
+                if not self._hands_on_its_object(deeper[0]):
+                    start.clear()  # what the call returns has not got the value
+                start |= ways | _objects_called(node, ways)
         return self._closure(here, start)
 
     def _escapes(self, frames: Sequence[Frame]) -> set[str] | None:
@@ -112,6 +116,18 @@ class ValueFlow:
                 return None
         return ways
 
+    def _hands_on_its_object(self, frame: Frame) -> bool:
+        """Whether a call of a method gives its object: `Batch(x)`, or one with `return self`."""
+        if frame.function.rsplit(".", 1)[-1] in _MAKES:
+            return True
+        function = self._line(frame).function.node
+        return any(
+            isinstance(part, ast.Return)
+            and isinstance(part.value, ast.Name)
+            and part.value.id in _OBJECTS
+            for part in _parts(function)
+        )
+
     def _closure(self, frame: Frame, start: Iterable[str]) -> set[str]:
         """`start`, and all names of the frame's function that are made of those."""
         followed = {name for name in start if name not in _OBJECTS}
@@ -142,6 +158,19 @@ class ValueFlow:
             return _Line(None, frozenset(), frozenset(), function)
         node = around[-1]
         return _Line(node, frozenset(_reads(node)), frozenset(_targets(node)), function)
+
+
+def _objects_called(node: ast.stmt, ways: Iterable[str]) -> set[str]:
+    """Whose methods a statement calls: `a` of `a.f(x)`; and `net.aux` of `net(x)`, for `self.aux`.
+
+    What is called may be a function as well: then nothing reads an attribute of that name.
+    """
+    called = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+    owners = {_dotted(c.value) for c in called if isinstance(c, ast.Attribute)}
+    objects = {text for text in owners if text is not None and text not in _OBJECTS}
+    for text in filter(None, map(_dotted, called)):
+        objects |= {f"{text}.{way.removeprefix('self.')}" for way in ways}
+    return objects
 
 
 _Place = tuple[str, str, int]

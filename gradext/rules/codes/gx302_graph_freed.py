@@ -15,7 +15,7 @@ from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
 from gradext.rules.rewrite import carried, detach
-from gradext.rules.wording import node_sites
+from gradext.rules.wording import holders, node_sites
 from gradext.rules.wording.held_by_modules import module_with, named_modules
 from gradext.rules.wording.loops import runs_again
 from gradext.rules.wording.lost_events import lost
@@ -103,9 +103,16 @@ def freed(
         # `h` of `h, state = rnn(x, state)` was used up, and `state` itself, made beside it, not.
         named = _named_above(graph, index, call, names) or node
         name = names.of_node(named.id)
+    kept = None
+    if name is None and call is not None and outer is not None:
+        kept = holders.kept_at(data, graph, index, call)
+    if kept is not None:
+        named, name = kept.node, kept.target
     what = f"`{name}`" if name else "this result"
     made = node_sites.site_of(data, named, f"{what} leads back into the graph that was freed")
-    if made is not None:
+    if kept is not None and made is not None:
+        made = holders.moved_to(made, kept.frame)
+    elif made is not None:
         made = detach.assigning(made, name, _running())
     linking = (
         node_sites.site_of(data, outer, f"{op_names.of_node(outer.name)} uses it again")
@@ -119,7 +126,7 @@ def freed(
     twice = call is not None and _adds_twice(node, call, whole, first, again)
     # `loss += task(x)` after the first call: the sum is to start anew, and both calls are meant.
     twice = twice and not (linking is not None and _is_carried_on(linking))
-    taken, kept = (first, again) if twice and _has_more(graph, index) else (again, first)
+    taken, other = (first, again) if twice and _has_more(graph, index) else (again, first)
     if twice:
         culprits = sites.distinct([taken])
         message = (
@@ -142,7 +149,7 @@ def freed(
     below = _freed_below(graph, index)
     victims = sites.distinct(
         [
-            kept if twice else None,
+            other if twice else None,
             maker,
             *(node_sites.site_of(data, graph.nodes[other], "") for _, other in entries[1:8]),
             *(
@@ -181,8 +188,8 @@ def freed(
             culprits=culprits,
             victims=victims,
             fix=(
-                _one_too_many(taken, kept, first)
-                if twice and taken is not None and kept is not None and first is not None
+                _one_too_many(taken, other, first)
+                if twice and taken is not None and other is not None and first is not None
                 else _fix(data, node, name, whole, (made, maker, linking, first, again))
             ),
             notes=tuple(notes),
@@ -423,7 +430,8 @@ def _fix(
             f"each iteration; or, if nothing below it is to be trained, {detached} there"
         )
     path = carried.path_of(made, target) if target else ""
-    cut = carried.cut(path, live_frames.frames_above())
+    live = live_frames.frames_above()
+    cut = carried.cut(path, live) or carried.cut_entries(path, live)
     spoken = f"`{path}`" if cut is not None else spoken
     cut = cut or f"{detached}{use}"
     return f"cut the history of {spoken}, made at {line}, between the iterations: {cut}"

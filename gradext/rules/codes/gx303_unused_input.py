@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradext.base import package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
-from gradext.recording.events import Flow
+from gradext.recording.events import CUT, TO_PYTHON, Flow
 from gradext.rules.graph_copy import Graph
 from gradext.rules.wording import constants, cuts, node_sites
+from gradext.rules.wording.chains import Step
 from gradext.rules.wording.cuts import Cut
 from gradext.source import sites
 
@@ -59,6 +60,8 @@ def unused_input(
     ended = None
     if unused and data is not None and graph is not None and names is not None:
         ended = _where_it_ends(data, graph, call, unused[0])
+    if ended is None and unused and data is not None:
+        ended = _only_loss(data, unused[0])
     ends_at = ended.cut.sites if ended is not None else ()
     culprits = sites.distinct([*ends_at, made]) or sites.distinct([asks])
     victims: tuple[Site, ...] = ()
@@ -79,7 +82,13 @@ def unused_input(
     notes = []
     if ended is not None and data is not None:
         line = sites.where(ended.cut.sites[0].frame)
-        if ended.is_sure:
+        if ended.is_by_itself:
+            message = (
+                f"{unused[0].text} is not part of the graph that the outputs were computed from, "
+                f"and what was computed from it lost its history at {ended.cut.what}, {line}."
+            )
+            notes.append(f"that the outputs come from there is not known, but {_ONLY_LOSS}")
+        elif ended.is_sure:
             message = (
                 f"The outputs depend on {unused[0].text} in no way that has a gradient: its path "
                 f"to them ends at {ended.cut.what}, {line}."
@@ -127,6 +136,40 @@ def _where_it_ends(data: Data, graph: Graph, call: Any, wanted: _Unused) -> _End
     return min(ends, key=lambda end: (not end.is_sure, end.cut.step.depth), default=None)
 
 
+_ONLY_LOSS = "on no other line a history was lost that leads to it"
+_MOST_LOSSES = 2_048  # of the latest; each asks for the leaves behind it
+
+
+def _only_loss(data: Data, wanted: _Unused) -> _End | None:
+    """The one line on which something computed from a leaf has lost its history.
+
+    For graphs that do not tell of their constants: an op that computes with what it was handed and
+    has parameters of its own (a GRU), or a sum with something that has a gradient.
+    """
+    if wanted.node is not None:
+        return None
+    found: dict[tuple[str, int], Cut] = {}
+    printed = {number for flow in data.flows_with(TO_PYTHON) for number in flow.parents}
+    for flow in data.flows_with(CUT, _MOST_LOSSES)[::-1]:
+        if (
+            flow.has(TO_PYTHON)
+            or flow.number in printed
+            or wanted.tensor
+            not in {
+                flow.source,
+                *(leaf for leaf, _, _ in _C.leaves_behind(flow.number)),
+            }
+        ):
+            continue
+        told = cuts.describe(data, Step(flow, None, 0, is_past_cut=False))
+        if told is None or told.mode is not None or not told.sites:
+            continue  # without grad mode a constant is meant
+        found.setdefault(sites.line_of(told.sites[0]), told)
+    if len(found) != 1:
+        return None
+    return _End(next(iter(found.values())), is_sure=False, is_by_itself=True)
+
+
 def _lies_behind(cut: Flow, wanted: _Unused) -> bool | None:
     """Whether what was cut off was computed from the input; None where nobody knows."""
     known = _C.leaves_behind(cut.number)
@@ -163,10 +206,14 @@ def _leaves_in(rows: Sequence[Any]) -> set[int]:
 
 
 class _End(NamedTuple):
-    """`is_sure`: the value that was cut off is known to be the input, or computed from it."""
+    """`is_sure`: the value that was cut off is known to be the input, or computed from it.
+
+    `is_by_itself`: it was found as the only one of the input, and not on a way from the outputs.
+    """
 
     cut: Cut
     is_sure: bool
+    is_by_itself: bool = False
 
 
 def _allow(asks: Site | None) -> str:

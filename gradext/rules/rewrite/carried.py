@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gradext.base import package
+from gradext.base import package, raw
 from gradext.diagnosis.model import Frame, Site
 from gradext.objects import naming
 from gradext.rules.rewrite import detach, order_of_calls
@@ -47,6 +47,56 @@ def cut(name: str, live: Sequence[Any]) -> str | None:
             continue
         return f"`{_detached(name)}` below {_below(place)}"
     return None
+
+
+def cut_entries(name: str, live: Sequence[Any]) -> str | None:
+    """cut() of an entry `states[i]`: of all entries, in the container that a loop's frame has.
+
+    They are put into the container itself, for whoever has it under another name.
+    """
+    owner = name.split("[")[0]
+    if "[" not in name or not _PATH.fullmatch(owner):
+        return None
+    root, *attributes = owner.split(".")
+    for frame in live:
+        if not package.is_user_file(frame.f_code.co_filename):
+            continue
+        place = Frame(frame.f_code.co_filename, frame.f_lineno, "")
+        if _loop_around(place) is None or not _is_known(frame, root):
+            continue
+        held = dict(naming.locals_of(frame))
+        value = held.get(root, frame.f_globals.get(root))
+        for attribute in attributes:
+            value = _attribute(value, attribute)
+        each = _each_detached(value)
+        if each is None:
+            continue
+        entries = f"{{k: {each} for k, t in {owner}.items()}}"
+        told = f"{owner}.update({entries})"
+        if type(value) is list:
+            told = f"{owner}[:] = [{each} for t in {owner}]"
+        return f"`{told}` below {_below(place)}"
+    return None
+
+
+def _attribute(value: Any, name: str) -> Any:
+    held = raw.dict_of(value)
+    return held.get(name) if type(held) is dict else None
+
+
+def _each_detached(container: Any) -> str | None:
+    """What an entry `t` becomes without history; None where the entries are not alike."""
+    if type(container) is not dict and type(container) is not list:
+        return None
+    entries = [*(container.values() if type(container) is dict else container)]
+    if entries and all(naming.identity_of(entry) is not None for entry in entries):
+        return "t.detach()"
+    kinds = {type(entry) for entry in entries}
+    if kinds not in ({tuple}, {list}):
+        return None
+    if not all(naming.identity_of(part) is not None for entry in entries for part in entry):
+        return None
+    return "tuple(s.detach() for s in t)" if kinds == {tuple} else "[s.detach() for s in t]"
 
 
 def _is_known(frame: Any, root: str) -> bool:

@@ -28,6 +28,8 @@ def kept(diagnoses: Iterable[Diagnosis]) -> list[Diagnosis]:
 def silences(diagnosis: Diagnosis) -> bool:
     """Whether a comment on a culprit's or a victim's line names the code, or no code at all."""
     for site in (*diagnosis.culprits, *diagnosis.victims):
+        if not _has_comments(site.frame.file):
+            continue
         first, last = site.frame.line, site.frame.end_line or site.frame.line
         for line in range(first, min(last, first + 100) + 1):
             text = source_lines.getline(site.frame.file, line)
@@ -38,3 +40,20 @@ def silences(diagnosis: Diagnosis) -> bool:
             if not codes or diagnosis.code in codes:
                 return True
     return False
+
+
+# Per file the lines that were looked through, and whether one of them speaks of gradext: a finding
+# that is told again and again is asked about again and again.
+_looked: dict[str, tuple[list[str], bool]] = {}
+_MOST = 256  # files
+
+
+def _has_comments(file: str) -> bool:
+    lines = source_lines.getlines(file)
+    known = _looked.get(file)
+    if known is None or known[0] is not lines:  # the same list: linecache makes one for each text
+        known = (lines, any("gradext:" in line for line in lines))
+        if len(_looked) >= _MOST:
+            _looked.clear()
+        _looked[file] = known
+    return known[1]

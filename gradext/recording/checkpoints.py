@@ -159,8 +159,8 @@ def on_begin(frame: Any, *_: Any) -> None:
 
 def on_recompute(frame: Any) -> None:
     """Before a recompute asks for the inputs that the checkpoint has saved."""
-    notes = notes_of(frame)
-    if notes is not None:
+    notes = frame.metadata_fn  # of a frame that torch has just handed over
+    if type(notes) is Notes:
         notes.log.begin()
 
 
@@ -181,8 +181,8 @@ def on_recomputed(frame: Any, backward: Any) -> None:
 
 
 def _differences(frame: Any, backward: Any) -> list[Diagnosis]:
-    notes = notes_of(frame)
-    if notes is None or not running.recordings or frame.ignore_saved_mismatch:
+    notes = frame.metadata_fn
+    if type(notes) is not Notes or not running.recordings or frame.ignore_saved_mismatch:
         return []
     holders = frame.weak_holders
     if len(notes.log) != len(holders) or frame.recomp_counter.get(backward) != len(holders):
@@ -214,14 +214,15 @@ def _differences(frame: Any, backward: Any) -> list[Diagnosis]:
 
 def _of_function(recompute: Any) -> tuple[Any, bool]:
     """The checkpointed function, and whether random numbers are put back: as its closure has it."""
-    code, cells = recompute.__code__, recompute.__closure__ or ()
-    held = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
+    names, cells = recompute.__code__.co_freevars, recompute.__closure__ or ()
+
+    def held(name: str) -> Any:
         try:
-            held[name] = cell.cell_contents
-        except ValueError:  # empty
-            continue
-    return held.get("fn"), held.get("preserve_rng_state", True) is not False
+            return cells[names.index(name)].cell_contents
+        except (ValueError, IndexError):  # there is none of that name, or it is empty
+            return None
+
+    return held("fn"), held("preserve_rng_state") is not False
 
 
 def _explain(

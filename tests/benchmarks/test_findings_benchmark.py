@@ -22,10 +22,9 @@ def benchmark(load_script):
 
 
 FAULT = "GX101, a caught error"
-# The codes that a running program meets; GX204 is found by an audit. Not measured yet: GX107, GX305
-# and GX406.
-NOT_YET = ("GX107", "GX305", "GX406")
-CODES = {code for code in ALL_CODES if code not in ("GX204", "GX405", *NOT_YET)}
+# The codes that a running program meets; GX204 is found by an audit. GX305 and GX406 are not
+# measured yet: benchmarks/findings_faults.py.
+CODES = {code for code in ALL_CODES if code not in ("GX204", "GX305", "GX405", "GX406")}
 
 
 def test_every_code_of_a_running_program_is_tried(benchmark):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import gradext
+from gradext.diagnosis import ignore_comments
+from gradext.diagnosis.model import Diagnosis, Frame, Site
 
 OVERLAP = """
 import torch
@@ -117,3 +120,29 @@ def test_a_guard_keeps_quiet(tmp_path, comment):
 def test_a_guard_says_what_is_wrong_all_the_same(tmp_path):
     text = SAVED.format(comment="  # gradext: ignore")
     assert guarded(tmp_path, text) == (["GX401"], ["GX401"])
+
+
+@pytest.mark.parametrize("way", ["another text", "no file yet", "in memory"])
+def test_a_text_that_changed_is_read_again(tmp_path, way):
+    file = tmp_path / "cell.py"
+    name = f"<{file}>" if way == "in memory" else str(file)
+
+    def write(text: str) -> None:
+        if way == "in memory":  # as a notebook's cell that is run again under its name
+            linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+            return
+        file.write_text(text)
+        linecache.checkcache(name)
+
+    def is_silenced() -> bool:
+        frame = Frame(name, 1, "step")
+        return ignore_comments.silences(Diagnosis("GX304", victims=(Site(frame),)))
+
+    if way != "no file yet":
+        write("y = x.detach()\n")
+    assert not is_silenced()
+    write("y = x.detach()  # gradext: ignore\n")
+    assert is_silenced()
+    assert is_silenced()
+    write("y = x.detach()  # gradext: ignore[GX101]\n")
+    assert not is_silenced()

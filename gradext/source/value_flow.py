@@ -17,6 +17,9 @@ from gradext.source import syntax
 _ROUNDS = 8  # of following; each goes through all statements of a function
 _INSIDE = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 _WRITES_FIRST = {"copyto", "put", "place", "putmask", "memmove", "pack_into"}
+# Calls whose result is the memory of what they are given, and methods that give that on.
+_OF_MEMORY = {"frombuffer", "from_numpy", "ndarray", "memoryview", "asarray", "as_tensor", "numpy"}
+_OF_VIEWS = {"reshape", "view", "ravel", "squeeze", "unsqueeze", "transpose", "permute", "cast"}
 _MAKES = ("__init__", "__post_init__", "__enter__")
 _OBJECTS = ("self", "cls")  # too much hangs on them to be followed as a whole
 
@@ -186,13 +189,12 @@ class _Function(NamedTuple):
     @classmethod
     def of(cls, node: ast.AST | None) -> _Function:
         parts = [*_parts(node)]
+        statements = [part for part in parts if isinstance(part, ast.stmt)]
+        ways = [(_reads(each), _targets(each) - {*_OBJECTS}) for each in statements]
+        ways += [way for each in statements for way in _shared_memory(each)]
         return cls(
             node,
-            tuple(
-                (frozenset(_reads(part)), frozenset(_targets(part) - {*_OBJECTS}))
-                for part in parts
-                if isinstance(part, ast.stmt)
-            ),
+            tuple((frozenset(reads), frozenset(targets)) for reads, targets in ways),
             tuple(
                 frozenset(_reads(part.value))
                 for part in parts
@@ -286,6 +288,30 @@ def _targets(node: ast.AST) -> set[str]:
             if is_whole and isinstance(called, ast.Attribute) and part.args:
                 targets.append(called.value)  # `losses.append(x)`
     return set(_names_of(targets))
+
+
+def _shared_memory(node: ast.stmt) -> Iterator[tuple[set[str], set[str]]]:
+    """`ours = np.frombuffer(memory).reshape(2, 3)`: what is written to `ours` is in `memory`."""
+    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+        return
+    ours, value = _dotted(node.targets[0]), node.value
+    while isinstance(value, ast.Call):
+        called = value.func
+        name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+        words = {word.arg: word.value for word in value.keywords}
+        if name in _OF_MEMORY and "buffer" in words:
+            value = words["buffer"]
+        elif name in _OF_MEMORY and value.args and name != "ndarray":
+            value = value.args[0]
+        elif name in _OF_VIEWS | _OF_MEMORY and isinstance(called, ast.Attribute):
+            value = called.value
+        else:
+            return
+    while isinstance(value, ast.Subscript):
+        value = value.value
+    theirs = _dotted(value)
+    if value is not node.value and ours is not None and theirs is not None:
+        yield {ours}, {theirs}
 
 
 def _names_of(targets: Iterable[ast.AST]) -> Iterator[str]:

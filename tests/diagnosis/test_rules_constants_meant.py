@@ -111,6 +111,23 @@ SILENT = {
         loss.backward()
         opt.step()
     """,
+    "mapped_data_beside_an_output": """
+    import mmap
+    import numpy as np
+    net, aux = nn.Linear(4, 3), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*net.parameters(), *aux.parameters()], 0.1)
+    memory = mmap.mmap(-1, 6 * 4 * 4)
+    rows = np.frombuffer(memory, dtype=np.float32).reshape(6, 4)
+    x = torch.frombuffer(memory, dtype=torch.float32).view(6, 4)
+    for number in range(3):
+        rows[:] = np.random.rand(6, 4)
+        seen = aux(net(x)).detach().numpy()
+        error = np.abs(rows - seen).mean()
+        loss = net(x).pow(2).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
     "accuracy_beside_the_loss": """
     net = nn.Linear(4, 3)
     opt = torch.optim.SGD(net.parameters(), 0.1)

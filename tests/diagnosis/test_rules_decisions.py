@@ -282,7 +282,72 @@ case(
     ("torch.frombuffer(store, dtype=torch.float32).view(len(x), 6)", "store"),
     text=("rebuilt from numbers",),
 )  # fmt: skip
-
+case(
+    "GX304", "shared_memory_of_another_process", """
+    import numpy as np
+    from multiprocessing import shared_memory
+    enc, dec = nn.Linear(4, 3), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*enc.parameters(), *dec.parameters()], 0.1)
+    block = shared_memory.SharedMemory(create=True, size=5 * 3 * 4)
+    try:
+        slot = np.ndarray((5, 3), dtype=np.float32, buffer=block.buf)
+        for x in torch.rand(2, 5, 4):
+            slot[:] = enc(x).tanh().detach().numpy()  #C
+            code = torch.from_numpy(slot)
+            loss = (dec(code) - x).pow(2).mean()  #V
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+    finally:
+        slot = code = loss = None
+        block.unlink()
+    """,
+    ("slot[:] = enc(x).tanh().detach().numpy()", "code = enc(x).tanh()"),
+    ("code = torch.from_numpy(slot)", "pass"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
+case(
+    "GX304", "shared_tensor_written_through_numpy", """
+    class Worker:
+        def __init__(self):
+            self.slot = torch.zeros(5, 3).share_memory_()
+            self.memory = self.slot.numpy()
+            self.enc = nn.Linear(4, 3)
+        def fill(self, x):
+            h = self.enc(x)
+            self.memory[...] = h.detach().numpy()  #C
+            return self.slot
+    worker, dec = Worker(), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*worker.enc.parameters(), *dec.parameters()], 0.1)
+    for x in torch.rand(2, 5, 4):
+        loss = (dec(worker.fill(x)) - x).abs().sum()  #V
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
+    ("self.memory[...] = h.detach().numpy()", "pass"), ("return self.slot", "return h"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
+case(
+    "GX304", "mapped_memory_read_by_two_views", """
+    import mmap
+    import numpy as np
+    enc, dec = nn.Linear(4, 3), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*enc.parameters(), *dec.parameters()], 0.1)
+    memory = mmap.mmap(-1, 5 * 3 * 4)
+    ours = np.frombuffer(memory, dtype=np.float32).reshape(5, 3)
+    theirs = torch.frombuffer(memory, dtype=torch.float32).view(5, 3)
+    for x in torch.rand(2, 5, 4):
+        h = enc(x)
+        np.multiply(h.detach().numpy(), 2, out=ours)  #C
+        loss = (dec(theirs) - x).pow(2).mean()  #V
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
+    ("np.multiply(h.detach().numpy(), 2, out=ours)", "theirs = h * 2"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
 
 @case.broken()
 def test_broken(case: Case) -> None:

@@ -484,6 +484,10 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
       flow,
       Inputs{of.unsafeGetTensorImpl()});
   std::lock_guard lock(origins.mutex);
+  if (flow.behind != 0 && (flow.flags & kSourceIsLeaf) != 0 &&
+      !origins.leaves.are_reached(flow.behind)) {
+    flow.flags |= kTaintDecision;  // a penalty on weights may be computed from it
+  }
   if (c10::GradMode::is_enabled() && (flow.flags & kCut) != 0) {
     add_lost(flow);
     aliases_of_leaves += (flow.flags & kSourceIsLeaf) != 0;

@@ -11,7 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
@@ -23,6 +22,7 @@ from gradext.rules.wording.chains import Step
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_gradients import listed, names_lost
 from gradext.rules.wording.lost_leaves import LostLeaves
+from gradext.rules.wording.meant_cuts import goes_to_python, is_draw, is_of_data, unless_meant
 from gradext.rules.wording.owners import Owners
 from gradext.source import sites, statements
 from gradext.source.value_flow import ValueFlow
@@ -38,7 +38,6 @@ REBUILT_LEAF = _C.SUSPICIONS["REBUILT_LEAF"]
 
 _MOST_PAIRED = 64  # values that left for Python, and that came from it, of one constant
 _DECIDES = ("integer", "op", "function", "step", "draw", "drawn", "off")  # kinds of cuts
-_DRAWS = ("aten::normal", "aten::bernoulli", "aten::multinomial", "aten::poisson")
 
 
 def silent(outputs: Any, why: int, data: Data) -> list[Diagnosis | Awaited]:
@@ -327,24 +326,28 @@ def _of_constants(
         (cut, is_read)
         for found, is_read in _cuts_behind(data, merge, chain, source)
         # no_grad says that a constant is meant
-        if (cut := _unless_meant(found)).kind in ("read", "copy", "detach", *_DECIDES)
+        if (cut := unless_meant(found)).kind in ("read", "copy", "detach", *_DECIDES)
     ]
     if not cuts:
         return None
+    by_choice = None
     if merge.has(events.IS_NUMBER) and merge.source_node in graph.straight:
         # Added to the loss, it changes no gradient of anything.
         read = [
             (cut, is_read, leaves.behind(cut.step.origin))
             for cut, is_read in cuts
-            if cut.kind in ("read", "copy") or _goes_to_python(data, cut)
+            if cut.kind in ("read", "copy") or goes_to_python(data, cut) or is_of_data(cut)
         ]
         read = [entry for entry in read if entry[2]]
         if read:
             cut, is_read, behind = min(read, key=lambda entry: entry[0].step.depth)
-            term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
             line = sites.line_of(cut.sites[0])
+            for other, _, more in read:
+                behind |= more if sites.line_of(other.sites[0]) == line else {}
+            term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
             return _Told(line, term, copied=frozenset(behind)) if term is not None else None
         cuts = [(cut, is_read) for cut, is_read in cuts if cut.kind in _DECIDES]
+        by_choice = _chosen_term(data, merge, cuts, live, leaves)
     lost = [
         (cut, is_read, missed)
         for cut, is_read in cuts
@@ -353,7 +356,7 @@ def _of_constants(
         and (missed := leaves.lost(cut.step.origin, by_hand=cut.kind not in ("read", "copy")))
     ]
     if not lost:
-        return None
+        return by_choice
     cut, is_read, _ = min(lost, key=lambda entry: entry[0].step.depth)
     line = sites.line_of(cut.sites[0])
     missed = {}
@@ -375,33 +378,27 @@ def _of_constants(
     return _Told(line, awaited, frozenset() if decides else ids, ids if decides else frozenset())
 
 
-def _unless_meant(cut: Cut) -> Cut:
-    """A cut by a grad mode, as it is told where the mode does not say that a constant is meant."""
-    origin = cut.step.origin
-    if cut.kind != "no_grad" or cut.mode is None or not isinstance(origin, Flow):
-        return cut
-    if cut.mode.how in ("switch", "suspended"):
-        return dataclasses.replace(cut, kind="off")
-    if origin.op in _DRAWS and not origin.has(events.SOURCE_IS_LEAF):
-        # What is drawn of was computed with grad mode on.
-        what = f"`{op_names.bare(origin.op)}`"
-        return dataclasses.replace(cut, kind="drawn", what=what, mode=None)
-    return cut
+def _chosen_term(
+    data: Data,
+    merge: Flow,
+    cuts: Sequence[tuple[Cut, bool]],
+    live: Sequence[Any],
+    leaves: LostLeaves,
+) -> _Told | None:
+    """A term of the loss that was computed from a choice alone (argmax, a comparison).
 
-
-def _goes_to_python(data: Data, cut: Cut) -> bool:
-    """Whether the function that detached a value made a number of it.
-
-    What is detached and handed to another function is a constant by intention.
+    What was drawn is no choice: the logarithm of its prior belongs to an estimate by scores.
     """
-    here = cut.sites[0].frame
-    for step in cut.step.way():
-        origin = step.origin
-        if isinstance(origin, Flow) and origin.has(events.TO_PYTHON):
-            left = next((f for f in data.frames(origin.stack) if f.is_user), None)
-            if left is not None and (left.file, left.function) == (here.file, here.function):
-                return True
-    return False
+    chosen = [
+        (cut, is_read, behind)
+        for cut, is_read in cuts
+        if cut.kind in ("integer", "op") and (behind := leaves.behind(cut.step.origin))
+    ]
+    if not chosen or any(is_draw(cut) for cut, _ in cuts):
+        return None
+    cut, is_read, behind = min(chosen, key=lambda entry: entry[0].step.depth)
+    term = _number_term(data, merge, cut, live, [*behind.values()], is_read)
+    return _Told(sites.line_of(cut.sites[0]), term) if term is not None else None
 
 
 def _described(data: Data, step: Step, known: dict[tuple[object, ...], Cut | None]) -> Cut | None:
@@ -445,7 +442,8 @@ def _number_term(
     """A number that was computed from what is trained, as a term of the loss."""
     message = (
         f"A term of this loss is a number: {cut.what}, at {sites.where(cut.sites[0].frame)}, "
-        "took it out of the graph, so it changes no gradient."
+        f"{'has no derivative' if cut.kind in _DECIDES else 'took it out of the graph'}, so it "
+        "changes no gradient."
     )
     more = (_READ_IN_SOURCE,) if is_read else ()
     return _term(data, merge, cut, live, "the number", message, behind, more)

@@ -349,6 +349,7 @@ case(
     text=("rebuilt from numbers",),
 )  # fmt: skip
 
+
 @case.broken()
 def test_broken(case: Case) -> None:
     ran = check_broken(case)

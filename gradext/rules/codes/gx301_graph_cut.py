@@ -15,7 +15,7 @@ from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording import events
 from gradext.recording.events import FLAGS, Birth, Flow
-from gradext.rules.wording import chains
+from gradext.rules.wording import chains, other_threads
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_events import lost
 from gradext.rules.wording.lost_gradients import listed, names_lost
@@ -144,6 +144,9 @@ def _cut_diagnosis(
     if lost:
         several = len(lost) > 1
         notes.append(f"{listed(lost)} get{'' if several else 's'} no gradient because of it")
+    other_mode = other_threads.of_mode(data, cut)
+    if other_mode is not None:
+        notes.append(other_mode.note)
     also = _also_cut(data, cut)
     for other in also[:2]:
         notes.append(
@@ -159,13 +162,16 @@ def _cut_diagnosis(
             "the value came back from Python, where nobody sees what is computed: that it is this "
             "one follows from the functions that it went through"
         )
+    mends = [fix(data, each, asks) for each in (cut, *also[:1])]
+    if other_mode is not None and other_mode.help is not None:
+        mends[0] = other_mode.help
     victims = [asks, *_inputs_of(data, chain, cut), *_after(data, cut)]
     return Diagnosis(
         code="GX301",
         message=message,
         culprits=cut.sites,
         victims=sites.distinct(victims),
-        fix="; then ".join(fix(data, each, asks) for each in (cut, *also[:1])),
+        fix="; then ".join(mends),
         notes=tuple(notes),
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from gradext.base import source_lines
 
 _SHORT = 1000  # lines: a file of so many is parsed as it is
-_MOST_TREES = 128
+_MOST_LINES = 16_000  # of all trees that are kept: a tree takes about a kilobyte for each line
 _DEF = re.compile(r"[ \t]*(?:async[ \t]+)?def[ \t]")
 _HEADER = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]")
 
@@ -117,8 +117,10 @@ def _tree(file: str, lines: list[str], first: int, last: int) -> ast.Module | No
         wrapper = tree.body[0]
         tree = ast.Module(wrapper.body if isinstance(wrapper, ast.If) else tree.body, [])
     _trees[key] = (lines, tree)
-    if len(_trees) > _MOST_TREES:
-        _trees.popitem(last=False)
+    kept = sum(last - first for _, first, last in _trees)
+    while kept > _MOST_LINES and len(_trees) > 1:
+        (_, first, last), _ = _trees.popitem(last=False)
+        kept -= last - first
     return tree
 
 

@@ -12,6 +12,7 @@ from report_samples import TRAIN, at, frame, marked, save, stale, write
 
 from gradext.diagnosis.model import Frame
 from gradext.reporters.diagnosis_text import text
+from gradext.source import syntax
 
 
 def test_a_missing_file_falls_back_to_the_code_of_the_frame(folder: Path) -> None:
@@ -148,3 +149,18 @@ def test_a_working_folder_reached_through_a_link(folder: Path, tmp_path: Path) -
     link.symlink_to(tmp_path)
     place = dataclasses.replace(frame(9, "h += y"), file=str(link / "train.py"))
     assert "--> train.py:9:9 in" in text(stale((write(place),)), width=90)
+
+
+def test_trees_of_many_files_take_a_bounded_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(syntax, "_trees", type(syntax._trees)())
+    monkeypatch.setattr(syntax, "_MOST_LINES", 1000)
+    files = [tmp_path / f"part_{number}.py" for number in range(8)]
+    for number, file in enumerate(files):
+        file.write_text("".join(f"x{line} = {number}\n" for line in range(300)))
+    for file in files:
+        (found,) = syntax.statements(str(file), 7)
+        assert found.lineno == 7
+        assert sum(last - first for _, first, last in syntax._trees) <= 1000
+    assert [Path(file).name for file, _, _ in syntax._trees] == [f.name for f in files[-3:]]
+    again = syntax.around(str(files[5]), 1)
+    assert syntax.around(str(files[5]), 9) is again  # one that is asked about stays

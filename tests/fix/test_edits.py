@@ -252,6 +252,55 @@ def test_what_cuts_is_taken_out() -> None:
     assert patched(case, "what cuts") == b"loss = torch.stack([l for l in losses]).mean()\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "mended"),
+    [
+        (
+            "t = torch.tensor([0.0, end * end])\n",
+            "t = torch.stack([torch.tensor(0.0), end * end])\n",
+        ),
+        ("t = torch.tensor([-1, a, 2.5])\n", None),
+        ("t = torch.tensor([a.item(), b])\n", "t = torch.stack([a, b])\n"),
+    ],
+)
+def test_numbers_are_stacked_as_tensors(line: str, mended: str | None) -> None:
+    if mended is None:
+        mended = "t = torch.stack([torch.tensor(-1), a, torch.tensor(2.5)])\n"
+    assert patched(case_of(line, "GX304", 1), "what cuts").decode() == mended
+
+
+@pytest.mark.parametrize(
+    ("line", "mended"),
+    [
+        ("s = torch.normal(mu, sigma)\n", "s = mu + sigma * torch.randn_like(mu)\n"),
+        (
+            "return_ = torch.normal(mean=m(x), std=0.1)\n",
+            "return_ = m(x) + 0.1 * torch.randn_like(m(x))\n",
+        ),
+        (
+            "s = torch.normal(0.0, std=sd.exp())\n",
+            "s = 0.0 + sd.exp() * torch.randn_like(sd.exp())\n",
+        ),
+    ],
+)
+def test_a_normal_draw_is_reparametrised(line: str, mended: str) -> None:
+    assert patched(case_of(line, "GX304", 1), "draw with a gradient").decode() == mended
+
+
+def test_a_normal_draw_within_a_product() -> None:
+    case = case_of("s = 2 * torch.normal(a - b, c)\n", "GX304", 1)
+    mended = b"s = 2 * ((a - b) + c * torch.randn_like(a - b))\n"
+    assert patched(case, "draw with a gradient") == mended
+
+
+@pytest.mark.parametrize(
+    "line", ["s = torch.normal(0.0, 1.0, (3,))\n", "s = torch.normal(0.0, 1.0, size=(2, 3))\n"]
+)
+def test_a_draw_of_numbers_is_left_as_it_is(line: str) -> None:
+    found = strategies.propose(case_of(line, "GX304", 1))
+    assert not any("draw with a gradient" in c.title for c in found)
+
+
 def test_a_graph_is_kept_last() -> None:
     case = case_of(
         "loss.backward(\n)\nloss.backward()\n", "GX302", 1, label="this backward() freed the graph"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_what_is_carried_is_cut_after_the_backward(
         ]
     first = next(text for title, text in patches(case).items() if "after the backward" in title)
     assert [line for line in first.splitlines() if line not in text.splitlines()] == expected
+
+
+@pytest.mark.parametrize(
+    ("held", "loops"),
+    [
+        ("`states[self.index]`, an entry of `states`", ["states.items()", "enumerate(states)"]),
+        ("`mem[0]`, an entry of `mem`", ["enumerate(mem)"]),
+        ("`net.mem[i]`, an attribute of Net", ["net.mem.items()", "enumerate(net.mem)"]),
+    ],
+)
+def test_entries_may_be_tensors_or_tuples_of_them(held: str, loops: list[str]) -> None:
+    text = "net = Net()\nfor x in data:\n    net(x, states, mem)\n    loss.backward()\n"
+    case = case_of(
+        text, "GX302", {3: "leads back", 4: "this backward() freed the graph"}, failed=4,
+        message=FREED.format(held),
+    )  # fmt: skip
+    made = [c for c in strategies.propose(case) if "holds after the backward" in c.title]
+    assert [c.instead for c in made] == [False, *[True] * (2 * len(loops) - 1)]
+    texts = [case.sources.patched(c)[PATH].decode() for c in made]
+    entries = ["= entry.detach()\n", "= tuple(s.detach() for s in entry)\n"]
+    for patched, (loop, entry) in zip(texts, itertools.product(loops, entries), strict=True):
+        assert f"    for key, entry in {loop}:\n" in patched
+        assert entry in patched
 
 
 def test_what_two_losses_of_one_round_share_is_not_cut() -> None:

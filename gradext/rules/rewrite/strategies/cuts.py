@@ -61,10 +61,22 @@ def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
             ):
                 edits.append(Edit(start, source.span(given)[0], "torch.stack("))
                 edits.append(Edit(source.span(given)[1], end, ")"))
+                edits += _numbers_as_tensors(source, given)
             else:
                 edits.append(Edit(start, source.outer_span(given)[0], "("))
                 edits.append(Edit(source.outer_span(given)[1], end, ")"))
     return edits
+
+
+def _numbers_as_tensors(source: Source, given: Any) -> Iterator[Edit]:
+    """`[torch.tensor(0.0), t]` for `[0.0, t]`: only tensors can be stacked."""
+    import libcst as cst
+
+    for element in given.elements if isinstance(given, cst.List) else ():
+        value = element.value
+        bare = value.expression if isinstance(value, cst.UnaryOperation) else value
+        if isinstance(bare, (cst.Float, cst.Integer)):
+            yield source.replace(value, f"torch.tensor({source.code(value)})")
 
 
 def _stops(source: Source, statement: Any) -> bool:
@@ -233,6 +245,47 @@ class StraightThrough:
                 break
 
 
+class Reparametrised:
+    """`mean + std * torch.randn_like(mean)`: what `torch.normal(mean, std)` draws, as a sum.
+
+    Source: Kingma and Welling, "Auto-Encoding Variational Bayes" (2013), section 2.4.
+    """
+
+    codes = frozenset({"GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place, source, statement in case.statements(case.culprits[:1]):
+            for node in source.nodes(statement):
+                if not isinstance(node, cst.Call) or source.code(node.func) != "torch.normal":
+                    continue
+                given = {
+                    argument.keyword.value if argument.keyword else ("mean", "std")[number]: (
+                        source.code(argument.value)
+                    )
+                    for number, argument in enumerate(node.args[:2])
+                }
+                # A number has no shape that the noise could be of.
+                shaped = next((t for t in given.values() if not _NUMBER.fullmatch(t)), None)
+                if len(node.args) != 2 or set(given) != {"mean", "std"} or shaped is None:
+                    continue
+                mean, std = (
+                    text if _PLAIN.fullmatch(text) else f"({text})"
+                    for text in (given["mean"], given["std"])
+                )
+                made = f"{mean} + {std} * torch.randn_like({shaped})"
+                whole = isinstance(source.parent(node), (cst.Assign, cst.Return, cst.Arg))
+                title = f"draw with a gradient at {at(place)}"
+                yield candidate(
+                    title, source.path, [source.replace(node, made if whole else f"({made})")]
+                )
+
+
+_NUMBER = re.compile(r"-?[\d.]+(e-?\d+)?")
+_PLAIN = re.compile(r"[\w.]+(\([^()]*\))?")
+
+
 def _decided(source: Source, node: Any) -> str | None:
     """What a decision is made from: `a - b` of `a > b`, `x` of `x.round()`."""
     import libcst as cst
@@ -276,4 +329,10 @@ def with_keyword(source: Source, call: Any, text: str) -> Edit:
     return Edit(end, end, f", {text}")
 
 
-STRATEGIES = (CreateGraph(), WithoutTheCut(), TorchForNumpy(), StraightThrough())
+STRATEGIES = (
+    CreateGraph(),
+    Reparametrised(),
+    WithoutTheCut(),
+    TorchForNumpy(),
+    StraightThrough(),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -167,17 +168,24 @@ def _cuts_after(
     title = f"cut the history of `{name}` after the backward() at {at(place)}"
     if name.endswith("]"):
         holder, key = name[:-1].rsplit("[", 1)
-        each = f"for key, entry in {holder}.items():"
-        if key.lstrip("-").isdigit():
-            each = f"for key, entry in enumerate({holder}):"
-        text = f"{each}\n    {holder}[key] = entry.detach()"
         title = f"cut the history of what `{holder}` holds after the backward() at {at(place)}"
-        yield candidate(title, source.path, [source.insert_lines(statement, text, after=True)])
+        each = ["items()", "enumerate"] if not key.lstrip("-").isdigit() else ["enumerate"]
+        for number, (kind, entry) in enumerate(itertools.product(each, _ENTRIES)):
+            over = f"enumerate({holder})" if kind == "enumerate" else f"{holder}.items()"
+            text = f"for key, entry in {over}:\n    {holder}[key] = {entry}"
+            how = ", of tuples" if number % 2 else ""
+            named = f"{title} (by {kind}{how})" if number else title
+            edits = [source.insert_lines(statement, text, after=True)]
+            found = candidate(named, source.path, edits)
+            yield found and dataclasses.replace(found, instead=number > 0)
         return
     for text, instead in ((f"{name} = {name}.detach()", False), (several(name), True)):
         named = f"{title} (a tuple, or None)" if instead else title
         found = candidate(named, source.path, [source.insert_lines(statement, text, after=True)])
         yield found and dataclasses.replace(found, instead=instead)
+
+
+_ENTRIES = ("entry.detach()", "tuple(s.detach() for s in entry)")
 
 
 def several(name: str) -> str:

@@ -39,6 +39,12 @@ def shifted(y):
     return (y * BUFFER).sin()
 
 
+def filled(value):
+    row = torch.zeros(4)
+    row[0] = value
+    return row
+
+
 def written(grad):
     TABLE.add_(1.0)
 
@@ -163,6 +169,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "GX305, the .grad of no leaf": Fault(
         "GX305", "record", "hidden = x * 2.0\nhidden.sum().backward()\nassert hidden.grad is None"
+    ),
+    "GX107, a write that vmap refuses": Fault(
+        "GX107", "record", _caught("torch.func.vmap(filled)(x)", told=True)
     ),
     "GX401, a write through .data": Fault(
         "GX401", "record", f"{_EXP}hidden.data.add_(1.0)\nloss.backward()"

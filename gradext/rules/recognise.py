@@ -15,6 +15,7 @@ from gradext.native import _C
 from gradext.recording.findings import Finding
 from gradext.rules.codes import (
     gx102_106_refused_write,
+    gx107_transformed_write,
     gx201_203_inference_tensor,
     gx301_graph_cut,
     gx303_unused_input,
@@ -95,7 +96,7 @@ def _of_cut(error: BaseException, text: str, outputs: Any) -> Finding | None:
 def of_refusal(
     error: BaseException, recording: Recording, text: str, *, is_backward: bool = False
 ) -> Finding | None:
-    """GX102 to GX106 and GX201 to GX203, by the line that was refused and those before it.
+    """GX102 to GX107 and GX201 to GX203, by the line that was refused and those before it.
 
     None for an error of another kind, and where the recorder knows nothing of the refused call.
     """
@@ -103,7 +104,11 @@ def of_refusal(
         return None
     is_inference = gx201_203_inference_tensor.ANY.search(text) is not None
     if not is_inference and gx102_106_refused_write.ANY.search(text) is None:
-        return None
+        if gx107_transformed_write.ANY.search(text) is None:
+            return None
+        # Read from the source alone: the same lines are the same finding.
+        _, places, _, _, _ = _C.finding_refused(text, error.__traceback__, False, recording.since)
+        return None if places is None else Finding(("transformed", text, places), ())
     if not is_inference and gx102_106_refused_write.is_indirect(text):
         view = gx102_106_refused_write.view_used(error)
         if view is None:

@@ -185,3 +185,18 @@ def test_constants_that_are_meant(name: str) -> None:
     ran = run(QUIET[name].lstrip(), name)
     assert ran.error is None
     assert not ran.diagnoses, [*map(str, ran.diagnoses)]
+
+
+@pytest.mark.parametrize("draw", ["torch.normal(mu, sd)", "torch.normal(mean=mu, std=sd)"])
+def test_a_normal_draw_is_not_passed_straight_through(draw: str) -> None:
+    """`mu + (draw - mu).detach()` would train nothing of the deviation."""
+    text = (
+        "mu, log_sd = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))\n"
+        "sd, net = log_sd.exp(), nn.Linear(3, 1)\n"
+        f"loss = net({draw}).pow(2).mean()\n"
+        "loss.backward()\n"
+    )
+    found = run(text, "draws").diagnoses[0]
+    assert found.code == "GX304"
+    assert "`mean + std * torch.randn_like(std)` in place of the draw" in found.fix
+    assert ".detach()" not in found.fix

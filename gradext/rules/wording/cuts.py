@@ -317,6 +317,8 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
         return f"compute on with something differentiable at {line}: {stand_in}, or {through}"
     if cut.kind == "step":
         op = op_names.bare(cut.step.origin.op)
+        if op == "normal":  # the sum has the same value, and a gradient for both
+            return f"compute on with something differentiable at {line}: {_STAND_INS[op]}"
         past = straight_through.past_step(site, op)
         in_place = past or f"x + ({op.rstrip('_')}(x) - x).detach()"
         instead = "" if past else f" in place of `{op}(x)`"

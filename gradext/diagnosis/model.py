@@ -134,12 +134,17 @@ class Diagnosis(display.Shown):
 
     def key(self) -> tuple[object, ...]:
         """What tells one diagnosis from another: its code and its lines, not its words."""
+        known: tuple[object, ...] | None = self.__dict__.get("_key")
+        if known is not None:  # one that is told again and again is asked again and again
+            return known
 
         def lines(frames: Iterable[Frame]) -> tuple[tuple[str, int], ...]:
             return tuple((frame.file, frame.line) for frame in frames)
 
         sides = (lines(site.frame for site in sites) for sites in (self.culprits, self.victims))
-        return (self.code, *sides, lines(self.window or ()))
+        found = (self.code, *sides, lines(self.window or ()))
+        object.__setattr__(self, "_key", found)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The form that `gradext run --json` writes."""

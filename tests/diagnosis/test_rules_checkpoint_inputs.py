@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from cases import Case, Cases, check_broken, check_mended
+
+from gradext.objects import naming
 
 _cases = Cases()
 
@@ -69,6 +73,41 @@ def test_the_users_lines_are_named(case: Case) -> None:
     assert all(site.frame.file == ran.file for site in (*found.victims, *found.culprits))
     assert "checkpoint.py" not in str(found).replace("utils/checkpoint.py:", "")
     assert "checkpoint saves its input" in str(found)
+
+
+@_cases.broken()
+def test_from_the_call_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from Python 3.12 on: the frames show no variable of torch's list comprehension."""
+    shown = naming.locals_of
+
+    def without(frame: Any) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in shown(frame) if name != "arg"]
+
+    monkeypatch.setattr(naming, "locals_of", without)
+    (found,) = check_broken(case).diagnoses
+    assert {site.frame.line for site in found.victims} == case.lines("V"), str(found)
+
+
+def test_which_of_two_inputs_is_unclear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written has another name than the arguments: only the call is told of."""
+    shown = naming.locals_of
+    monkeypatch.setattr(
+        naming, "locals_of", lambda frame: [each for each in shown(frame) if each[0] != "arg"]
+    )
+    source = """
+    from torch.utils.checkpoint import checkpoint
+    def block(x, a, b):
+        return (x * a).tanh() * b
+    x, scale, shift = torch.ones(3, requires_grad=True), torch.ones(3), torch.ones(3)
+    held = [scale, shift]
+    out = checkpoint(block, x, scale, shift, use_reentrant=False)  #V
+    held[0].mul_(2)  #C
+    out.sum().backward()
+    """
+    made = Cases()
+    made("GX101", "another_name", source, text=("[3]", "run the block again"))
+    (found,) = check_broken(made[0]).diagnoses
+    assert [site.frame.line for site in found.victims] == [6]
 
 
 @_cases.broken()

@@ -302,6 +302,7 @@ from gradext.diagnosis import ignore_comments
 
 me = threading.get_ident()
 handled = []
+OURS = os.path.dirname(gradext.__file__) + os.sep  # a checkout may lie in a folder of this name
 
 
 def handler(number, frame):
@@ -426,7 +427,7 @@ with gradext.record(), gradext.guard() as guard:
             if took > 10:
                 problems.append(f"took {took:.1f} s")
             if wanted not in ("KeyboardInterrupt", "Ended"):
-                if len(handled) != 1 or os.sep + "gradext" + os.sep in handled[0]:
+                if len(handled) != 1 or handled[0].startswith(OURS):
                     problems.append(f"handled at {handled}")
             if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
                 problems.append("SIGINT has another handler")

@@ -385,9 +385,10 @@ def _from_text(
         fix = "run the script with `gradext run`, or put it under `with gradext.record():`"
         return Diagnosis("GX101", "error", message, (), where, fix, (note,))
     culprits = sites.distinct(saved_tensors.write_site(data, w, None) for w in writes)
-    given = checkpoint_inputs.of_error(error, data)
+    written = bindings.written_name(culprits[0]) if culprits else None
+    given = checkpoint_inputs.of_error(error, data, written)
     if given is not None and wanted is not None:
-        return _of_checkpoint(given, wanted, culprits)
+        return _of_checkpoint(given, wanted, culprits, written)
     note = "the node that saved it shows nothing of what it saved (a C++ autograd Function)"
     if late:
         note = "the graph is not at hand any more: these writes fit the versions and the size"
@@ -398,10 +399,12 @@ def _from_text(
 
 
 def _of_checkpoint(
-    given: checkpoint_inputs.Input, wanted: re.Match[str], culprits: tuple[Site, ...]
+    given: checkpoint_inputs.Input,
+    wanted: re.Match[str],
+    culprits: tuple[Site, ...],
+    written: str | None,
 ) -> Diagnosis:
     """An input of a checkpoint: backward needs it once more, as it was, to run the block again."""
-    written = bindings.written_name(culprits[0]) if culprits else None
     name = given.name or written
     spoken = f"`{name}` [{wanted['sizes']}]" if name else f"A [{wanted['sizes']}] tensor"
     call = given.call

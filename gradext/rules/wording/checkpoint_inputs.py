@@ -35,8 +35,12 @@ class Input(NamedTuple):
     use: Site | None
 
 
-def of_error(error: BaseException, data: Data) -> Input | None:
-    """The input that torch refused to hand to the block; None for an error from elsewhere."""
+def of_error(error: BaseException, data: Data, written: str | None) -> Input | None:
+    """The input that torch refused to hand to the block; None for an error from elsewhere.
+
+    Args:
+        written: what the source calls the tensor that was written since, where that is known.
+    """
     running = live_frames.frames_of_error(error)
     for number, frame in enumerate(running):
         if frame.f_code.co_name != "get_inputs" or not _is_torchs(frame.f_code.co_filename):
@@ -46,8 +50,8 @@ def of_error(error: BaseException, data: Data) -> Input | None:
         if notes is None:
             return None
         inner = [dict(naming.locals_of(one)).get("arg") for one in running[: number + 1]]
-        function, parameter = _parameter(owner, inner)
         call = sites.site(data.frames(notes.log.begun))
+        function, parameter = _parameter(owner, inner, _position(call, written))
         return Input(parameter, call, _use(notes, function, parameter, data))
     return None
 
@@ -56,7 +60,29 @@ def _is_torchs(file: str) -> bool:
     return file.replace("\\", "/").endswith(_FILE)
 
 
-def _parameter(owner: Any, asked: list[Any]) -> tuple[types.CodeType | None, str | None]:
+def _position(call: Site | None, name: str | None) -> int | None:
+    """Which argument of the block `name` is in the call of checkpoint(), from 0; None if unclear.
+
+    From Python 3.12 on the error's frames show no variable of a list comprehension, which is where
+    torch asks for each input.
+    """
+    held = syntax.statements(call.frame.file, call.frame.line) if call is not None else []
+    calls = [
+        node
+        for node in (ast.walk(held[-1]) if held else ())
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", "")) == "checkpoint"
+        and not any(isinstance(given, ast.Starred) for given in node.args)
+    ]
+    if len(calls) != 1 or name is None:
+        return None
+    found = [n for n, given in enumerate(calls[0].args[1:]) if ast.unparse(given) == name]
+    return found[0] if len(found) == 1 else None
+
+
+def _parameter(
+    owner: Any, asked: list[Any], position: int | None
+) -> tuple[types.CodeType | None, str | None]:
     """(the block's code, the name of the parameter that the refused input is given for)."""
     code, own = _code_of(checkpoints.function_of(raw.attribute(owner, "recompute_fn")))
     inputs = raw.attribute(owner, "saved_args")
@@ -64,7 +90,8 @@ def _parameter(owner: Any, asked: list[Any]) -> tuple[types.CodeType | None, str
         return code, None
     # torch.autograd's SavedTensor; what is no tensor stands there as it is.
     saved = [n for n, one in enumerate(inputs) if raw.type_name(type(one)).endswith("SavedTensor")]
-    at = [n for n in saved if any(inputs[n] is one for one in asked)] or saved
+    at = [n for n in saved if any(inputs[n] is one for one in asked)]
+    at = at or [n for n in saved if n == position] or saved
     if len(at) != 1 or at[0] + own >= code.co_argcount:
         return code, None
     return code, code.co_varnames[at[0] + own]

@@ -45,17 +45,6 @@ def _leave_the_past_alone() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _folder_of_inner_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A pytest that a test starts keeps its folders apart from those of other runs.
-
-    Each run of pytest removes old folders; two that remove the same one at once print a warning.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.mktemp("inner")))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def _restore_global_state() -> Iterator[None]:
     """A test may seed, switch grad mode or the default dtype; the next one must not see it."""

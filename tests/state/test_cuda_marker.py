@@ -44,7 +44,9 @@ def test_the_skip_is_a_failure_where_a_gpu_is_required(
         cwd=tmp_path,
         env=os.environ | hidden,
     )
-    assert summary in done.stdout
+    # Each by itself: a package that is installed beside may have warned of something as well.
+    for count in summary.split(", "):
+        assert count in done.stdout
     assert done.returncode == exit_code
     if required == "1":
         assert "GRADEXT_REQUIRE_CUDA=1 forbids skipping" in done.stdout

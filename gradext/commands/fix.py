@@ -102,7 +102,7 @@ class FixCommand:
             parser.error(why)
         fault = unusable() or _without_libcst()
         if fault is not None:
-            print(f"gradext fix: {clean(fault)}", file=sys.stderr)
+            print(f"gradext fix: {clean(fault.removeprefix('gradext: '))}", file=sys.stderr)
             return NONE
         try:
             with tempfile.TemporaryDirectory(prefix="gradext-fix-") as folder:

@@ -181,6 +181,27 @@ def test_nothing_built_at_all_says_what_to_run(checkout):
     assert last_line(done).endswith("run: pip install .")
 
 
+@pytest.mark.parametrize(
+    "words", [("bench", "state", "--quick"), ("fix", "x.py"), ("run", "x.py"), ("lesson", "1.1")]
+)
+def test_a_command_without_the_compiled_part_is_one_line(checkout, words):
+    (checkout / "x.py").write_text("import torch\n")
+    (checkout / "benchmarks").mkdir()
+    for name in ("modes.py", "common.py", "state.py"):
+        shutil.copy(ROOT / "benchmarks" / name, checkout / "benchmarks")
+    start = f"""
+import sys
+sys.argv = ["gradext", *{words!r}]
+sys.orig_argv = ["python", *sys.argv]
+from gradext.commands import main
+sys.exit(main())
+"""
+    done = python("-c", HIDE_INSTALLED + start, cwd=checkout)
+    assert done.returncode != 0
+    assert "no compiled part" in last_line(done)
+    assert "Traceback" not in done.stderr
+
+
 # Leaves torch's folder on sys.path but no gradext in it: each candidate is asked is_file().
 HIDE_INSTALLED = """
 import pathlib

@@ -288,7 +288,6 @@ print("end")
 INTERRUPTED = '''
 import ctypes, faulthandler, os, signal, sys, threading, time
 faulthandler.dump_traceback_later(300, exit=True)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run where it is ignored
 import numpy
 import torch
 import gradext

@@ -7,9 +7,11 @@ prints and how it ends must be what it is without gradext. Processes, for a faul
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -46,6 +48,8 @@ def ended(tmp_path: Path, source: str, mode: str) -> Any:
         env=environment,
         cwd=tmp_path,
         timeout=400,
+        # What has started the tests may have it ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gradext.base.package import FOLDER as PACKAGE
 from gradext.base.text import clean
+from gradext.commands.run import unusable
 
 SUITES = {
     "modes": "grad, no_grad, inference_mode and detach, on ops and models",
@@ -50,8 +51,7 @@ class BenchCommand:
         folder = scripts()
         if problem is None and folder is None:
             problem = "the benchmark scripts are neither in the package nor beside it"
-        if problem is None:
-            problem = _unbuilt()
+        problem = problem or (unusable() or "").removeprefix("gradext: ") or None
         if problem is not None or folder is None:
             print(f"gradext bench: {clean(str(problem))}", file=sys.stderr)
             return BAD_INPUT
@@ -77,17 +77,6 @@ def scripts() -> Path | None:
     for folder in (PACKAGE.parent / "benchmarks", PACKAGE / "_benchmarks"):
         if (folder / "modes.py").is_file() and (folder / "common.py").is_file():
             return folder
-    return None
-
-
-def _unbuilt() -> str | None:
-    """Why the compiled part cannot be used: each of the scripts would say it with a traceback."""
-    from gradext.run import start  # lazy: torch is imported, and bad words are answered without
-
-    try:
-        start.load()
-    except ImportError as error:
-        return str(error).removeprefix("gradext: ")
     return None
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.005  # seconds of processor time; less than this is noise
 NOTHING = (0.0, 0)  # the key of a patch that no other can beat by much
-_SAME_TIME = 2.0  # a step's time on a busy machine is often half as much again: no other time
+_SAME_TIME = 2.0  # up to this ratio two times count as one: a busy machine alone can make 1.5
 
 
 class Meter:

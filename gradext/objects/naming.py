@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradext.base import package
+from gradext.base import package, raw
 from gradext.base.raw import dict_of
 from gradext.native import _C
 from gradext.state.inspect import TensorState, state_of
@@ -350,7 +350,7 @@ def attribute_name(
 
 
 def _is_ours(thing: Any) -> bool:
-    return str(type(thing).__module__).partition(".")[0] == "gradext"
+    return raw.type_name(type(thing)).startswith("gradext.")
 
 
 def child_path(path: str, name: str, dot: str = "") -> str:

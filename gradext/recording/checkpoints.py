@@ -159,7 +159,7 @@ def on_begin(frame: Any, *_: Any) -> None:
 
 def on_recompute(frame: Any) -> None:
     """Before a recompute asks for the inputs that the checkpoint has saved."""
-    notes = frame.metadata_fn  # of a frame that torch has just handed over
+    notes = getattr(frame, "metadata_fn", None)  # torch's own frame: no code of the program's runs
     if type(notes) is Notes:
         notes.log.begin()
 
@@ -181,7 +181,7 @@ def on_recomputed(frame: Any, backward: Any) -> None:
 
 
 def _differences(frame: Any, backward: Any) -> list[Diagnosis]:
-    notes = frame.metadata_fn
+    notes = getattr(frame, "metadata_fn", None)
     if type(notes) is not Notes or not running.recordings or frame.ignore_saved_mismatch:
         return []
     holders = frame.weak_holders

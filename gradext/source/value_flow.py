@@ -191,7 +191,7 @@ class _Function(NamedTuple):
         parts = [*_parts(node)]
         statements = [part for part in parts if isinstance(part, ast.stmt)]
         ways = [(_reads(each), _targets(each) - {*_OBJECTS}) for each in statements]
-        ways += [way for each in statements for way in _shared_memory(each)]
+        ways += _into_memory(statements)
         return cls(
             node,
             tuple((frozenset(reads), frozenset(targets)) for reads, targets in ways),
@@ -290,10 +290,33 @@ def _targets(node: ast.AST) -> set[str]:
     return set(_names_of(targets))
 
 
-def _shared_memory(node: ast.stmt) -> Iterator[tuple[set[str], set[str]]]:
-    """`ours = np.frombuffer(memory).reshape(2, 3)`: what is written to `ours` is in `memory`."""
+def _into_memory(statements: Sequence[ast.stmt]) -> list[tuple[set[str], set[str]]]:
+    """From each array that is written into to the memory that it was made of, and on from there."""
+    shared = [*map(_shared_memory, statements)]
+    filled = {name for each in statements for name in _filled(each)}
+    found: list[tuple[set[str], set[str]]] = []
+    for _ in range(_ROUNDS):
+        more = [pair for pair in shared if pair[0] & filled and pair not in found]
+        filled |= {name for _, theirs in more for name in theirs}
+        found += more
+    return found
+
+
+def _filled(node: ast.stmt) -> set[str]:
+    """What a statement writes into, without giving it a new value: `a[:] = x`, `copyto(a, x)`."""
+    bound = {
+        text for target in getattr(node, "targets", ()) if (text := _dotted(target)) is not None
+    }
+    return _targets(node) - bound
+
+
+def _shared_memory(node: ast.stmt) -> tuple[set[str], set[str]]:
+    """`ours = np.frombuffer(memory).reshape(2, 3)`: what is written to `ours` is in `memory`.
+
+    Two empty sets for a statement of another kind.
+    """
     if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-        return
+        return set(), set()
     ours, value = _dotted(node.targets[0]), node.value
     while isinstance(value, ast.Call):
         called = value.func
@@ -306,12 +329,13 @@ def _shared_memory(node: ast.stmt) -> Iterator[tuple[set[str], set[str]]]:
         elif name in _OF_VIEWS | _OF_MEMORY and isinstance(called, ast.Attribute):
             value = called.value
         else:
-            return
+            return set(), set()
     while isinstance(value, ast.Subscript):
         value = value.value
     theirs = _dotted(value)
-    if value is not node.value and ours is not None and theirs is not None:
-        yield {ours}, {theirs}
+    if value is node.value or ours is None or theirs is None:
+        return set(), set()
+    return {ours}, {theirs}
 
 
 def _names_of(targets: Iterable[ast.AST]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gradext
+from gradext.base import source_lines
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 
@@ -146,3 +147,12 @@ def test_a_text_that_changed_is_read_again(tmp_path, way):
     assert is_silenced()
     write("y = x.detach()  # gradext: ignore[GX101]\n")
     assert not is_silenced()
+
+
+def test_a_file_without_comments_is_looked_through_once(tmp_path, monkeypatch):
+    file = tmp_path / "train.py"
+    file.write_text("y = x.detach()\n" * 50)
+    found = Diagnosis("GX304", victims=(Site(Frame(str(file), 7, "step")),))
+    assert not ignore_comments.silences(found)
+    monkeypatch.setattr(source_lines, "getline", None)  # no line of it is read again
+    assert not ignore_comments.silences(found)

@@ -348,6 +348,49 @@ case(
     ("np.multiply(h.detach().numpy(), 2, out=ours)", "theirs = h * 2"),
     text=("rebuilt from numbers",),
 )  # fmt: skip
+case(
+    "GX304", "block_read_as_a_buffer_by_a_reader", """
+    import numpy as np
+    from multiprocessing import shared_memory
+    enc, dec = nn.Linear(4, 3), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*enc.parameters(), *dec.parameters()], 0.1)
+    block = shared_memory.SharedMemory(create=True, size=64)
+    try:
+        writer = np.ndarray((5, 3), dtype=np.float32, buffer=block.buf)
+        reader = torch.frombuffer(block.buf, dtype=torch.float32)[:15].view(5, 3)
+        for x in torch.rand(2, 5, 4):
+            h = enc(x).sin()
+            np.copyto(writer, h.detach().numpy())  #C
+            loss = (dec(reader) - x).pow(2).mean()  #V
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+    finally:
+        writer = reader = loss = None
+        block.unlink()
+    """,
+    ("np.copyto(writer, h.detach().numpy())", "reader = h"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
+case(
+    "GX304", "bytes_filled_through_a_memoryview", """
+    import numpy as np
+    enc, dec = nn.Linear(4, 3), nn.Linear(3, 4)
+    opt = torch.optim.SGD([*enc.parameters(), *dec.parameters()], 0.1)
+    store = bytearray(60)
+    room = memoryview(store).cast("f")
+    slots = np.asarray(room).reshape(5, 3)
+    code = torch.frombuffer(store, dtype=torch.float32).reshape(5, 3)
+    for x in torch.rand(2, 5, 4):
+        slots[:] = enc(x).sigmoid().detach().numpy()  #C
+        loss = (dec(code) - x).abs().mean()  #V
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
+    ("slots[:] = enc(x).sigmoid().detach().numpy()", "code = enc(x).sigmoid()"),
+    text=("rebuilt from numbers",),
+)  # fmt: skip
 
 
 @case.broken()

@@ -67,7 +67,7 @@ def cut_entries(name: str, live: Sequence[Any]) -> str | None:
         held = dict(naming.locals_of(frame))
         value = held.get(root, frame.f_globals.get(root))
         for attribute in attributes:
-            value = _attribute(value, attribute)
+            value = raw.attribute(value, attribute)
         each = _each_detached(value)
         if each is None:
             continue
@@ -77,11 +77,6 @@ def cut_entries(name: str, live: Sequence[Any]) -> str | None:
             told = f"{owner}[:] = [{each} for t in {owner}]"
         return f"`{told}` below {_below(place)}"
     return None
-
-
-def _attribute(value: Any, name: str) -> Any:
-    held = raw.dict_of(value)
-    return held.get(name) if type(held) is dict else None
 
 
 def _each_detached(container: Any) -> str | None:

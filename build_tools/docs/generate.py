@@ -132,13 +132,12 @@ def fix() -> str:
     )
     if done.returncode:
         raise RuntimeError(f"gradext fix: exit code {done.returncode}: {done.stderr}")
-    folder = str(ROOT / "docs" / "examples").lstrip("/")
     lines = [*done.stderr.splitlines(), "", *done.stdout.splitlines()]
     # The time is measured anew in each run, and is none to be quoted.
     text = re.sub(
         r"((?:bytes|iB), )(\d+\.\d\dx|too short to time)$", r"\1...", "\n".join(lines), flags=re.M
     )
-    return "```\n$ gradext fix train.py\n" + text.replace(f"{folder}/", "") + "\n```"
+    return "```\n$ gradext fix train.py\n" + text + "\n```"
 
 
 def in_examples(*words: str) -> subprocess.CompletedProcess[str]:

@@ -117,11 +117,11 @@ def candidates(script: str) -> list[dict[str, str]]:
             env={**os.environ, "NO_COLOR": "1"},
         )
         try:
+            found: dict[str, list[dict[str, str]]]
             found = json.loads((Path(folder) / "out.json").read_text(encoding="utf-8"))
         except OSError:
             raise SystemExit(f"gradext fix wrote nothing: {done.stderr}") from None
-        where = folder.lstrip("/")
-    return [{**one, "diff": one["diff"].replace(f"{where}/", "")} for one in found["candidates"]]
+    return found["candidates"]
 
 
 def files() -> dict[str, str]:

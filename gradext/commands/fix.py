@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -168,7 +169,7 @@ class FixCommand:
             print(f"gradext fix: {clean(str(error))}", file=sys.stderr)
             return NONE
         for path, backup in done:
-            undo = f"to undo: mv {clean(backup)} {clean(path)}"
+            undo = f"to undo: {shlex.join(['mv', clean(backup), clean(path)])}"
             print(f"gradext fix: wrote {clean(path)}; {undo}", file=sys.stderr)
         return code
 

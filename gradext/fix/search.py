@@ -13,6 +13,7 @@ from gradext.base import package
 from gradext.fix import cost, notebook, proof, trial
 from gradext.fix.proof import Verdict
 from gradext.fix.trial import Program, Ran
+from gradext.reporters import places
 from gradext.rules.rewrite import strategies
 from gradext.rules.rewrite.strategies.case import Candidate, Case, Sources
 from gradext.rules.rewrite.strategies.copies import writes_unrecorded
@@ -46,7 +47,7 @@ class Tried:
 
     @property
     def diff(self) -> str:
-        """A unified diff of all its files."""
+        """A unified diff of all its files, for `patch -p1` in the current folder."""
         lines: list[str] = []
         for path, new in self.files.items():
             old = self.before[path]
@@ -56,7 +57,8 @@ class Tried:
             a, b = (
                 text.decode("utf-8", "replace").splitlines(keepends=True) for text in (old, new)
             )
-            lines += difflib.unified_diff(a, b, f"a/{path.lstrip('/')}", f"b/{path.lstrip('/')}")
+            name = places.relative(path).lstrip("/")
+            lines += difflib.unified_diff(a, b, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 

@@ -84,6 +84,26 @@ def test_apply_writes_keeps_the_mode_and_tells_the_way_back(tmp_path: Path) -> N
     assert path.read_bytes() == before
 
 
+def test_what_is_printed_can_be_typed_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    folder = tmp_path / "else where" / "it's"
+    folder.mkdir(parents=True)
+    path = write(folder, STALE)
+    before = path.read_bytes()
+    done = fix(folder, "--apply", "--tries", "1", "train.py")
+    assert done.returncode == 0, done.stderr
+    mended = path.read_bytes()
+    assert mended != before
+    undo = done.stderr.split("to undo: ")[1].strip()
+    subprocess.run(undo, shell=True, check=True, cwd=tmp_path)
+    assert path.read_bytes() == before
+    diff = done.stdout[done.stdout.index("--- a/") :].split("\n\nalso tried")[0] + "\n"
+    assert diff.startswith("--- a/train.py\n+++ b/train.py\n")
+    (tmp_path / "mend.diff").write_text(diff)
+    applied = ["git", "apply", "--unsafe-paths", str(tmp_path / "mend.diff")]
+    subprocess.run(applied, check=True, cwd=folder, env={**os.environ, "GIT_DIR": "/nowhere"})
+    assert path.read_bytes() == mended
+
+
 def test_a_fault_in_an_imported_module(tmp_path: Path) -> None:
     write(tmp_path, "def half(y):\n    y.div_(2)\n    return y\n", "helper.py")
     write(

@@ -31,8 +31,8 @@ class Spec(NamedTuple):
         texts: (path, its bytes in base64) of each file that another text stands in for.
         mode: "as-is", or how a reference is run, with commas between several. "as-saved": each
             tensor that is saved for backward is saved as a copy, so that later writes do not reach
-            it; "no-inference": inference_mode() acts as no_grad(); "refused-writes" (as-saved too)
-            and "own-gradients": see gradext.fix.reference.
+            it; "no-inference": inference_mode() acts as no_grad(); "refused-writes" and
+            "no-checkpoint" (both as-saved too) and "own-gradients": see gradext.fix.reference.
         until: passes after which the program is ended; None: see `more`.
         more: passes after the first diagnosis of a silent fault, after which it is ended.
         seed: of Python's, numpy's and torch's generators, set before the program begins.
@@ -227,7 +227,7 @@ def _arm(notes: Notes) -> None:
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(spec.seed)
     modes = spec.mode.split(",")
-    if "as-saved" in modes or "refused-writes" in modes:
+    if set(modes) & {"as-saved", "refused-writes", "no-checkpoint"}:
         # For the rest of the process, on its first thread. torch compares no versions of what a
         # hook has packed (Note [Saved tensors] in torch/csrc/autograd/saved_variable.h).
         torch.autograd.graph.saved_tensors_hooks(torch.clone, _same).__enter__()
@@ -244,6 +244,10 @@ def _arm(notes: Notes) -> None:
         from gradext.fix import reference
 
         reference.own_gradients()
+    if "no-checkpoint" in modes:
+        from gradext.fix import reference
+
+        reference.no_checkpoints()
     nudger = None
     if spec.nudge:
         from gradext.fix import slope

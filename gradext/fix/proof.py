@@ -1,9 +1,10 @@
 """What a patch is worth, by what it computes: four answers, never blurred.
 
 The reference is what the forward pass that was run means: its derivative with each saved tensor as
-it was when it was saved (for inference tensors: with inference_mode() as no_grad(); for writes that
-torch refuses, and gradients that are shared: gradext.fix.reference). "verified"
-says that the patched program computes exactly that, and the loss of the broken one.
+it was when it was saved (for inference tensors: with inference_mode() as no_grad(); for what a
+checkpoint computes a second time: without checkpoints; for writes that torch refuses, and gradients
+that are shared: gradext.fix.reference). "verified" says that the patched program computes exactly
+that, and the loss of the broken one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ REFERENCES = {
     **dict.fromkeys(("GX102", "GX103", "GX104", "GX105", "GX106"), "refused-writes"),
     **dict.fromkeys(("GX201", "GX202", "GX203"), "no-inference"),
     "GX403": "own-gradients",
+    "GX406": "no-checkpoint",
 }
 
 

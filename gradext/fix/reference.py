@@ -174,6 +174,25 @@ def _tensors(given: Any) -> Iterator[Any]:
         yield from _tensors(tuple(given.values()))
 
 
+_OF_CHECKPOINT = (
+    *("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop"),
+    "preserve_rng_state",
+)
+
+
+def no_checkpoints() -> None:
+    """`checkpoint(function, ...)` calls the function: nothing is computed a second time (GX406).
+
+    Source of the keywords: the signature of torch.utils.checkpoint.checkpoint.
+    """
+    import torch.utils.checkpoint as module
+
+    def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **{k: v for k, v in kwargs.items() if k not in _OF_CHECKPOINT})
+
+    module.checkpoint = checkpoint
+
+
 def own_gradients() -> None:
     """Each hook and each backward() of a Function gets gradients that nobody else has (GX403).
 

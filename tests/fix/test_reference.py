@@ -1,4 +1,4 @@
-"""The reference of writes that torch refuses, and of gradients that are shared.
+"""The reference of writes that torch refuses, of shared gradients and of checkpoints.
 
 Each program is run under the reference, and its gradients held against those of the program that a
 person would write for the same meaning.
@@ -290,14 +290,76 @@ def test_a_doubt_is_never_verified_and_an_update_at_the_end_is_told_by_the_outpu
     ],
 )
 def test_in_a_process_of_its_own(tmp_path: Path, text: str, level: str, added: str) -> None:
-    (tmp_path / "train.py").write_text(textwrap.dedent(text))
+    best = best_of(tmp_path, text)
+    assert best["level"] == level, best
+    assert added in best["diff"]
+
+
+BLOCK = """
+import torch
+from torch.utils.checkpoint import checkpoint
+torch.manual_seed(0)
+w = torch.randn(4, requires_grad=True)
+def block(x):
+    h = x * 2
+{body}
+for _ in range(2):
+    w.grad = None
+    loss = checkpoint(block, w, use_reentrant=False{more}).sum()
+    loss.backward()
+print(w.grad.sum() != 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "more", "added"),
+    [
+        ("    y = h * h\n    h += 1\n    return y * h", "", "+    h = h + 1"),
+        ("    y = h.exp() * h\n    h[0] = 0\n    return y * h", "", "+    h = h.clone()"),
+        (
+            "    return torch.dropout(h * h, 0.5, True)",
+            ", preserve_rng_state=False",
+            ", preserve_rng_state=True",
+        ),
+    ],
+)
+def test_what_a_checkpoint_computes_again_is_held_against_the_first_time(
+    tmp_path: Path, body: str, more: str, added: str
+) -> None:
+    best = best_of(tmp_path, BLOCK.format(body=body, more=more))
+    assert best["level"] == "verified", best
+    assert added in best["diff"]
+
+
+def test_without_checkpoints_each_function_is_called_once(monkeypatch: Any) -> None:
+    import torch.utils.checkpoint as module
+
+    monkeypatch.setattr(module, "checkpoint", module.checkpoint)  # put back at the end
+    reference.no_checkpoints()
+    calls: list[Any] = []
+
+    def block(x: Any, scale: float = 1.0) -> Any:
+        calls.append(scale)
+        return x * scale
+
+    x = leaf(3)
+    for reentrant in (True, False):
+        module.checkpoint(block, x, scale=2.0, use_reentrant=reentrant).sum().backward()
+    layers = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
+    found = module.checkpoint_sequential(layers, 2, x, use_reentrant=False)
+    assert torch.equal(found, layers(x))
+    assert calls == [2.0, 2.0]
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((3,), 4.0))
+
+
+def best_of(folder: Path, text: str) -> Any:
+    (folder / "train.py").write_text(textwrap.dedent(text))
     subprocess.run(
         [sys.executable, "-m", "gradext", "fix", "--json", "out.json", "train.py"],
-        cwd=tmp_path,
+        cwd=folder,
         check=False,
         capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    best = json.loads((tmp_path / "out.json").read_text())["candidates"][0]
-    assert best["level"] == level, best
-    assert added in best["diff"]
+    return json.loads((folder / "out.json").read_text())["candidates"][0]

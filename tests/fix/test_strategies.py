@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import textwrap
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from gradext.rules.rewrite import strategies
-from gradext.rules.rewrite.strategies.case import Case, Sources
+from gradext.rules.rewrite.strategies.case import Case, Place, Sources
 from gradext.rules.rewrite.strategies.copies import writes_unrecorded
 
 PATH = "<string>"
@@ -118,6 +119,88 @@ def test_what_two_losses_of_one_round_share_is_not_cut() -> None:
     message = FREED.format("`h`, a global variable")
     case = case_of(text, "GX302", culprits, failed=4, message=message)
     assert list(patches(case)) == ["keep the graph at <string>:3"]
+
+
+def test_a_loss_of_another_optimizer_is_computed_from_values() -> None:
+    text = """
+    for real in data:
+        fake = gen(z)
+        loss = f(disc(real)) + f(disc(x=fake))
+        loss.backward()
+        {step}
+        g(disc(fake)).backward()
+    """
+    culprits = {2: "`fake` leads back", 4: "this backward() freed the graph"}
+    message = FREED.format("`fake`, a global variable")
+    stepped = case_of(
+        text.format(step="opt_d.step()"), "GX302", culprits, failed=6, message=message
+    )
+    assert changed(stepped, "compute the first loss from `fake.detach()`") == [
+        "    loss = f(disc(real)) + f(disc(x=fake.detach()))"
+    ]
+    bound = text.format(step="opt_d.step(); fake = gen(z)")
+    for other in (text.format(step="pass"), bound):
+        case = case_of(other, "GX302", culprits, failed=6, message=message)
+        assert not any("the first loss" in title for title in patches(case))
+
+
+RESET = """
+class Cell:
+    def __init__(self):
+        self.h = None
+    def {name}(self{more}):
+        {does}
+    def forward(self, x):
+        self.h = f(x, self.h)
+        return self.h
+net = Net()
+for x in data:
+    loss = net(x)
+    loss.backward()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "does", "is_called"),
+    [
+        ("clear", "", "self.h = None", True),
+        ("start", ", size=3", "self.h = zeros(size)", True),
+        ("cut", "", "self.h = self.h.detach()", True),
+        ("step", "", "self.h = self.h * 2", False),
+        ("start", ", size", "self.h = zeros(size)", False),
+        ("state", "", "self.h = None; return self.h", False),
+        ("other", "", "self.c = None", False),
+    ],
+)
+def test_a_module_that_has_a_method_for_it_is_reset(
+    name: str, more: str, does: str, is_called: bool
+) -> None:
+    text = RESET.format(name=name, more=more, does=does)
+    case = case_of(
+        text, "GX302", {7: "leads back", 12: "this backward() freed the graph"}, failed=12,
+        message=FREED.format("`net.rnn.h`, an attribute of Cell"),
+    )  # fmt: skip
+    found = [t for title, t in patches(case).items() if title.startswith("call `net.rnn.")]
+    assert len(found) == is_called
+    assert all(t.endswith(f"    loss.backward()\n    net.rnn.{name}()\n") for t in found)
+
+
+def test_what_is_made_once_is_made_in_the_innermost_round() -> None:
+    text = """
+    feat = f(w)
+    for _ in range(2):
+        for x in data:
+            loss = feat * x
+            loss.backward()
+    """
+    case = case_of(
+        text, "GX302", {1: "`feat` leads back", 4: "Mul uses it again"}, failed=5,
+        message=FREED.format("`feat`, a global variable"),
+    )  # fmt: skip
+    assert (
+        "    for x in data:\n        feat = f(w)\n"
+        in patches(case)["compute <string>:1 anew in each round"]
+    )
 
 
 def test_what_is_made_once_is_made_in_each_round() -> None:
@@ -325,3 +408,77 @@ def test_an_input_requires_grad_and_a_mode_is_left_off() -> None:
     """
     case = case_of(text, "GX104", {4: "writes"}, {4: "slice makes the view"}, function="A.plan")
     assert "@torch" not in patches(case)["leave grad mode on at <string>:3"]
+
+
+@pytest.mark.parametrize(
+    ("body", "frozen"),
+    [
+        ("h = lm(x)", "lm"),
+        ("h = lm.embed(x).sum()", "lm"),
+        ("h = self.lm.embed(self.clip(x))", "self.lm self.clip"),
+        ("h = self.encode(torch.relu(x))", ""),
+        ("h = F.relu(helper(x))", ""),
+    ],
+)
+def test_a_frozen_model_takes_the_place_of_no_grad(body: str, frozen: str) -> None:
+    text = f"""
+    def helper(x):
+        return x
+    class Net:
+        def encode(self, x):
+            return x
+        def forward(self, lm, x):
+            with torch.no_grad():
+                {body}
+    """
+    case = case_of(text, "GX301", {7: "enters no_grad"}, {8: "runs under no_grad"})
+    found = [t for title, t in patches(case).items() if title.startswith("freeze")]
+    assert len(found) == bool(frozen)
+    lines = [f"        {name}.requires_grad_(False)" for name in frozen.split()]
+    assert all("\n".join([*lines, "        with torch.enable_grad():"]) in t for t in found)
+
+
+def test_an_entry_that_is_written_is_copied_where_it_is_held() -> None:
+    text = "def f(out, q):\n    out[1][:, 0] = q\n    return out\n"
+    found = patches(case_of(text, "GX101", {2: "writes"}))
+    assert (
+        "    out[1] = out[1].clone()\n    out[1][:, 0] = q"
+        in found["copy `out[1]` before the write at <string>:2"]
+    )
+    assert (
+        "    out = (*out[:1], out[1].clone(), *out[2:])\n"
+        in found["copy `out[1]` before the write at <string>:2 (of a tuple)"]
+    )
+    case = case_of("def f(kv, q):\n    kv['k'][0].add_(q)\n    return kv\n", "GX101", {2: "writes"})
+    assert changed(case, "copy `kv['k']`") == ["    kv['k'] = kv['k'].clone()"]
+    for one in ("x[0] = q", "x[:, 1][0] = q", "x.add_(q)", "f(x)[0].add_(q)"):
+        case = case_of(f"def f(x, q):\n    {one}\n    return x\n", "GX101", {2: "writes"})
+        assert not any("copy `x[" in title for title in patches(case))
+
+
+def test_what_is_saved_within_a_call_is_handed_in_as_a_copy() -> None:
+    text = """
+    def attend(q, memory):
+        return q @ memory
+    def f(out, q):
+        for j in range(3):
+            c = attend(q, memory=out[0])
+            out[0][j] = c
+    """
+    case = case_of(text, "GX101", {6: "writes"}, {2: "saves"})
+    caller = Place(PATH, 5, None, "f", "", "", "")
+    victim = dataclasses.replace(case.victims[0], callers=(caller,))
+    case = dataclasses.replace(case, victims=(victim,))
+    assert changed(case, "hand in a copy of `out[0]`") == [
+        "        c = attend(q, memory=out[0].clone())"
+    ]
+
+
+@pytest.mark.parametrize("given", ["False", "self.keeps", "not quick"])
+def test_a_checkpoint_draws_the_same_numbers_again(given: str) -> None:
+    text = f"h = checkpoint(block, x, use_reentrant=False, preserve_rng_state={given})\n"
+    case = case_of(text, "GX406", {1: "runs the block again"})
+    expected = "h = checkpoint(block, x, use_reentrant=False, preserve_rng_state=True)"
+    assert changed(case, "preserve_rng_state=True at") == [expected]
+    other = case_of(text.replace(given, "True"), "GX406", {1: "runs the block again"})
+    assert not any("preserve_rng_state" in title for title in patches(other))

@@ -38,9 +38,11 @@ class ComputeAnew:
         body, begin, end = found
         if not begin < end:
             return None
-        title = f"compute {at(save)} anew before the backward() at {at(backward)}"
-        if isinstance(body[end], (cst.For, cst.While)):
-            loop = body[end]
+        outer = {id(loop) for loop in source.loops_around(lines[0])}
+        loops = [loop for loop in source.loops_around(lines[1]) if id(loop) not in outer]
+        if loops:
+            # The innermost one: each backward() is to have a graph of its own.
+            loop = loops[0]
             first = loop.body.body[0] if isinstance(loop.body, cst.IndentedBlock) else None
             text = source.code(lines[0])
             if first is None or "\n" in text:
@@ -52,6 +54,7 @@ class ComputeAnew:
             return candidate(title, source.path, edits)
         if case.code != "GX101":
             return None
+        title = f"compute {at(save)} anew before the backward() at {at(backward)}"
         return self._moved(source, body, begin, end, title)
 
     def _moved(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from gradext.rules.rewrite.strategies.case import (
     at,
     candidate,
 )
-from gradext.rules.rewrite.strategies.in_place import is_namespace, owner_of_write
+from gradext.rules.rewrite.strategies.in_place import entry_of_write, is_namespace, owner_of_write
 from gradext.source.edits import Edit, Source, is_read_after, written
 
 _NAMED = re.compile(r"`([A-Za-z_][\w.]*(?:\[\d+\])?)`")
@@ -24,7 +25,9 @@ _NAMED = re.compile(r"`([A-Za-z_][\w.]*(?:\[\d+\])?)`")
 class BeforeTheWrite:
     """`x = x.clone()` on a line before the write."""
 
-    codes = frozenset({"GX101", "GX103", "GX104", "GX105", "GX106", "GX202", "GX401", "GX404"})
+    codes = frozenset(
+        {"GX101", "GX103", "GX104", "GX105", "GX106", "GX202", "GX401", "GX404", "GX406"}
+    )
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for place, source, statement in case.statements(case.culprits[:2]):
@@ -33,6 +36,50 @@ class BeforeTheWrite:
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
                 title = f"copy `{owner}` before the write at {at(place)}"
                 yield candidate(title, source.path, [edit], copies=WRITTEN)
+            yield from self._entry(source, statement, place)
+
+    def _entry(self, source: Source, statement: Any, place: Place) -> Iterator[Candidate | None]:
+        """Where what is written is an entry of a list, a dict or a tuple."""
+        entry = entry_of_write(source, statement)
+        held = written(source, entry.value) if entry is not None else None
+        if held is None or not is_read_after(source, statement, held):
+            return
+        text = source.code(entry)
+        title = f"copy `{text}` before the write at {at(place)}"
+        edit = source.insert_before(statement, f"{text} = {text}.clone()")
+        yield candidate(title, source.path, [edit], copies=WRITTEN)
+        key = source.code(entry.slice[0].slice.value)
+        if not key.isdigit():
+            return
+        others = [f"*{held}[:{key}]"] if int(key) else []
+        made = ", ".join([*others, f"{text}.clone()", f"*{held}[{int(key) + 1}:]"])
+        edit = source.insert_before(statement, f"{held} = ({made})")
+        found = candidate(f"{title} (of a tuple)", source.path, [edit], copies=WRITTEN)
+        yield found and dataclasses.replace(found, instead=True)
+
+
+class WhereItIsHandedIn:
+    """The call within which it is saved gets a copy: `self.attend(q, memory.clone())`."""
+
+    codes = frozenset({"GX101", "GX401", "GX402"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        texts = set(_NAMED.findall(case.message))
+        for _, source, statement in case.statements(case.culprits[:2]):
+            entry = entry_of_write(source, statement)
+            texts |= {source.code(entry)} if entry is not None else set()
+            texts |= {owner} if (owner := owner_of_write(source, statement)) else set()
+        for victim in case.victims[:2]:
+            for place, source, statement in case.statements(victim.callers[:2]):
+                for node in source.nodes(statement):
+                    if not isinstance(node, cst.Arg) or source.code(node.value) not in texts:
+                        continue
+                    text = source.code(node.value)
+                    edit = source.replace(node.value, f"{text}.clone()")
+                    title = f"hand in a copy of `{text}` at {at(place)}"
+                    yield candidate(title, source.path, [edit], copies=SAVED)
 
 
 class AtTheSave:
@@ -412,6 +459,7 @@ STRATEGIES = (
     OfWhatIsAliased(),
     BeforeTheWrite(),
     AtTheSave(),
+    WhereItIsHandedIn(),
     EachByItself(),
     OfTheViews(),
     OfNumpyMemory(),

@@ -196,6 +196,71 @@ def several(name: str) -> str:
     )
 
 
+class ResetState:
+    """The module's own method that gives its state a first value is called after the backward().
+
+    A class that carries state on often has one (`reset()`, `init_hidden()`), which the loop forgot.
+    """
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        held = _KEPT.search(case.message)
+        if held is None:
+            return
+        path, kind = held[1], held[2]
+        owner, _, attribute = path.split("[")[0].rpartition(".")
+        methods = [name for source in case.files() for name in _resetting(source, kind, attribute)]
+        for place, source, statement in case.statements(_freeing(case)):
+            owners = [owner] if _is_known(source, statement, path) else []
+            owners += [
+                known.rpartition(".")[0]
+                for known in _held_elsewhere(case, source, statement, path.split("[")[0])
+            ]
+            for known, method in itertools.product(owners, methods):
+                edit = source.insert_lines(statement, f"{known}.{method}()", after=True)
+                title = f"call `{known}.{method}()` after the backward() at {at(place)}"
+                yield candidate(title, source.path, [edit])
+            if owners:
+                return
+
+
+_KEPT = re.compile(r"`([A-Za-z_][\w.]*\.\w+(?:\[[^\]`]+\])?)`, (?:an attribute|a buffer) of (\w+)")
+
+
+def _resetting(source: Source, kind: str, attribute: str) -> Iterator[str]:
+    """The methods of a class that need no argument and bind `self.attribute` to a first value.
+
+    One that reads the attribute is none, but for `self.h = self.h.detach()`.
+    """
+    import libcst as cst
+
+    for node in source.nodes():
+        if not isinstance(node, cst.ClassDef) or node.name.value != kind:
+            continue
+        for method in source.nodes(node.body):
+            if not isinstance(method, cst.FunctionDef) or method.decorators:
+                continue
+            name = method.name.value
+            given = method.params
+            needed = [p for p in (*given.params, *given.kwonly_params) if p.default is None]
+            if name == "forward" or name.startswith("__") or len(needed) != 1:
+                continue
+            if any(isinstance(inner, (cst.Return, cst.Yield)) for inner in source.nodes(method)):
+                continue
+            bound = [
+                inner
+                for inner in source.nodes(method.body)
+                if isinstance(inner, cst.Assign) and f"self.{attribute}" in assigned(source, inner)
+            ]
+            if bound and all(
+                ".detach" in source.code(inner.value)
+                or f"self.{attribute}" not in source.code(inner.value)
+                for inner in bound
+            ):
+                yield name
+
+
 class StartTheSumAnew:
     """A sum that leads back into the graph of an earlier backward() starts at zero again."""
 
@@ -336,6 +401,54 @@ class DetachState:
             yield candidate(title, source.path, [edit])
 
 
+class DetachInTheFirst:
+    """Of two losses of one round, the first is computed from values: `net_d(fake.detach())`.
+
+    As a discriminator's loss is, which is not to train the generator: between the two an optimizer
+    steps. Without a step both losses may be meant for what they share.
+    """
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        name = next((n for n in _HELD.findall(case.message) if n.isidentifier()), None)
+        if name is None:
+            return
+        for freed, source, statement in case.statements(_freeing(case)):
+            for place in case.failed_at:
+                same = (place.file, place.function) == (freed.file, freed.function)
+                if not same or place.line <= freed.line:
+                    continue
+                function = source.function_of(statement)
+                made = [
+                    source.lines_of(node)[1]
+                    for node in source.nodes(function)
+                    if _is_assignment(node) and name in assigned(source, node)
+                ]
+                begin = max((line for line in made if line < freed.line), default=None)
+                if begin is None or any(freed.line < line <= place.line for line in made):
+                    continue  # bound anew: it is another tensor that the second loss is made of
+                if not any(
+                    isinstance(node, cst.Attribute)
+                    and node.attr.value == "step"
+                    and freed.line < source.lines_of(node)[0] < place.line
+                    for node in source.nodes(function)
+                ):
+                    continue
+                edits: list[Edit | None] = [
+                    source.replace(node.value, f"{name}.detach()")
+                    for node in source.nodes(function)
+                    if isinstance(node, cst.Arg)
+                    and source.code(node.value) == name
+                    and begin < source.lines_of(node)[0] <= freed.line
+                ]
+                title = f"compute the first loss from `{name}.detach()`, before {at(freed)}"
+                yield candidate(title, source.path, edits)
+                return
+
+
 class RetainGraph:
     """The first backward() keeps the graph: the costliest way, and so the last."""
 
@@ -366,6 +479,8 @@ STRATEGIES = (
     DetachedReset(),
     DetachState(),
     DetachAfterBackward(),
+    ResetState(),
     DetachCarried(),
+    DetachInTheFirst(),
     RetainGraph(),
 )

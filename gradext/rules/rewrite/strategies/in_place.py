@@ -32,20 +32,46 @@ def owner_of_write(source: Source, statement: Any) -> str | None:
     """What the statement writes into, where it is a name or an attribute: `x` of `x[0].mul_(2)`."""
     import libcst as cst
 
-    target: Any = None
-    if isinstance(statement, cst.AugAssign):
-        target = statement.target
-    elif isinstance(statement, cst.Assign) and len(statement.targets) == 1:
-        target = statement.targets[0].target
-        target = target if isinstance(target, cst.Subscript) else None
-    if target is None:
-        for call in _calls(source, statement):
-            target = _written_by(source, call)
-            if target is not None:
-                break
+    target = _target_of_write(source, statement)
     while isinstance(target, cst.Subscript):
         target = target.value
     return written(source, target)
+
+
+def entry_of_write(source: Source, statement: Any) -> Any:
+    """`out[0]` of `out[0][:, 1] = y` and of `out[0].add_(y)`: a tensor, if `out` is a container.
+
+    The node; None where the statement writes no entry by a number, a text or a name.
+    """
+    import libcst as cst
+
+    target = _target_of_write(source, statement)
+    is_assigned = isinstance(statement, (cst.Assign, cst.AugAssign))
+    if is_assigned and isinstance(target, cst.Subscript):
+        target = target.value  # what is written into
+    while isinstance(target, cst.Subscript) and isinstance(target.value, cst.Subscript):
+        target = target.value
+    if not isinstance(target, cst.Subscript) or len(target.slice) != 1:
+        return None
+    index = target.slice[0].slice
+    simple = (cst.Integer, cst.SimpleString, cst.Name, cst.Attribute)
+    return target if isinstance(index, cst.Index) and isinstance(index.value, simple) else None
+
+
+def _target_of_write(source: Source, statement: Any) -> Any:
+    import libcst as cst
+
+    if isinstance(statement, cst.AugAssign):
+        return statement.target
+    if isinstance(statement, cst.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0].target
+        if isinstance(target, cst.Subscript):
+            return target
+    for call in _calls(source, statement):
+        target = _written_by(source, call)
+        if target is not None:
+            return target
+    return None
 
 
 def _calls(source: Source, statement: Any) -> Iterator[Any]:
@@ -80,7 +106,7 @@ def _written_by(source: Source, call: Any) -> Any:
 class OutOfPlace:
     """`x += y` becomes `x = x + y`; `x.mul_(y)` becomes `x = x.mul(y)`."""
 
-    codes = frozenset({"GX101", "GX401", "GX402", "GX404"})
+    codes = frozenset({"GX101", "GX401", "GX402", "GX404", "GX406"})
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
         for place in case.culprits[:2]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
 from gradext.rules.rewrite.strategies.cuts import with_keyword
-from gradext.source.edits import Edit, Source
+from gradext.source.edits import Edit, Source, written
 
 
 def _mode_names(source: Source, name: str) -> Iterator[Any]:
@@ -107,6 +107,88 @@ def _without_mode(source: Source, node: Any) -> list[Edit | None]:
     return edits
 
 
+class FreezeInPlaceOfNoGrad:
+    """`model.requires_grad_(False)` in place of a block that runs `model` under no_grad.
+
+    A frozen module's parameters get no gradient then either; what goes through it keeps its own.
+    """
+
+    codes = frozenset({"GX301", "GX303", "GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in (*case.culprits, *case.victims):
+            source = case.source(place)
+            for node in source.nodes() if source is not None else ():
+                if source is None or not isinstance(node, cst.With):
+                    continue
+                if source.lines_of(node)[0] != place.line or len(node.items) > 1:
+                    continue
+                edits = _without_mode(source, node)
+                frozen = list(dict.fromkeys(_called(source, node.body)))
+                if not edits or not frozen:
+                    continue
+                text = "\n".join(f"{name}.requires_grad_(False)" for name in frozen)
+                title = f"freeze {' and '.join(f'`{n}`' for n in frozen)} in place of no_grad"
+                edits = [source.insert_lines(node, text, after=False), *edits]
+                yield candidate(f"{title} at {at(place)}", source.path, edits, undoes_stop=True)
+
+
+def _called(source: Source, block: Any) -> Iterator[str]:
+    """What is called within a block as modules are: `model` of `model(x)`, `self.lm` of
+    `self.lm.embed(x)`. Whether it is one, the run tells."""
+    import libcst as cst
+
+    for node in source.nodes(block):
+        if not isinstance(node, cst.Call):
+            continue
+        name = written(source, node.func)
+        if name is None:
+            continue
+        parts = name.split(".")
+        if parts[0] == "self":
+            if len(parts) > 1 and not _is_method(source, node, parts[1]):
+                yield ".".join(parts[:2])
+        elif parts[0] not in {"torch", "nn", "F", "np", "math"} and _is_bound(source, node, parts):
+            yield parts[0]
+
+
+def _is_method(source: Source, node: Any, name: str) -> bool:
+    """Whether the class around a node has a method of that name."""
+    import libcst as cst
+
+    for outer in source.above(node):
+        if isinstance(outer, cst.ClassDef):
+            return any(
+                isinstance(inner, cst.FunctionDef) and inner.name.value == name
+                for inner in source.nodes(outer.body)
+            )
+    return False
+
+
+def _is_bound(source: Source, node: Any, parts: list[str]) -> bool:
+    """Whether the first name is a variable or an argument, and no function, class or module."""
+    import libcst as cst
+
+    if any(
+        isinstance(n, (cst.FunctionDef, cst.ClassDef)) and n.name.value == parts[0]
+        for n in source.nodes()
+    ):
+        return False
+    return any(
+        (isinstance(n, cst.Param) and n.name.value == parts[0])
+        or (
+            isinstance(n, cst.AssignTarget)
+            and any(
+                isinstance(inner, cst.Name) and inner.value == parts[0]
+                for inner in source.nodes(n.target)
+            )
+        )
+        for n in source.nodes()
+    )
+
+
 class InputThatRequiresGrad:
     """What goes into a reentrant checkpoint, or another Function, is made to require grad."""
 
@@ -157,9 +239,34 @@ class NonReentrantCheckpoint:
                     yield candidate(title, source.path, [edit], undoes_stop=True)
 
 
+class PreserveRandomState:
+    """`checkpoint(..., preserve_rng_state=True)`: the block draws the same numbers when run again.
+
+    Source: torch.utils.checkpoint, whose default it is.
+    """
+
+    codes = frozenset({"GX406"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for source in case.files():
+            for node in source.nodes() if "preserve_rng_state" in source.text else ():
+                is_given = isinstance(node, cst.Arg) and node.keyword is not None
+                if not is_given or node.keyword.value != "preserve_rng_state":  # type: ignore[attr-defined]
+                    continue
+                value = node.value  # type: ignore[attr-defined]
+                line = source.lines_of(node)[0]
+                if source.code(value) != "True":
+                    title = f"preserve_rng_state=True at {source.path.rsplit('/', 1)[-1]}:{line}"
+                    yield candidate(title, source.path, [source.replace(value, "True")])
+
+
 STRATEGIES = (
+    PreserveRandomState(),
     NonReentrantCheckpoint(),
     InputThatRequiresGrad(),
     NoGradForInferenceMode(),
     WithGradMode(),
+    FreezeInPlaceOfNoGrad(),
 )

@@ -63,8 +63,8 @@ def test_every_way_to_go_wrong():
 
 def test_a_hang_ends_at_the_time_limit():
     start = time.monotonic()
-    found = outcomes(["hang at 1", "a"], seconds=0.5, processes=1)
-    assert found == {"hang at 1": ["0", "ran longer than 0.5 s", "2", "3"], "a": list("0123")}
+    found = outcomes(["hang at 1", "a"], seconds=3, processes=1)
+    assert found == {"hang at 1": ["0", "ran longer than 3 s", "2", "3"], "a": list("0123")}
     assert time.monotonic() - start < 20
 
 

@@ -1,7 +1,8 @@
 """The only door to `torch.ops.gradext`: each op's Python name, docstring and tracing rule.
 
-Reads state through the dispatcher and changes nothing. The same facts without the dispatcher, for
-many tensors or all at once, are in gradext.state.inspect.
+Reads state and changes nothing. A plain tensor is read at once where the dispatcher would come to
+the op's kernel with nobody between; everything else goes through the dispatcher. All facts at once,
+and those of many tensors, are in gradext.state.inspect.
 
 All ops here answer for the OUTERMOST object, the one autograd checks: for a tensor subclass or a
 functorch wrapper that is the wrapper, and no `__torch_dispatch__` or `__torch_function__` of a user
@@ -14,12 +15,13 @@ be a constant of the trace, not of the run. `fingerprint`, `fingerprint_list`, `
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from gradext.native import _C  # noqa: F401  loading it registers torch.ops.gradext
+from gradext.native import _C  # loading it registers torch.ops.gradext
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _ops = torch.ops.gradext
@@ -65,6 +67,26 @@ def _call(op: Any, *tensors: torch.Tensor | None) -> Any:
         return op(*tensors)
 
 
+def _reader(name: str) -> Callable[..., Any]:
+    """What reads a fact: at once from plain tensors, for all else through the dispatcher.
+
+    A plain tensor is a `torch.Tensor` or `Parameter`, no subclass, on a thread where an op would
+    come to its kernel at once: no mode, transform, tracer or profiler is on that looks at ops.
+    """
+    return _C.plain_reader(name, functools.partial(_call, getattr(_ops, name).default))
+
+
+_version = _reader("version")
+_version_counter = _reader("version_counter")
+_is_view = _reader("is_view")
+_is_differentiable_view = _reader("is_differentiable_view")
+_base = _reader("base")
+_creation_meta = _reader("creation_meta")
+_is_inference = _reader("is_inference")
+_shares_version_counter = _reader("shares_version_counter")
+_shares_storage = _reader("shares_storage")
+
+
 @graph_break
 def version(t: torch.Tensor | None) -> int | None:
     """The version counter's value: how many in-place writes autograd has counted. `t._version`.
@@ -72,7 +94,7 @@ def version(t: torch.Tensor | None) -> int | None:
     None for an inference tensor, which has no counter (`t._version` raises there).
     Source: VariableVersion in c10/core/TensorImpl.h.
     """
-    value: int | None = _call(_ops.version.default, t)
+    value: int | None = _version(t)
     return value
 
 
@@ -84,7 +106,7 @@ def version_counter(t: torch.Tensor | None) -> int | None:
     views and its `detach()`, and not with its `.data`. An id may be used again after its tensor
     died.
     """
-    value: int | None = _call(_ops.version_counter.default, t)
+    value: int | None = _version_counter(t)
     return value
 
 
@@ -95,7 +117,7 @@ def is_view(t: torch.Tensor | None) -> bool:
     `detach()` and `.data` share memory and are no views in this sense; nor is a view made of an
     inference tensor under inference_mode.
     """
-    value: bool = _call(_ops.is_view.default, t)
+    value: bool = _is_view(t)
     return value
 
 
@@ -107,7 +129,7 @@ def is_differentiable_view(t: torch.Tensor | None) -> bool:
     made from Python is, up to torch 2.15. Source: DifferentiableViewMeta in
     torch/csrc/autograd/variable.h.
     """
-    value: bool = _call(_ops.is_differentiable_view.default, t)
+    value: bool = _is_differentiable_view(t)
     return value
 
 
@@ -117,7 +139,7 @@ def base(t: torch.Tensor | None) -> torch.Tensor | None:
 
     Never itself a view: autograd flattens a chain of views to its root.
     """
-    value: torch.Tensor | None = _call(_ops.base.default, t)
+    value: torch.Tensor | None = _base(t)
     return value
 
 
@@ -129,14 +151,14 @@ def creation_meta(t: torch.Tensor | None) -> str | None:
     and "in_custom_function" raise when written with grad mode on.
     Source: CreationMeta in torch/csrc/autograd/variable.h.
     """
-    value: str | None = _call(_ops.creation_meta.default, t)
+    value: str | None = _creation_meta(t)
     return value
 
 
 @graph_break
 def is_inference(t: torch.Tensor | None) -> bool:
     """Whether `t` is an inference tensor (born under inference_mode). `t.is_inference()`."""
-    value: bool = _call(_ops.is_inference.default, t)
+    value: bool = _is_inference(t)
     return value
 
 
@@ -146,7 +168,7 @@ def shares_version_counter(a: torch.Tensor | None, b: torch.Tensor | None) -> bo
 
     False when either has no counter (inference tensors).
     """
-    value: bool = _call(_ops.shares_version_counter.default, a, b)
+    value: bool = _shares_version_counter(a, b)
     return value
 
 
@@ -157,7 +179,7 @@ def shares_storage(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     False when either has no storage (sparse tensors, functorch wrappers). Two tensors made from one
     numpy array share memory through two storages: False.
     """
-    value: bool = _call(_ops.shares_storage.default, a, b)
+    value: bool = _shares_storage(a, b)
     return value
 
 

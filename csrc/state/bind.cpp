@@ -1,6 +1,7 @@
 #include "state/bind.h"
 
 #include "base/prefetch.h"
+#include "state/plain_reads.h"
 #include "state/state.h"
 
 #include <pybind11/numpy.h>
@@ -232,6 +233,7 @@ void bind(py::module_& m) {
     const int64_t value = version(unpack(t, "gradext.version"));
     return value < 0 ? py::object(py::none()) : py::object(py::int_(value));
   });
+  bind_plain_reads(m);
   py::list columns;
   for (const char* name : kColumns) {
     columns.append(name);

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
 from gradext.native import _C  # loading it registers torch.ops.gradext
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Fact = TypeVar("_Fact")
 _ops = torch.ops.gradext
 
 
@@ -76,15 +77,17 @@ def _reader(name: str) -> Callable[..., Any]:
     return _C.plain_reader(name, functools.partial(_call, getattr(_ops, name).default))
 
 
-_version = _reader("version")
-_version_counter = _reader("version_counter")
-_is_view = _reader("is_view")
-_is_differentiable_view = _reader("is_differentiable_view")
-_base = _reader("base")
-_creation_meta = _reader("creation_meta")
-_is_inference = _reader("is_inference")
-_shares_version_counter = _reader("shares_version_counter")
-_shares_storage = _reader("shares_storage")
+_OfOne: TypeAlias = Callable[[torch.Tensor | None], _Fact]
+_OfTwo: TypeAlias = Callable[[torch.Tensor | None, torch.Tensor | None], bool]
+_version: _OfOne[int | None] = _reader("version")
+_version_counter: _OfOne[int | None] = _reader("version_counter")
+_is_view: _OfOne[bool] = _reader("is_view")
+_is_differentiable_view: _OfOne[bool] = _reader("is_differentiable_view")
+_base: _OfOne[torch.Tensor | None] = _reader("base")
+_creation_meta: _OfOne[str | None] = _reader("creation_meta")
+_is_inference: _OfOne[bool] = _reader("is_inference")
+_shares_version_counter: _OfTwo = _reader("shares_version_counter")
+_shares_storage: _OfTwo = _reader("shares_storage")
 
 
 @graph_break
@@ -94,8 +97,7 @@ def version(t: torch.Tensor | None) -> int | None:
     None for an inference tensor, which has no counter (`t._version` raises there).
     Source: VariableVersion in c10/core/TensorImpl.h.
     """
-    value: int | None = _version(t)
-    return value
+    return _version(t)
 
 
 @graph_break
@@ -106,8 +108,7 @@ def version_counter(t: torch.Tensor | None) -> int | None:
     views and its `detach()`, and not with its `.data`. An id may be used again after its tensor
     died.
     """
-    value: int | None = _version_counter(t)
-    return value
+    return _version_counter(t)
 
 
 @graph_break
@@ -117,8 +118,7 @@ def is_view(t: torch.Tensor | None) -> bool:
     `detach()` and `.data` share memory and are no views in this sense; nor is a view made of an
     inference tensor under inference_mode.
     """
-    value: bool = _is_view(t)
-    return value
+    return _is_view(t)
 
 
 @graph_break
@@ -129,8 +129,7 @@ def is_differentiable_view(t: torch.Tensor | None) -> bool:
     made from Python is, up to torch 2.15. Source: DifferentiableViewMeta in
     torch/csrc/autograd/variable.h.
     """
-    value: bool = _is_differentiable_view(t)
-    return value
+    return _is_differentiable_view(t)
 
 
 @graph_break
@@ -139,8 +138,7 @@ def base(t: torch.Tensor | None) -> torch.Tensor | None:
 
     Never itself a view: autograd flattens a chain of views to its root.
     """
-    value: torch.Tensor | None = _base(t)
-    return value
+    return _base(t)
 
 
 @graph_break
@@ -151,15 +149,13 @@ def creation_meta(t: torch.Tensor | None) -> str | None:
     and "in_custom_function" raise when written with grad mode on.
     Source: CreationMeta in torch/csrc/autograd/variable.h.
     """
-    value: str | None = _creation_meta(t)
-    return value
+    return _creation_meta(t)
 
 
 @graph_break
 def is_inference(t: torch.Tensor | None) -> bool:
     """Whether `t` is an inference tensor (born under inference_mode). `t.is_inference()`."""
-    value: bool = _is_inference(t)
-    return value
+    return _is_inference(t)
 
 
 @graph_break
@@ -168,8 +164,7 @@ def shares_version_counter(a: torch.Tensor | None, b: torch.Tensor | None) -> bo
 
     False when either has no counter (inference tensors).
     """
-    value: bool = _shares_version_counter(a, b)
-    return value
+    return _shares_version_counter(a, b)
 
 
 @graph_break
@@ -179,8 +174,7 @@ def shares_storage(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     False when either has no storage (sparse tensors, functorch wrappers). Two tensors made from one
     numpy array share memory through two storages: False.
     """
-    value: bool = _shares_storage(a, b)
-    return value
+    return _shares_storage(a, b)
 
 
 @graph_break

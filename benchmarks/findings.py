@@ -6,8 +6,9 @@
 without gradext; the difference is what one more occurrence of a known finding costs, recording
 included. `first`: the step on which a finding is explained, in a process of its own with a million
 objects and with a source of 13,000 lines, over the same step without gradext. Where nothing is
-wrong but a check has to look each time, the same two numbers. Processor time. The faults, at least
-one for each code that a running program meets, are in findings_faults.py.
+wrong but a check has to look each time, the same two numbers. `large graph`: a backward that fails
+over 320,000 nodes, which have all that they saved, in a process of its own. Processor time. The
+faults, at least one for each code that a running program meets, are in findings_faults.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ OBJECTS = 1_000_000
 LINES = 13_000
 AGAIN_BAR = 1e-4  # seconds: what one more occurrence of a known finding may cost
 FIRST_BAR = 0.2
+NODES = 320_000
+LARGE_BAR = 2.0
 PROCESSES, QUICK_PROCESSES = 5, 3
 
 
@@ -160,18 +163,62 @@ def first_here(fault: str, objects: int, lines: int) -> float:
         return taken - statistics.median(plain)
 
 
+def child(option: str, asked: Any) -> float:
+    """The seconds that a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, __file__, option, json.dumps(asked)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout)
+
+
 def first(fault: str, processes: int, objects: int, lines: int) -> dict[str, Any]:
-    seconds = []
-    for _ in range(processes):
-        asked = json.dumps([fault, objects, lines])
-        done = subprocess.run(
-            [sys.executable, __file__, "--first", asked],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        seconds.append(float(done.stdout))
+    seconds = [child("--first", [fault, objects, lines]) for _ in range(processes)]
     return row(fault, "first", timing.median_interval(seconds), FIRST_BAR)
+
+
+SHAPES = ("one after another", "side by side")
+
+
+def large_here(nodes: int, shape: str) -> float:
+    """In this process, which is there for nothing else: seconds of an error over a large graph."""
+
+    def failing() -> float:
+        x = torch.linspace(0.0, 1.0, 8, requires_grad=True)
+        h, y = x, x.exp()
+        if shape == SHAPES[0]:
+            for _ in range(nodes // 4):
+                h = ((h * x).sin() + x).tanh()
+        else:
+            h = torch.stack([((x * x).sin() + x).tanh() for _ in range(nodes // 4)])
+        loss = (h * y).sum()
+        y.add_(1)
+        start = time.process_time()
+        try:
+            loss.backward()
+        except RuntimeError:
+            return time.process_time() - start
+        raise RuntimeError("the backward did not fail")
+
+    heard: list[Any] = []
+    plain = failing()
+    forget = incidents.subscribe(lambda incident: heard.append(incident.diagnoses))
+    try:
+        with gradext.record():
+            taken = failing()
+    finally:
+        forget()
+    if [found.code for (found,) in heard] != ["GX101"] or len(heard[0][0].culprits) != 1:
+        raise RuntimeError(f"the error was not explained: {heard}")
+    return taken - plain
+
+
+def large(shape: str, processes: int, nodes: int) -> dict[str, Any]:
+    seconds = [child("--large", [nodes, shape]) for _ in range(processes)]
+    what = f"GX101, {nodes:,} nodes {shape}"
+    return row(what, "first", timing.median_interval(seconds), LARGE_BAR)
 
 
 def over(rows: list[dict[str, Any]]) -> list[str]:
@@ -187,12 +234,17 @@ def main(argv: list[str] | None = None) -> int:
     ask = common.parser(__doc__ or "")
     ask.add_argument("--check", action="store_true", help="exit code 1 where a bar is not kept")
     ask.add_argument("--first", help=common.INTERNAL)
+    ask.add_argument("--large", help=common.INTERNAL)
+    ask.add_argument("--nodes", type=int, default=NODES, help=common.INTERNAL)
     ask.add_argument("--objects", type=int, default=OBJECTS, help=common.INTERNAL)
     ask.add_argument("--lines", type=int, default=LINES, help=common.INTERNAL)
     args = ask.parse_args(argv)
     torch.set_num_threads(1)
     if args.first is not None:
         print(first_here(*json.loads(args.first)))
+        return 0
+    if args.large is not None:
+        print(large_here(*json.loads(args.large)))
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -201,6 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     processes = QUICK_PROCESSES if args.quick else PROCESSES
     for fault in FAULTS:
         rows.append(first(fault, processes, args.objects, args.lines))
+    for shape in SHAPES:
+        rows.append(large(shape, processes, args.nodes))
     return common.ended("findings", rows, over(rows), args)
 
 

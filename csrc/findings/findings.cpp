@@ -80,7 +80,7 @@ using journal::Write;
 using recorder::Verdict;
 using torch::autograd::Node;
 
-constexpr size_t kMostNodes = 1 << 18;  // as gradext.rules.graph_copy reads
+constexpr size_t kMostNodes = 1 << 19;  // as gradext.rules.graph_copy reads
 constexpr size_t kMostPairs = 256;      // and as gradext.rules.wording.saved_tensors looks at
 // One saved tensor that matters.
 struct Item {
@@ -470,8 +470,7 @@ Finding freed(const Roots& roots) {
   for (const auto& at : below.nodes) {
     bool is_busy = false;
     const bool is_outer = graph::is_outer(*at.node);
-    const auto items =
-        is_outer ? std::vector<graph::SavedItem>{} : graph::saved_items(*at.node, &is_busy);
+    const auto items = is_outer ? graph::SavedItems{} : graph::saved_items(*at.node, &is_busy);
     finding.is_whole &= !is_busy;
     released.push_back(!is_outer && graph::is_freed(*at.node, items));
     const NodeId id = below.id_of(at);

@@ -1,6 +1,7 @@
 #include "graph/bind.h"
 
 #include "base/aside.h"
+#include "graph/graph_copy.h"
 #include "state/state.h"
 
 #include <pybind11/stl.h>
@@ -70,6 +71,22 @@ std::vector<Node*> root_nodes(py::handle roots) {
   return nodes;
 }
 
+py::list list_of(c10::ArrayRef<int64_t> numbers) {
+  py::list out(numbers.size());
+  for (size_t k = 0; k < numbers.size(); ++k) {
+    out[k] = py::int_(numbers[k]);
+  }
+  return out;
+}
+
+bool has_plain_sizes(const c10::TensorImpl& impl) {
+  return state::has_sizes(impl) && !state::is_wrapper_subclass(impl);
+}
+
+bool is_strided(const c10::TensorImpl& impl) {
+  return has_plain_sizes(impl) && state::has_strides(impl) && state::storage(impl) != nullptr;
+}
+
 py::dict facts_of_saved(const SavedFacts& facts) {
   py::dict out;
   out["kind"] = facts.kind;
@@ -89,8 +106,8 @@ py::dict facts_of_saved(const SavedFacts& facts) {
   out["output_nr"] = facts.output_nr;
   out["dtype"] = py::cast(c10::typeMetaToScalarType(impl.dtype()));
   out["itemsize"] = impl.itemsize();
-  const bool plain = state::has_sizes(impl) && !state::is_wrapper_subclass(impl);
-  const bool strided = plain && state::has_strides(impl) && state::storage(impl) != nullptr;
+  const bool plain = has_plain_sizes(impl);
+  const bool strided = is_strided(impl);
   out["sizes"] = plain ? std::vector<int64_t>(impl.sizes().begin(), impl.sizes().end())
                        : std::vector<int64_t>();
   out["strides"] = strided ? std::vector<int64_t>(impl.strides().begin(), impl.strides().end())
@@ -103,10 +120,14 @@ py::dict facts_of_saved(const SavedFacts& facts) {
 namespace {
 
 // (node, name, thread, sequence number or None, indices of the next nodes, index of the CopySlices
-// around it or -1) for every node below `roots`.
-py::tuple graph_of(py::object roots, size_t most) {
+// around it or -1) for every node below `roots`; of the nearest ones without a path of more than
+// `longest` nodes, if that is not 0.
+py::tuple graph_of(py::object roots, size_t most, size_t longest) {
   bool whole = true;
-  const std::vector<GraphNode> nodes = walk_graph(root_nodes(roots), most, whole);
+  std::vector<GraphNode> nodes = walk_graph(root_nodes(roots), most, whole);
+  if (longest != 0) {
+    whole &= cut_paths(nodes, longest);
+  }
   py::list out;
   for (const GraphNode& at : nodes) {
     PyObject* object = torch::autograd::functionToPyObject(at.node->getptr());
@@ -117,7 +138,7 @@ py::tuple graph_of(py::object roots, size_t most) {
             at.node->name(),
             at.node->thread_id(),
             sequence == UINT64_MAX ? py::object(py::none()) : py::object(py::int_(sequence)),
-            at.next,
+            list_of(at.next),
             at.inner_of));
   }
   return py::make_tuple(out, whole);
@@ -131,7 +152,13 @@ py::dict saved(py::handle object) {
 }  // namespace
 
 void bind(py::module_& m) {
-  m.def("graph", &graph_of, py::arg("roots"), py::arg("most") = size_t{1} << 20);
+  m.def(
+      "graph",
+      &graph_of,
+      py::arg("roots"),
+      py::arg("most") = size_t{1} << 20,
+      py::arg("longest") = size_t{0});
+  bind_graph_copy(m);
   m.def("saved", &saved);
 }
 

@@ -13,6 +13,10 @@ namespace gradext::graph {
 
 // The nodes of `roots` (tensors or GradientEdges), as torch.autograd takes them.
 std::vector<torch::autograd::Node*> root_nodes(pybind11::handle roots);
+pybind11::list list_of(c10::ArrayRef<int64_t> numbers);
+// Whether the sizes of a saved tensor are told, and whether its strides and offset are as well.
+bool has_plain_sizes(const c10::TensorImpl& impl);
+bool is_strided(const c10::TensorImpl& impl);
 // As gradext.rules.graph_copy reads it.
 pybind11::dict facts_of_saved(const SavedFacts& facts);
 

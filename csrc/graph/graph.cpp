@@ -2,9 +2,10 @@
 
 #include "state/state.h"
 
+#include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 
-#include <unordered_map>
+#include <algorithm>
 
 namespace gradext::graph {
 namespace {
@@ -38,11 +39,68 @@ GRADEXT_OPEN(is_output, bool);
 GRADEXT_OPEN(is_leaf, bool);
 #undef GRADEXT_OPEN
 
+// How many nodes the longest path among the first `count` nodes has; without recursion.
+size_t longest_path(const std::vector<GraphNode>& nodes, size_t count) {
+  const auto is_within = [&](int64_t next) {
+    return next >= 0 && static_cast<size_t>(next) < count;
+  };
+  std::vector<size_t> above(count, 0), length(count, 1), ready;
+  for (size_t k = 0; k < count; ++k) {
+    for (const int64_t next : nodes[k].next) {
+      if (is_within(next)) {
+        ++above[static_cast<size_t>(next)];
+      }
+    }
+  }
+  for (size_t k = 0; k < count; ++k) {
+    if (above[k] == 0) {
+      ready.push_back(k);
+    }
+  }
+  while (!ready.empty()) {
+    const size_t at = ready.back();
+    ready.pop_back();
+    for (const int64_t to : nodes[at].next) {
+      if (is_within(to)) {
+        const auto next = static_cast<size_t>(to);
+        length[next] = std::max(length[next], length[at] + 1);
+        if (--above[next] == 0) {
+          ready.push_back(next);
+        }
+      }
+    }
+  }
+  return length.empty() ? 0 : *std::max_element(length.begin(), length.end());
+}
+
 }  // namespace
+
+bool cut_paths(std::vector<GraphNode>& nodes, size_t longest) {
+  size_t count = longest;
+  while (count < nodes.size()) {
+    const size_t path = longest_path(nodes, count);
+    const size_t left = path < longest ? longest - path : 0;
+    if (left == 0 || left < longest / 16) {
+      break;
+    }
+    count += left;  // that many more nodes make no path longer than `longest`
+  }
+  if (count >= nodes.size()) {
+    return true;
+  }
+  nodes.resize(count);
+  for (GraphNode& at : nodes) {
+    for (int64_t& next : at.next) {
+      next = next < static_cast<int64_t>(count) ? next : -1;
+    }
+    at.inner_of = at.inner_of < static_cast<int64_t>(count) ? at.inner_of : -1;
+  }
+  return false;
+}
 
 std::vector<GraphNode> walk_graph(const std::vector<Node*>& roots, size_t most, bool& whole) {
   std::vector<GraphNode> nodes;
-  std::unordered_map<Node*, int64_t> index;
+  ska::flat_hash_map<Node*, int64_t> index;
   whole = true;
   const auto number = [&](Node* node) -> int64_t {
     if (node == nullptr) {
@@ -64,8 +122,7 @@ std::vector<GraphNode> walk_graph(const std::vector<Node*>& roots, size_t most, 
   }
   for (size_t k = 0; k < nodes.size(); ++k) {
     Node* node = nodes[k].node;
-    std::vector<int64_t> next;
-    next.reserve(node->num_outputs());
+    decltype(GraphNode::next) next;
     for (const auto& edge : node->next_edges()) {
       next.push_back(number(edge.function ? &*edge.function : nullptr));
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
@@ -14,13 +15,17 @@ namespace gradext::graph {
 
 struct GraphNode {
   torch::autograd::Node* node;
-  std::vector<int64_t> next;  // indices of its inputs' nodes; -1 where there is none
-  int64_t inner_of = -1;      // the CopySlices that this node hides in
+  c10::SmallVector<int64_t, 3> next;  // indices of its inputs' nodes; -1 where there is none
+  int64_t inner_of = -1;              // the CopySlices that this node hides in
 };
 
 // All nodes reachable from `roots`, each once, roots first; stops after `most`.
 std::vector<GraphNode> walk_graph(
     const std::vector<torch::autograd::Node*>& roots, size_t most, bool& whole);
+
+// Leaves so many of the first nodes that none of the paths among them is longer than `longest`
+// nodes, and nearly as many as can be; true where those are all.
+bool cut_paths(std::vector<GraphNode>& nodes, size_t longest);
 
 // The node of a tensor as it is: a view whose base was written since keeps its stale one.
 torch::autograd::Node* node_of(const at::Tensor& tensor);

@@ -30,11 +30,17 @@ struct Attribute {
   const char* name;
   getter get;
   void* closure;
+  // Where the SavedVariable lies within the node, once two nodes of the class had it there: then it
+  // is read without the getter, which makes a Python object.
+  ptrdiff_t offset = 0;
+  const Node* told_by = nullptr;
+  bool is_sure = false;
 };
 
 // How to read the nodes of one C++ class: the getters that torch generated for its Python type.
 struct Reader {
   PyTypeObject* type = nullptr;
+  bool is_shared = false;      // by classes that torch knows nothing of
   std::vector<Attribute> raw;  // _raw_saved_*
   Attribute training{nullptr, nullptr, nullptr};
 };
@@ -62,7 +68,7 @@ class Stand {
   std::aligned_storage_t<sizeof(THPCppFunction), alignof(THPCppFunction)> storage_;
 };
 
-const Reader& reader_of(Node& node) {
+Reader& reader_of(Node& node) {
   static auto* readers = new std::unordered_map<std::type_index, Reader>;
   auto [place, is_new] = readers->try_emplace(std::type_index(typeid(node)));
   Reader& reader = place->second;
@@ -76,6 +82,9 @@ const Reader& reader_of(Node& node) {
     return reader;
   }
   reader.type = Py_TYPE(object.ptr());
+  const char* dot = std::strrchr(reader.type->tp_name, '.');
+  reader.is_shared =
+      std::strcmp(dot != nullptr ? dot + 1 : reader.type->tp_name, "CppFunction") == 0;
   for (PyGetSetDef* at = reader.type->tp_getset; at != nullptr && at->name != nullptr; ++at) {
     if (std::strncmp(at->name, "_raw_saved_", 11) == 0) {
       reader.raw.push_back(Attribute{at->name + 11, at->get, at->closure});
@@ -118,8 +127,7 @@ void collect(std::vector<at::Tensor>& into, PyObject* value, int depth) {
   }
 }
 
-void add(
-    std::vector<SavedItem>& into, const char* attribute, int index, const SavedVariable& saved) {
+void add(SavedItems& into, const char* attribute, int index, const SavedVariable& saved) {
   SavedItem item;
   item.attribute = attribute;
   item.index = index;
@@ -137,13 +145,31 @@ void add(
   into.push_back(std::move(item));
 }
 
-void add_of_cpp(std::vector<SavedItem>& into, Node& node) {
-  const Reader& reader = reader_of(node);
+// A member lies in the same place in all objects of one class.
+void learn(Attribute& attribute, const Node& node, const SavedVariable& saved) {
+  constexpr ptrdiff_t kLargest = 1 << 12;  // bytes of a node: further off it is no member of it
+  const ptrdiff_t offset =
+      reinterpret_cast<const char*>(&saved) - reinterpret_cast<const char*>(&node);
+  if (offset <= 0 || offset > kLargest) {
+    return;
+  }
+  attribute.is_sure = attribute.offset == offset && attribute.told_by != &node;
+  attribute.offset = offset;
+  attribute.told_by = &node;
+}
+
+void add_of_cpp(SavedItems& into, Node& node) {
+  Reader& reader = reader_of(node);
   if (reader.raw.empty()) {
     return;
   }
   Stand stand(reader.type, &node);
-  for (const Attribute& attribute : reader.raw) {
+  for (Attribute& attribute : reader.raw) {
+    if (attribute.is_sure) {
+      const char* at = reinterpret_cast<const char*>(&node) + attribute.offset;
+      add(into, attribute.name, -1, *reinterpret_cast<const SavedVariable*>(at));
+      continue;
+    }
     py::object value =
         py::reinterpret_steal<py::object>(attribute.get(stand.object(), attribute.closure));
     if (!value) {
@@ -162,7 +188,9 @@ void add_of_cpp(std::vector<SavedItem>& into, Node& node) {
         }
       }
     } else if (!value.is_none()) {
-      add(into, attribute.name, -1, py::cast<const SavedVariable&>(value));
+      const auto& saved = py::cast<const SavedVariable&>(value);
+      learn(attribute, node, saved);
+      add(into, attribute.name, -1, saved);
     }
   }
 }
@@ -178,8 +206,8 @@ std::string SavedItem::label() const {
   return index < 0 ? attribute : std::string(attribute) + "[" + std::to_string(index) + "]";
 }
 
-std::vector<SavedItem> saved_items(Node& node, bool* is_busy) {
-  std::vector<SavedItem> items;
+SavedItems saved_items(Node& node, bool* is_busy) {
+  SavedItems items;
   const bool is_python = is_python_function(node);
   std::unique_lock<std::mutex> lock;
   NoCollection none;
@@ -284,11 +312,15 @@ std::vector<ContextItem> context_items(Node& node) {
   return items;
 }
 
+bool is_nameless(Node& node) {
+  return !is_python_function(node) && reader_of(node).is_shared;
+}
+
 bool is_outer(Node& node) {
   return dynamic_cast<CopySlices*>(&node) != nullptr;
 }
 
-bool is_freed(Node& node, const std::vector<SavedItem>& items) {
+bool is_freed(Node& node, const SavedItems& items) {
   if (is_python_function(node)) {
     py::object object =
         py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));

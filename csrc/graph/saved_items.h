@@ -5,6 +5,7 @@
 #include "graph/graph.h"
 
 #include <Python.h>
+#include <c10/util/SmallVector.h>
 
 #include <string>
 #include <vector>
@@ -24,13 +25,16 @@ struct SavedItem {
   std::string label() const;
 };
 
+// Most nodes saved two or fewer, and a graph has many nodes.
+using SavedItems = c10::SmallVector<SavedItem, 2>;
+
 // Whether the node is that of an autograd.Function written in Python.
 bool is_python_function(const torch::autograd::Node& node);
 
 // In an order that is the same at every call for one node. Read under the node's mutex, which the
 // thread holds that runs the node or releases what it saved; nothing where it is held right now
 // (`is_busy`, if given, says so).
-std::vector<SavedItem> saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
+SavedItems saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
 
 // Tensors that an autograd.Function of the program's keeps as attributes of its ctx, also in plain
 // containers: torch does not check them. `name`: "weight", "cache[0]".
@@ -43,8 +47,12 @@ std::vector<ContextItem> context_items(torch::autograd::Node& node);
 // A CopySlices, which saves nothing itself; saved_items() gives what the node within it has saved.
 bool is_outer(torch::autograd::Node& node);
 
+// Whether torch gave the node's class no Python type of its own, as it does to those that it
+// generates; the C++ Functions of extensions share one, which shows nothing of what they saved.
+bool is_nameless(torch::autograd::Node& node);
+
 // Whether a backward has released what the node saved.
-bool is_freed(torch::autograd::Node& node, const std::vector<SavedItem>& items);
+bool is_freed(torch::autograd::Node& node, const SavedItems& items);
 
 // A batch norm in training saves its running statistics, changes them and does not read them in
 // backward.

@@ -81,16 +81,13 @@ def _tensors() -> list[Any]:
 
 def _saved(outputs: Any) -> list[tuple[int, int]]:
     """(storage, bytes) of what the graph keeps: mostly tensors that no Python object is of."""
-    from gradext.native import _C
     from gradext.rules import graph_copy
 
     found: dict[int, int] = {}
-    for row in graph_copy.rows_below(outputs)[0]:
-        for label, facts in _C.saved_of(row[0])[0]:
-            if facts["kind"] == "tensor":
-                saved = graph_copy.saved_of(facts, label)
-                size = math.prod(saved.sizes) * saved.itemsize
-                found[saved.storage] = max(size, found.get(saved.storage, 0))
+    for node in graph_copy.read(outputs).nodes:
+        for saved in node.saved:
+            size = math.prod(saved.sizes) * saved.itemsize
+            found[saved.storage] = max(size, found.get(saved.storage, 0))
     return list(found.items())
 
 

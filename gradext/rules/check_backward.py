@@ -79,7 +79,7 @@ def check_backward(loss: Any, recording: Recording | None = None) -> Checked:
     found += graphs.freed(data, graph, names)
     found += gx401_silent_write.silent(data, graph, names)
     unchecked = []
-    for node in graph.nodes:
+    for node in graph.unread():
         if node.hooked:
             unchecked.append(
                 f"{node.name}: {', '.join(node.hooked)} is packed by saved-tensor hooks "
@@ -88,10 +88,8 @@ def check_backward(loss: Any, recording: Recording | None = None) -> Checked:
         if not node.is_readable:
             unchecked.append(f"{node.name}: a C++ autograd Function shows nothing of what it saved")
     if not graph.whole:
-        unchecked.append(
-            f"the graph is too large or too deep: the nearest {len(graph.nodes)} nodes were read"
-        )
-    return Checked(found, sum(len(node.saved) for node in graph.nodes), unchecked)
+        unchecked.append(f"the graph is too large: the nearest {len(graph.nodes)} nodes were read")
+    return Checked(found, graph.saved_count, unchecked)
 
 
 def _no_data() -> Data:

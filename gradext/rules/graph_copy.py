@@ -7,16 +7,17 @@ through `_C` only: runs no hook and unpacks nothing.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from gradext.base import op_names
 from gradext.native import _C
 from gradext.source import traced_lines
 
-MOST_NODES = 1 << 18
-# A node that Python has looked at is freed by Python, and so is what hangs below it: a chain of
+MOST_NODES = 1 << 19
+# A node that has a Python object is freed by Python, and so is what hangs below it: a chain of
 # 50,000 such nodes overflows the stack when the program drops it (torch 2.13). Longer paths than
-# this are not followed.
+# this are not followed where nodes get objects.
 LONGEST_PATH = 1 << 14
 
 
@@ -88,62 +89,139 @@ class Node:
     uses: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """The nodes below the roots; `whole` is False where there were too many (see rows_below)."""
+class _Nodes(Sequence[Node]):
+    """The nodes of a copy; each becomes an object when it is first asked for."""
 
-    nodes: tuple[Node, ...]
-    whole: bool
+    def __init__(self, copy: _C.GraphCopy) -> None:
+        self._copy = copy
+        self._made: dict[int, Node] = {}
+        self._told: dict[int, dict[str, Any]] = {}  # what is read of some beside the copy
+
+    def __len__(self) -> int:
+        return len(self._copy)
+
+    def __getitem__(self, index: Any) -> Any:
+        number = range(len(self))[index]
+        if number not in self._made:
+            self._made[number] = _node(self._copy.node(number), **self._told.get(number, {}))
+        return self._made[number]
+
+    def tell(self, number: int, **facts: Any) -> None:
+        """Fields of a node that has not been made yet."""
+        self._told.setdefault(number, {}).update(facts)
+
+
+def _node(row: tuple[Any, ...], **told: Any) -> Node:
+    name, thread, sequence, following, inner_of, saved, hooked, is_freed, is_nameless, known = row
+    return Node(
+        name=name,
+        thread=thread,
+        sequence=sequence,
+        next=following,
+        inner_of=inner_of,
+        saved=tuple(Saved(*one) for one in saved),
+        hooked=hooked,
+        is_freed=is_freed,
+        is_readable=not is_nameless or op_names.short(name) in _READABLE,
+        id=known,
+        **told,
+    )
+
+
+# Of the classes that torch has no Python type for, those that save nothing, or show it elsewhere.
+_READABLE = ("AccumulateGrad", "GraphRoot", "Identity", "CopyBackwards", "CopySlices", "Error")
+
+
+class Graph:
+    """The nodes below the roots, nearest first; `whole` is False where there were too many.
+
+    A graph may have more nodes than there is time to make an object of each: a question about all
+    of them is asked of the columns and lists of numbers below, and `nodes` for the few that matter.
+    """
+
+    def __init__(self, copy: _C.GraphCopy) -> None:
+        self._copy = copy
+        self.nodes = _Nodes(copy)
+        self.whole = copy.whole
+
+    @property
+    def saved_count(self) -> int:
+        """How many saved tensors there are that can be read."""
+        return self._copy.saved_count
+
+    def threads(self) -> list[int]:
+        return self._copy.threads()
+
+    def sequences(self) -> list[int | None]:
+        return self._copy.sequences()
+
+    def freed(self) -> list[bool]:
+        """Of each node, whether its backward ran without retain_graph."""
+        return self._copy.freed()
+
+    def following(self) -> list[list[int]]:
+        """Of each node, the numbers of the next ones; -1 where there is none."""
+        return self._copy.following()
+
+    def above(self) -> list[list[int]]:
+        """Of each node, the numbers of those that lead to it."""
+        found: list[list[int]] = [[] for _ in range(len(self.nodes))]
+        for number, following in enumerate(self.following()):
+            for each in following:
+                if each >= 0:
+                    found[each].append(number)
+        return found
+
+    def newest_first(self) -> Iterator[Node]:
+        """All nodes, in the order in which backward would come to them."""
+        return map(self.nodes.__getitem__, self._copy.newest_first())
+
+    def saving(self, storages: Iterable[int] = (), counters: Iterable[int] = ()) -> list[Node]:
+        """Those that saved a tensor on one of the storages or with one of the counters.
+
+        In the order in which backward would come to them.
+        """
+        numbers = self._copy.saving(list(storages), list(counters))
+        return [self.nodes[number] for number in numbers]
+
+    def unread(self) -> list[Node]:
+        """Those of which something cannot be read."""
+        found = (self.nodes[number] for number in self._copy.unread())
+        return [node for node in found if node.hooked or not node.is_readable]
 
     def stale(self) -> list[tuple[Node, Saved]]:
         """Saved tensors whose version moved, in the order in which backward would meet them."""
-        found = [(n, s) for n in self.nodes for s in n.saved if s.is_stale]
-        return sorted(found, key=lambda pair: -(self.order(pair[0])))
+        nodes = (self.nodes[number] for number in self._copy.stale())
+        return [(node, saved) for node in nodes for saved in node.saved if saved.is_stale]
 
     def order(self, node: Node) -> int:
         """What the engine sorts by: the node made last runs first."""
         if node.inner_of >= 0:
-            outer = self.nodes[node.inner_of]
-            return outer.sequence if outer.sequence is not None else -1
+            node = self.nodes[node.inner_of]
         return node.sequence if node.sequence is not None else -1
 
 
 def read(roots: Any, most: int = MOST_NODES) -> Graph:
     """Copy the graph below `roots`: tensors, GradientEdges or nodes."""
-    rows, whole = rows_below(roots, most)
-    nodes = []
-    is_tracing = traced_lines.is_tracing()
-    for node, name, thread, sequence, following, inner_of in rows:
-        # Under the node's mutex: another thread's backward may be releasing what it saved. One that
-        # is running right now shows nothing.
-        items, is_freed, _ = _C.saved_of(node)
-        saved = [saved_of(facts, label) for label, facts in items if facts["kind"] == "tensor"]
-        hooked = [label for label, facts in items if facts["kind"] == "hooked"]
-        kind = type(node)
-        nodes.append(
-            Node(
-                name=name,
-                thread=thread,
-                sequence=sequence,
-                next=tuple(following),
-                inner_of=inner_of,
-                saved=tuple(saved),
-                hooked=tuple(hooked),
-                is_freed=is_freed,
-                is_readable=_is_readable(kind, name),
-                forward_code=_forward_code(node),
-                id=_C.node_id(node),
-                trace=traced_lines.trace_of(node) if is_tracing else "",
-                uses=_uses(node, saved) if name == _COMPILED else {},
-            )
-        )
-    return Graph(tuple(nodes), whole)
+    # Under each node's mutex: another thread's backward may be releasing what it saved. One that
+    # is running right now shows nothing.
+    copy = _C.GraphCopy(roots, most)
+    graph = Graph(copy)
+    if traced_lines.is_tracing():
+        for number, row in enumerate(rows_below(roots, most)[0]):
+            graph.nodes.tell(number, trace=traced_lines.trace_of(row[0]))
+    for number, name, function in copy.take_functions():
+        graph.nodes.tell(number, forward_code=forward_code(function))
+        if name == _COMPILED:
+            saved = _node(copy.node(number)).saved
+            graph.nodes.tell(number, uses=_uses(function, saved))
+    return graph
 
 
 _COMPILED = "CompiledFunctionBackward"
 
 
-def _uses(node: Any, saved: list[Saved]) -> dict[str, list[str]]:
+def _uses(node: Any, saved: Iterable[Saved]) -> dict[str, list[str]]:
     found = {}
     for item in saved:
         number = item.attribute.rpartition("[")[2].removesuffix("]")
@@ -153,36 +231,11 @@ def _uses(node: Any, saved: list[Saved]) -> dict[str, list[str]]:
 
 
 def rows_below(roots: Any, most: int = MOST_NODES) -> tuple[list[Any], bool]:
-    """(what `_C.graph` says of the nodes, nearest first; whether they are all)."""
-    limit = LONGEST_PATH
-    while True:
-        rows, whole = _C.graph(roots, min(limit, most))
-        if whole or limit >= most:
-            return rows, whole
-        left = LONGEST_PATH - _longest_path(rows)
-        if left < LONGEST_PATH // 16:
-            return rows, False
-        limit += left  # that many more nodes make no path longer than LONGEST_PATH
+    """(what `_C.graph` says of the nodes, nearest first; whether they are all).
 
-
-def _longest_path(rows: list[Any]) -> int:
-    """How many nodes the longest path has; without recursion."""
-    above = [0] * len(rows)
-    for row in rows:
-        for following in row[4]:
-            if following >= 0:
-                above[following] += 1
-    length = [1] * len(rows)
-    ready = [index for index, count in enumerate(above) if count == 0]
-    while ready:
-        index = ready.pop()
-        for following in rows[index][4]:
-            if following >= 0:
-                length[following] = max(length[following], length[index] + 1)
-                above[following] -= 1
-                if above[following] == 0:
-                    ready.append(following)
-    return max(length, default=0)
+    A row has the node itself, so paths that are too long for that end early: see LONGEST_PATH.
+    """
+    return _C.graph(roots, most, LONGEST_PATH)
 
 
 def saved_of(facts: dict[str, Any], attribute: str) -> Saved:
@@ -208,16 +261,7 @@ def saved_of(facts: dict[str, Any], attribute: str) -> Saved:
     )
 
 
-def _is_readable(kind: type, name: str) -> bool:
-    # torch gives each node class that it generates a Python type of its own; all C++ Functions of
-    # extensions share one.
-    if kind.__name__ == "CppFunction":
-        plain = ("AccumulateGrad", "GraphRoot", "Identity", "CopyBackwards", "CopySlices", "Error")
-        return op_names.short(name) in plain
-    return True
-
-
-def _forward_code(node: Any) -> Any:
+def forward_code(node: Any) -> Any:
     cls = getattr(node, "_forward_cls", None)
     if cls is None:
         return None

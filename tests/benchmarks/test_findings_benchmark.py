@@ -64,6 +64,13 @@ def test_the_first_time_is_measured_in_a_process_of_its_own(benchmark):
     assert 0 < row["low"] <= row["milliseconds"] <= row["high"]
 
 
+def test_an_error_over_a_large_graph_is_explained_in_each_shape(benchmark):
+    for shape in benchmark.SHAPES:
+        row = benchmark.large(shape, 1, 2_000)
+        assert row["what"] == f"GX101, 2,000 nodes {shape}"
+        assert 0 < row["milliseconds"] < 60_000
+
+
 def test_a_fault_that_is_not_found_is_no_measurement(benchmark, tmp_path, monkeypatch):
     harmless = benchmark.FAULTS[FAULT]._replace(text="x.exp().sum().backward()")
     monkeypatch.setitem(benchmark.FAULTS, "harmless", harmless)

@@ -189,10 +189,9 @@ def test_check_of_a_long_chain_takes_no_recursion_and_a_few_seconds(stale: bool)
         took = time.perf_counter() - start
     assert [d.code for d in found] == (["GX101"] if stale else [])
     assert took < 20
-    # Python objects of a chain as long as this would overflow the stack when the chain is freed.
-    assert 10_000 < found.checked < 20_000
-    assert "too deep" in found.unchecked[-1]
-    del h  # would crash here
+    assert (found.checked, found.unchecked) == (100_000, [])
+    # With Python objects of its nodes a chain as long as this overflows the stack here.
+    del h
 
 
 def test_check_of_a_wide_graph_reads_all_of_it() -> None:

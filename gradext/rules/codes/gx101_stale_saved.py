@@ -314,7 +314,8 @@ def _detached(
 
     taken = data.writes_of_op("aten::detach_")
     found: tuple[Node | None, Saved | None, Write | None] = (None, None, None)
-    for node in sorted(graph.nodes, key=graph.order, reverse=True) if graph else ():
+    counters = {write.counter for write in taken}
+    for node in graph.saving(counters=counters) if graph else ():
         for saved in node.saved:
             later = [
                 w

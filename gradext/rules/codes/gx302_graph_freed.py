@@ -84,7 +84,7 @@ def freed(
 
     `again` is the call that needs it a second time, if there was one already.
     """
-    if not any(node.is_freed for node in graph.nodes):
+    if not any(graph.freed()):
         return []
     earlier = data.backwards if earlier is None else earlier
     freeing = _freeing(graph, earlier)
@@ -223,14 +223,15 @@ def _is_carried_on(linking: Site) -> bool:
 def _has_more(graph: Graph, index: int) -> bool:
     """Whether the graph leads to leaves that do not lie below one of its nodes."""
     pending, seen = [0] if index else [], {index}
+    next_ones = graph.following()
     while pending:
         number = pending.pop()
         if number in seen:
             continue
         seen.add(number)
-        if not graph.nodes[number].next:
+        if not next_ones[number]:
             return True
-        pending += [following for following in graph.nodes[number].next if following >= 0]
+        pending += [following for following in next_ones[number] if following >= 0]
     return False
 
 
@@ -288,26 +289,26 @@ def _buffer_at(path: str) -> bool:
 
 def _entries(graph: Graph, freeing: dict[int, int]) -> list[tuple[Node | None, int]]:
     """(live node or None for a root, index of the used node below it), the newest first."""
-    nodes = graph.nodes
+    sequences, count = graph.sequences(), len(graph.nodes)
     # Without a recording that reaches back, what has lost its saved tensors is what was used.
-    gone = [i in freeing for i in range(len(nodes))] if freeing else [n.is_freed for n in nodes]
-    above: dict[int, Node] = {}
+    gone = [i in freeing for i in range(count)] if freeing else graph.freed()
+    above: dict[int, int] = {}
     has_parent = set()
-    for index, node in enumerate(nodes):
-        for following in node.next:
+    for index, next_ones in enumerate(graph.following()):
+        for following in next_ones:
             has_parent.add(following)
             if following >= 0 and gone[following] and not gone[index]:
-                above.setdefault(following, node)
+                above.setdefault(following, index)
     lost = _leads_to_freed(graph)
     found: list[tuple[Node | None, int]] = []
-    for index, node in enumerate(nodes):
-        if not gone[index] or node.sequence is None or not lost[index]:
+    for index in range(count):
+        if not gone[index] or sequences[index] is None or not lost[index]:
             continue
         if index in above:
-            found.append((above[index], index))
+            found.append((graph.nodes[above[index]], index))
         elif index not in has_parent:
             found.append((None, index))
-    return sorted(found, key=lambda pair: -(nodes[pair[1]].sequence or 0))
+    return sorted(found, key=lambda pair: -(sequences[pair[1]] or 0))
 
 
 def _running() -> set[tuple[str, str]]:
@@ -322,15 +323,11 @@ def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node
     start = graph.nodes[index]
     own = call.nodes[call.nodes[:, NODES.thread] == start.thread]
     last = int(own[:, NODES.sequence].max()) if len(own) else -1
-    above: list[list[int]] = [[] for _ in graph.nodes]
-    for number, node in enumerate(graph.nodes):
-        for following in node.next:
-            if following >= 0:
-                above[following].append(number)
+    above = graph.above()
     pending, seen = list(above[index]), {index}
     while pending:
         number = pending.pop(0)
-        node = graph.nodes[number]
+        node: Node = graph.nodes[number]
         if number in seen or node.thread != start.thread or (node.sequence or 0) > last:
             continue
         seen.add(number)
@@ -342,12 +339,7 @@ def _named_above(graph: Graph, index: int, call: Backward, names: Names) -> Node
 
 def _leads_to_freed(graph: Graph) -> list[bool]:
     """Whether a node at or below each one has lost its saved tensors; the others may run again."""
-    before: list[list[int]] = [[] for _ in graph.nodes]
-    for index, node in enumerate(graph.nodes):
-        for following in node.next:
-            if following >= 0:
-                before[following].append(index)
-    found = [node.is_freed for node in graph.nodes]
+    before, found = graph.above(), graph.freed()
     pending = [index for index, lost in enumerate(found) if lost]
     while pending:
         for index in before[pending.pop()]:
@@ -362,24 +354,21 @@ def _freed_below(graph: Graph, start: int, most: int = 64) -> list[Node]:
     seen = {start}
     pending = [start]
     found = []
+    next_ones, freed = graph.following(), graph.freed()
     while pending:
-        node = graph.nodes[pending.pop()]
-        if node.is_freed:
-            found.append(node)
-        for following in node.next:
+        number = pending.pop()
+        if freed[number]:
+            found.append(number)
+        for following in next_ones[number]:
             if following >= 0 and following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return sorted(found, key=graph.order, reverse=True)[:most]
+    return sorted((graph.nodes[k] for k in found), key=graph.order, reverse=True)[:most]
 
 
 def _freeing(graph: Graph, earlier: Sequence[Backward]) -> dict[int, int]:
     """For the nodes that were used up: which call, the first without retain_graph, did it."""
-    place = {
-        (node.thread, node.sequence): index
-        for index, node in enumerate(graph.nodes)
-        if node.sequence is not None
-    }
+    place = {made: k for k, made in enumerate(zip(graph.threads(), graph.sequences(), strict=True))}
     found: dict[int, int] = {}
     for number, backward in enumerate(earlier):
         if backward.keeps_graph:

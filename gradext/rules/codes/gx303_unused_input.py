@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -66,7 +67,7 @@ def unused_input(
     culprits = sites.distinct([*ends_at, made]) or sites.distinct([asks])
     victims: tuple[Site, ...] = ()
     if data is not None and graph is not None and graph.nodes:
-        newest = sorted(graph.nodes, key=graph.order, reverse=True)[:256]
+        newest = itertools.islice(graph.newest_first(), 256)
         lines = [node_sites.site_of(data, node, _WITHOUT) for node in newest]
         if asks is not None:
             lines = [s for s in lines if s is None or sites.line_of(s) != sites.line_of(asks)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.events import WRITES
-from gradext.rules.graph_copy import Graph, Node, Saved, saved_of
+from gradext.rules.graph_copy import Node, Saved, forward_code, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
 from gradext.rules.wording import context_attributes, guarded_writes, saved_tensors
 from gradext.source import sites
@@ -35,9 +35,8 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis | None
     name, spoken = saved_tensors.tensor_text(item, names)
     if "filled" in facts:
         return _packed_too_early(facts, node, item, data, names)
-    graph = Graph((node,), True)
     label = f"{op_names.of_node(node.name)} saves {f'`{name}`' if name else 'it'} for backward"
-    victims = saved_tensors.victims_of(data, graph, node, label)
+    victims = saved_tensors.victims_of(data, None, node, label)
     blame = _blame(facts, item, data, name)
     hooked = bool(facts["is_hooked"])
     how = _how(blame)
@@ -76,7 +75,7 @@ def _packed_too_early(
     write = data.write(writes[0]) if len(writes) else None
     op = op_names.short(write.op) if write is not None else node.name.removesuffix("Backward0")
     victims = saved_tensors.victims_of(
-        data, Graph((node,), True), node, f"{op_names.of_node(node.name)} saves it for backward"
+        data, None, node, f"{op_names.of_node(node.name)} saves it for backward"
     )
     label = f"{op} fills what it has saved"
     culprit = sites.site(data.frames(write.stack), op=write.op, label=label) if write else None
@@ -112,7 +111,7 @@ def _kept_changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis 
         place = (own.co_filename, own.co_name, own.co_firstlineno)
         if all(_is_within(data.frames(write.stack), place) for write in blame.writes):
             return None
-    made = saved_tensors.victims_of(data, Graph((node,), True), node, f"{node.name} keeps it")
+    made = saved_tensors.victims_of(data, None, node, f"{node.name} keeps it")
     kept = context_attributes.keeping(facts["node"], attribute)
     victims = sites.distinct([*made[:1], kept])
     how = _how(blame)
@@ -229,8 +228,6 @@ def _window(
 
 
 def _node(facts: dict[str, Any]) -> Node:
-    from gradext.rules.graph_copy import _forward_code
-
     thread, sequence = facts["id"]
     return Node(
         name=facts["name"],
@@ -242,7 +239,7 @@ def _node(facts: dict[str, Any]) -> Node:
         hooked=(),
         is_freed=False,
         is_readable=True,
-        forward_code=_forward_code(facts["node"]),
+        forward_code=forward_code(facts["node"]),
     )
 
 

@@ -62,7 +62,7 @@ def any_silent(data: Data, graph: Graph) -> bool:
     by_storage = _uncounted(data)
     return bool(by_storage) and any(
         saved.storage in by_storage and _suspects(by_storage, saved, node)
-        for node in graph.nodes
+        for node in graph.saving(storages=by_storage)
         for saved in node.saved
     )
 
@@ -77,7 +77,7 @@ def silent(data: Data, graph: Graph, names: Names) -> list[Diagnosis]:
     diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
     counts: dict[tuple[Any, ...], int] = {}
     left = saved_tensors.MOST_PAIRS
-    for node in sorted(graph.nodes, key=graph.order, reverse=True):
+    for node in graph.saving(storages=by_storage):
         for saved in node.saved:
             writes = [
                 write

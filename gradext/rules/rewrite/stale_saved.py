@@ -300,14 +300,15 @@ def _carried(graph: Graph, data: Data, write: Write | None) -> list[tuple[Node, 
     """Where a graph made after `write` still reaches nodes made before it: the carried tensors."""
     if write is None:
         return []
+    sequences = graph.sequences()
     new = [
-        n.sequence is not None and n.thread == write.thread and n.sequence >= write.sequence
-        for n in graph.nodes
+        sequence is not None and thread == write.thread and sequence >= write.sequence
+        for thread, sequence in zip(graph.threads(), sequences, strict=True)
     ]
     old: dict[int, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for following in node.next if new[index] else ():
-            sequence = graph.nodes[following].sequence if following >= 0 else None
+    for index, next_ones in enumerate(graph.following()):
+        for following in next_ones if new[index] else ():
+            sequence = sequences[following] if following >= 0 else None
             if sequence is not None and not new[following]:
                 old[following] = sequence
     found: dict[tuple[str, int], tuple[Node, Site]] = {}

@@ -5,6 +5,7 @@ Reads a copy of the graph and a recording's births and flows. Owns no message; t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,12 @@ def behind(data: Data, graph: Graph, leaves: Iterable[int]) -> Chain:
         if origin is not None:
             found.setdefault(origin.number, origin)
 
-    nodes = sorted(graph.nodes, key=graph.order, reverse=True)
-    saved = [saved.tensor for node in nodes for saved in node.saved][:_MOST_SAVED]
+    every = (saved.tensor for node in graph.newest_first() for saved in node.saved)
+    saved = itertools.islice(every, _MOST_SAVED)
     for tensor in dict.fromkeys([*saved, *leaves]):
         add(data.flow_of(tensor))
-    made = {(node.thread, node.sequence) for node in graph.nodes if node.sequence is not None}
+    numbered = zip(graph.threads(), graph.sequences(), strict=True)
+    made = {(thread, sequence) for thread, sequence in numbered if sequence is not None}
     for number in data.merged_in(made):
         add(data.origin(number))
     return chains.back_from(data, found.values())

@@ -33,11 +33,7 @@ def kept_at(data: Data, graph: Graph, index: int, call: Backward) -> Kept | None
     """Where what was made of a node that `call` used up was put; None where no line says it."""
     start = graph.nodes[index]
     end = _end_of_round(data, start, call)
-    above: list[list[int]] = [[] for _ in graph.nodes]
-    for number, node in enumerate(graph.nodes):
-        for following in node.next:
-            if following >= 0:
-                above[following].append(number)
+    above = graph.above()
     newest, pending, seen = start, [index], set[int]()
     while pending:
         number = pending.pop()

@@ -26,11 +26,11 @@ MOST_DIAGNOSES = 8
 MOST_PAIRS = 256  # stale tensors that are looked at; a parameter may be saved 10,000 times
 
 
-def victims_of(data: Data, graph: Graph, node: Node, label: str) -> tuple[Site, ...]:
+def victims_of(data: Data, graph: Graph | None, node: Node, label: str) -> tuple[Site, ...]:
     """The line that made `node`, then the lines that it stands for."""
     found: list[Site | None] = []
     at: Node = node
-    if node.sequence is None and node.inner_of >= 0:
+    if graph is not None and node.sequence is None and node.inner_of >= 0:
         at = graph.nodes[node.inner_of]
     if at.sequence is None:
         return ()

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-MODES = ("off", "record", "light", "guard")
+MODES = ("off", "record", "light", "guard", "guard-all")
 MARKER = (
-    "gradext(guard=False, allow=()): record this test with gradext, with or without a guard; "
-    "findings with a code in `allow` are not told"
+    "gradext(guard=False, allow=()): record this test with gradext, with a guard (True or 'all') "
+    "or without; findings with a code in `allow` are not told"
 )
 
 
@@ -24,7 +24,8 @@ def pytest_addoption(parser: Any) -> None:
         const="record",
         choices=MODES,
         help="record each test: a failing one gets the report, one whose gradients are silently "
-        "wrong fails; guard: compare the bytes of saved tensors too; light: culprits only",
+        "wrong fails; guard: compare the bytes of saved tensors too; guard-all: also where only "
+        "torch has the memory; light: culprits only",
     )
     group.addoption(
         "--gradext-warn",
@@ -55,15 +56,29 @@ def pytest_collection_finish(session: Any) -> None:
     marks = [(item, mark) for item in session.items for mark in item.iter_markers("gradext")]
     for item, mark in marks:
         takes = not mark.args and set(mark.kwargs) <= {"allow", "guard"}
-        if not takes or isinstance(mark.kwargs.get("allow", ()), str):
+        if (
+            not takes
+            or not _is_guard(mark.kwargs.get("guard"))
+            or isinstance(mark.kwargs.get("allow", ()), str)
+        ):
             import pytest
 
             raise pytest.UsageError(
-                f"{item.nodeid}: gradext's marker takes guard=True or False, and "
+                f'{item.nodeid}: gradext\'s marker takes guard=True, "all" or False, and '
                 'allow=["GX404"], nothing else'
             )
     if marks:
         _load(session.config)
+
+
+def _is_guard(value: Any) -> bool:
+    from gradext.recording.options import guard_reads
+
+    try:
+        guard_reads(value)
+    except ValueError:
+        return False
+    return True
 
 
 _KEY: Any = None

@@ -46,7 +46,16 @@ IN_PLACE = (
 )
 # Neither runs Python, nor throws, nor needs a clear error indicator.
 HARMLESS = {
-    *("active", "cuts_are_on", "is_on", "in_guard", "is_wanted", "wrapped_in", "unless"),
+    *(
+        "active",
+        "op_listener",
+        "cuts_are_on",
+        "is_on",
+        "in_guard",
+        "is_wanted",
+        "wrapped_in",
+        "unless",
+    ),
     *("error_that_is_set", "static_cast", "reinterpret_cast", "ptr", "is_enabled", "max"),
     *("PyTuple_GET_SIZE", "PyTuple_GET_ITEM", "Py_TYPE", "PyErr_SetString", "PyErr_Fetch"),
     *("PyErr_NormalizeException", "PyException_SetTraceback", "PyErr_Restore"),
@@ -64,7 +73,8 @@ OF_KERNELS = {
     *("forward", "running", "scope", "begin", "end", "refused", "before_nodes"),
     *("write_is_wanted", "view_is_wanted", "how_to_watch", "follows_values", "empty", "size"),
     *("isTensor", "toTensor", "schema", "returns", "arguments", "Watch"),
-    *("on_write", "on_view", "on_result", "thread_state", "closed"),
+    *("on_write", "on_view", "on_result", "on_secret", "thread_state", "closed"),
+    *("listened", "wants_nodes", "secrets"),
 }
 # What the entry stands for.
 ORIGINALS = {"PyObject_Vectorcall", "original", "ml_meth", "get", "set", "tp_descr_get"}

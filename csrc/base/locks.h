@@ -29,15 +29,16 @@ enum class Rank : uint8_t {
   kGradients = 2,    // guard/gradients.cpp: gradients that several nodes are to use
   kExposed = 3,      // guard/lines/exposed.cpp: memory that is written without an op
   kOverlaps = 4,     // guard/overlap.cpp: tensors that overlap themselves
-  kJournal = 5,  // journal/journal.h: writes, views, backwards, identities, the list of save logs
-  kSaveLog = 6,  // journal/journal.h: the saves of one thread; of several with the journal's alone
-  kOrigins = 7,  // journal/origins.h: births and flows
-  kNames = 8,    // journal/names.cpp: numbers of names; ops that were defined late
-  kUncounted = 9,   // recorder/uncounted_writes.cpp: writes that no version counter has seen
-  kBefore = 10,     // recorder/before_writes.cpp: what memory held before such writes
-  kSnapshots = 11,  // journal/snapshot.cpp: what snapshots keep from being forgotten
-  kStacks = 12,     // stacks/stack_table.h: the table of stacks
-  kFaults = 13,     // base/faults.cpp: gradext's own errors, counted wherever they happen
+  kLiveNodes = 5,    // guard/live_nodes.cpp: nodes whose saved tensors nobody has listed yet
+  kJournal = 6,  // journal/journal.h: writes, views, backwards, identities, the list of save logs
+  kSaveLog = 7,  // journal/journal.h: the saves of one thread; of several with the journal's alone
+  kOrigins = 8,  // journal/origins.h: births and flows
+  kNames = 9,    // journal/names.cpp: numbers of names; ops that were defined late
+  kUncounted = 10,  // recorder/uncounted_writes.cpp: writes that no version counter has seen
+  kBefore = 11,     // recorder/before_writes.cpp: what memory held before such writes
+  kSnapshots = 12,  // journal/snapshot.cpp: what snapshots keep from being forgotten
+  kStacks = 13,     // stacks/stack_table.h: the table of stacks
+  kFaults = 14,     // base/faults.cpp: gradext's own errors, counted wherever they happen
 };
 
 #ifdef GRADEXT_LOCKS_ARE_CHECKED

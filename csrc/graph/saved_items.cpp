@@ -238,6 +238,29 @@ SavedItems saved_items(Node& node, bool* is_busy) {
   return items;
 }
 
+const NodeClass& class_of(Node& node) {
+  // By the address of the class's name: to hash the text would take longer than all that follows.
+  static thread_local std::unordered_map<const void*, NodeClass> known;
+  const char* name = typeid(node).name();
+  const auto [place, is_new] = known.try_emplace(static_cast<const void*>(name));
+  NodeClass& facts = place->second;
+  if (is_new) {
+    const auto starts = [&](const char* with) {
+      return std::strncmp(name, with, std::strlen(with)) == 0;
+    };
+    const bool is_python = is_python_function(node);
+    // _unsafe_view, unsafe_split and unsafe_split_with_sizes: all of torch's that do so.
+    facts.is_alias = std::strstr(name, "Unsafe") != nullptr;
+    facts.is_generated = starts("N5torch8autograd9generated");
+    facts.is_torchs =
+        starts("N5torch8autograd") && !is_python && !starts("N5torch8autograd7CppNode");
+    if (!is_python && !is_outer(node)) {
+      base::under_gil([&] { facts.may_save = !reader_of(node).raw.empty(); });
+    }
+  }
+  return facts;
+}
+
 namespace {
 
 constexpr Py_ssize_t kMostKept = 64;

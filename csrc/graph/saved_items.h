@@ -36,6 +36,16 @@ bool is_python_function(const torch::autograd::Node& node);
 // (`is_busy`, if given, says so).
 SavedItems saved_items(torch::autograd::Node& node, bool* is_busy = nullptr);
 
+// What is known of all nodes of one C++ class.
+struct NodeClass {
+  bool may_save = true;       // a tensor
+  bool is_generated = false;  // torch's code generator has made it, for one of torch's own ops
+  bool is_alias = false;   // and it may return its argument's memory without being known as a view
+  bool is_torchs = false;  // its formula is torch's own, and no Function of C++ or Python
+};
+// Asks for the GIL once for each class and thread.
+const NodeClass& class_of(torch::autograd::Node& node);
+
 // Tensors that an autograd.Function of the program's keeps as attributes of its ctx, also in plain
 // containers: torch does not check them. `name`: "weight", "cache[0]".
 struct ContextItem {

@@ -6,6 +6,7 @@
 #include "guard/lines/trace.h"
 #include "guard/recompute.h"
 #include "guard/reports.h"
+#include "guard/saves.h"
 #include "guard/switch.h"
 #include "journal/journal.h"
 #include "state/state.h"
@@ -28,9 +29,8 @@ class Watch {
     if (!fingerprint::can_fingerprint(tensor)) {
       throw py::value_error("a tensor without bytes on the CPU");
     }
-    entry_ = std::make_shared<Entry>(tensor, fingerprint::of_cpu(tensor));
-    entry_->last = entry_->value;
-    entry_->order = journal::Journal::get().order();
+    entry_ = std::make_shared<Entry>(tensor);
+    entry_->take(bytes_in(tensor), journal::Journal::get().order());
     version_ = state::version(*tensor.unsafeGetTensorImpl());
     {
       journal::Journal& journal = journal::Journal::get();
@@ -56,7 +56,7 @@ class Watch {
       return py::none();  // what the hooks made of it
     }
     look_now();
-    if ((fingerprint::of_cpu(tensor) == entry_->value) != is_copy) {
+    if ((bytes_in(tensor) == entry_->value) != is_copy) {
       return py::none();
     }
     const uint64_t filled = filled_by(*node);
@@ -86,7 +86,7 @@ class Watch {
     if (!tensor.defined() || !fingerprint::can_fingerprint(tensor)) {
       return py::none();
     }
-    if (fingerprint::of_cpu(tensor) == entry_->value) {
+    if (bytes_in(tensor) == entry_->value) {
       return py::none();
     }
     py::dict out;
@@ -161,11 +161,19 @@ class Watch {
 }  // namespace
 
 void bind(py::module_& m) {
-  m.def("guard_start", [](const py::object& on_finding, const py::object& is_user_file) {
-    report_to(on_finding);
-    judge_files_by(is_user_file);
-    switch_on();
-  });
+  py::class_<Wants>(m, "guard_wants")
+      .def(
+          py::init<bool, bool, bool>(),
+          py::arg("all"),
+          py::arg("watches"),
+          py::arg("whole_program"));
+  m.def(
+      "guard_start",
+      [](const Wants& wants, const py::object& on_finding, const py::object& is_user_file) {
+        report_to(on_finding);
+        judge_files_by(is_user_file);
+        switch_on(wants);
+      });
   m.def("guard_stop", &switch_off);
   py::class_<Watch>(m, "guard_watch")
       .def(py::init<py::handle, bool>())
@@ -183,6 +191,7 @@ void bind_testing(py::module_& m) {
     out["exposed"] = facts.exposed;
     out["looks"] = facts.looks;
     out["armed"] = facts.armed;
+    out["taken"] = taken_at_saves.load();
     return out;
   });
 }

@@ -9,6 +9,7 @@
 #include <c10/core/UndefinedTensorImpl.h>
 #include <c10/util/SmallVector.h>
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -28,6 +29,14 @@ inline WeakTensor weak(const at::Tensor& tensor) {
 inline at::Tensor locked(const WeakTensor& held) {
   auto impl = held.lock();
   return impl ? at::Tensor(std::move(impl)) : at::Tensor();
+}
+
+// The fingerprint of a tensor's bytes, read in the order in which they lie in memory: a transposed
+// weight as fast as one that is not. Only to be compared with that of the same memory, looked at in
+// the same way, and for a tensor for which fingerprint::can_fingerprint holds.
+at::Tensor in_memory_order(const at::Tensor& tensor);
+inline Value bytes_in(const at::Tensor& tensor) {
+  return fingerprint::of_cpu(in_memory_order(tensor));
 }
 
 // Between which lines the bytes were first seen to change.
@@ -50,17 +59,24 @@ struct Outline {
   c10::SmallVector<int64_t, 5> sizes, strides;
 };
 
-// One tensor whose bytes are known: saved for backward, or watched.
+// One tensor that is saved for backward, or watched.
 struct Entry {
-  Entry(const at::Tensor& of, Value bytes);
+  explicit Entry(const at::Tensor& of);
+  // Its bytes are known from now on.
+  void take(Value bytes, uint64_t now);
+  // The same, of what it holds now; not if it is taken, or has no bytes any more. Under the GIL.
+  void take_now();
   // Whether this is the same memory, looked at in the same way: what hooks that were put on it
   // since, or an unpack hook, have made of it may be something else on purpose.
   bool is_outline_of(const at::Tensor& other) const;
   WeakTensor tensor;
-  Value value;  // when it was saved
+  // Whether its bytes are known. Of memory that nobody can write past a version counter they are
+  // not read before somebody can.
+  std::atomic<bool> is_taken{false};
+  Value value;  // when it was taken: at its save, or before the first such write could happen
   Value last;   // when it was last looked at between lines
   Change change;
-  uint64_t order = 0;  // the journal's order when it was saved
+  uint64_t order = 0;  // the journal's order when it was taken
   const void* storage = nullptr;
   std::optional<Outline> outline;
   std::optional<base::Hold> held;  // the storage: its address comes to mean no other one

@@ -6,6 +6,7 @@
 #include "state/state.h"
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 
 namespace gradext::guard {
@@ -36,6 +37,7 @@ struct Record {
 struct Gradients {
   base::Mutex<base::Rank::kGradients> mutex;
   std::vector<Record> records;
+  std::atomic<bool> any{false};  // read without the mutex
 };
 
 Gradients& gradients() {
@@ -187,6 +189,7 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
       std::remove_if(
           records.begin(), records.end(), [](const Record& at) { return at.pending.empty(); }),
       records.end());
+  state.any = !records.empty();
   for (size_t k = 0; k < outgoing.size() && k < node.num_outputs(); ++k) {
     const auto& edge = node.next_edge(k);
     if (!outgoing[k].defined() || !edge.function) {
@@ -217,10 +220,15 @@ void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing) {
       records.push_back(std::move(made));
       record = std::prev(records.end());
     }
+    state.any = true;
     record->pending.push_back(Use{&*edge.function, weak(outgoing[k]), {}});
     record->users.push_back(&*edge.function);
     remember(kept, record->pending.back());
   }
+}
+
+bool knows_gradients() {
+  return gradients().any;
 }
 
 base::Mutex<base::Rank::kGradients>& gradients_mutex() {
@@ -231,6 +239,7 @@ void forget_gradients() {
   Gradients& state = gradients();
   std::lock_guard lock(state.mutex);
   state.records.clear();
+  state.any = false;
 }
 
 }  // namespace gradext::guard

@@ -16,6 +16,8 @@ namespace gradext::guard {
 
 // Before a node's formula, and after it with the gradients that it hands on.
 void gradients_before(Node& node);
+// Whether there is a gradient that somebody is still to use.
+bool knows_gradients();
 void gradients_after(Node& node, const std::vector<at::Tensor>& outgoing);
 void forget_gradients();
 base::Mutex<base::Rank::kGradients>& gradients_mutex();  // for fork

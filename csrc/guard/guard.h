@@ -25,6 +25,17 @@ inline std::atomic<uint64_t> epoch{0};
 inline bool is_on() {
   return guards.load(std::memory_order_relaxed) > 0;
 }
+// Guards that fingerprint all that is saved (`--guard=all`). Others leave out what nobody outside
+// of torch can write: guard/exposure.h.
+inline std::atomic<int> guards_of_all{0};
+inline bool sees_all() {
+  return guards_of_all.load(std::memory_order_relaxed) > 0;
+}
+// Guards that began before the program had made a tensor.
+inline std::atomic<int> guards_of_programs{0};
+inline bool knows_all_births() {
+  return guards_of_programs.load(std::memory_order_relaxed) > 0;
+}
 
 // True while this thread runs code of the guard's own, whose ops are not the program's.
 inline bool& in_guard() {

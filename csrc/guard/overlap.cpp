@@ -84,12 +84,23 @@ void inherit(
   }
 }
 
+// Under the mutex.
+void sweep_dead(Overlaps& state) {
+  state.since_sweep = 0;
+  for (auto place = state.tensors.begin(); place != state.tensors.end();) {
+    place = place->second.tensor.use_count() == 0 ? state.tensors.erase(place) : ++place;
+  }
+}
+
 void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view) {
   if (!view.defined() || view.is_same(source)) {
     return;
   }
   const c10::TensorImpl& impl = *view.unsafeGetTensorImpl();
   const bool itself = overlaps_itself(impl);
+  if (!itself && !state.any) {
+    return;
+  }
   Known known{weak(view), {}, {}, 0};
   if (source.defined()) {
     inherit(state, source, view, itself, known);
@@ -104,10 +115,7 @@ void note_view(Overlaps& state, const at::Tensor& source, const at::Tensor& view
   }
   std::lock_guard lock(state.mutex);
   if (++state.since_sweep > 256 + state.tensors.size()) {
-    state.since_sweep = 0;
-    for (auto place = state.tensors.begin(); place != state.tensors.end();) {
-      place = place->second.tensor.use_count() == 0 ? state.tensors.erase(place) : ++place;
-    }
+    sweep_dead(state);
   }
   state.tensors.insert_or_assign(view.unsafeGetTensorImpl(), std::move(known));
   state.any = true;
@@ -126,6 +134,10 @@ void note_views(const at::Tensor& source, const std::vector<c10::IValue>& output
   }
 }
 
+void note_one_view(const at::Tensor& source, const at::Tensor& view) {
+  note_view(known_overlaps(), knows_overlaps() ? source : at::Tensor(), view);
+}
+
 bool overlaps(const at::Tensor& written, Overlap& found) {
   if (!knows_overlaps()) {
     return false;
@@ -141,6 +153,16 @@ bool overlaps(const at::Tensor& written, Overlap& found) {
   found.strides = known->second.strides;
   found.made = known->second.made;
   return true;
+}
+
+void sweep_overlaps() {
+  Overlaps& state = known_overlaps();
+  if (!state.any) {
+    return;
+  }
+  std::lock_guard lock(state.mutex);
+  sweep_dead(state);
+  state.any = !state.tensors.empty();
 }
 
 void forget_overlaps() {

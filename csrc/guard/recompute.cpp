@@ -277,6 +277,10 @@ py::tuple unread_below() {
 
 }  // namespace
 
+bool has_unfinished_packs() {
+  return !unread().empty();
+}
+
 void finish_packs() {
   std::vector<Unread> ready;
   ready.swap(unread());

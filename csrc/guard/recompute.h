@@ -9,6 +9,8 @@ namespace gradext::guard {
 // An op of this thread has ended, and is within no other. What it saved is whole only now: an op
 // may write what it saves itself (RReLU draws its noise so).
 void finish_packs();
+// Whether there are any on this thread.
+bool has_unfinished_packs();
 
 void bind_recompute(pybind11::module_& m);
 

@@ -4,23 +4,32 @@
 #include "graph/saved_items.h"
 #include "guard/device_saves.h"
 #include "guard/entry.h"
+#include "guard/foreign_code.h"
 #include "guard/gradients.h"
+#include "guard/lines/exposed.h"
 #include "guard/lines/trace.h"
+#include "guard/live_nodes.h"
 #include "guard/reports.h"
 #include "journal/journal.h"
 #include "recorder/before_writes.h"
 #include "state/state.h"
 
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/record_function.h>
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
+#include <atomic>
 #include <memory>
+#include <string>
 #include <utility>
 
 namespace gradext::guard {
 namespace {
 
-// The tensors that the node would read, each with its fingerprint; undefined ones where it saved
-// None or what cannot be fingerprinted here.
+// One tensor that the node would read; undefined where it saved None or what cannot be
+// fingerprinted here.
 struct Content {
   at::Tensor tensor;
   Value value;
@@ -41,7 +50,9 @@ struct Content {
 std::vector<Content> contents_of(Node& node) {
   std::vector<Content> found;
   base::under_gil([&] {
-    for (const graph::SavedItem& item : graph::saved_items(node)) {
+    auto items = graph::saved_items(node);
+    found.reserve(items.size());
+    for (graph::SavedItem& item : items) {
       const auto add = [&](const at::Tensor& tensor, bool is_hooked) {
         Content content;
         content.is_hooked = is_hooked;
@@ -51,7 +62,9 @@ std::vector<Content> contents_of(Node& node) {
             content.tensor = tensor;
           }
         }
-        content.item = item;
+        if (is_hooked) {
+          content.item = item;
+        }
         const int64_t version =
             tensor.defined() ? state::version(*tensor.unsafeGetTensorImpl()) : -1;
         content.is_moved = !is_hooked && version >= 0 &&
@@ -60,14 +73,21 @@ std::vector<Content> contents_of(Node& node) {
       };
       if (item.packed.empty()) {
         add(item.facts.tensor, false);
+        found.back().item = std::move(item);
+        continue;
       }
       for (const at::Tensor& tensor : item.packed) {
         add(tensor, true);
       }
     }
   });
+  return found;
+}
+
+// Fingerprints those that are defined; of those on another device all in one launch.
+void read(std::vector<Content>& contents) {
   std::vector<at::Tensor> elsewhere;
-  for (Content& content : found) {
+  for (Content& content : contents) {
     if (!content.tensor.defined()) {
       continue;
     }
@@ -75,34 +95,60 @@ std::vector<Content> contents_of(Node& node) {
       content.row = static_cast<int64_t>(elsewhere.size());
       elsewhere.push_back(content.tensor);
     } else {
-      content.value = fingerprint::of_cpu(content.tensor);
+      content.value = bytes_in(content.tensor);
     }
   }
   if (!elsewhere.empty()) {
     const at::Tensor rows = fingerprints_there(elsewhere);
-    for (Content& content : found) {
-      if (content.is_deferred) {
+    for (Content& content : contents) {
+      if (content.tensor.defined() && content.is_deferred) {
         content.rows = rows;
         content.tensor = rows.defined() ? content.tensor : at::Tensor();
       }
     }
   }
-  return found;
 }
 
-// On every node that the engine may run while a guard is on. Returns what it got.
-class BeforeUse final : public torch::autograd::FunctionPreHook {
+// What is known of the tensors that a node saved.
+struct Listed {
+  Entries entries;  // as contents_of() lists them; null where there is nothing to compare
+  // What an autograd.Function keeps on its ctx, by name.
+  std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
+
+  bool any_taken() const {
+    return std::any_of(entries.begin(), entries.end(), [](const std::shared_ptr<Entry>& entry) {
+      return entry != nullptr && entry->is_taken.load(std::memory_order_acquire);
+    });
+  }
+};
+
+// On every node whose saves the guard knows of, and on every node that the engine may run while a
+// guard watches gradients. Returns what it got.
+class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode {
  public:
-  explicit BeforeUse(Node* node) : node_(node), epoch_(epoch) {}
+  // `makes_fresh`: what the node's op has returned lies in memory that it has allocated itself.
+  BeforeUse(Node* node, bool makes_fresh)
+      : LiveNode(node), epoch_(epoch), makes_fresh_(makes_fresh) {}
+  BeforeUse(const BeforeUse&) = delete;
+  BeforeUse& operator=(const BeforeUse&) = delete;
+  ~BeforeUse() override {
+    delete at_save_.load();
+    delete later_.load();
+  }
   torch::autograd::variable_list operator()(const torch::autograd::variable_list& grads) override {
     if (is_on() && epoch_ == epoch) {
       guarded([&] {
-        gradients_before(*node_);
-        if (!entries.empty()) {
-          compare();
+        if (knows_gradients()) {
+          gradients_before(*node_);
         }
-        if (!kept.empty()) {
-          compare_kept();
+        for (auto* part : {&at_save_, &later_}) {
+          Listed* listed = part->load(std::memory_order_acquire);
+          if (listed != nullptr && listed->any_taken()) {
+            compare(listed->entries);
+          }
+          if (listed != nullptr && !listed->kept.empty()) {
+            compare_kept(listed->kept);
+          }
         }
       });
     }
@@ -112,14 +158,28 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
   bool is_current() const {
     return epoch_ == epoch;
   }
-
-  Entries entries;  // as contents_of() lists them; null where there is nothing to compare
-  // What an autograd.Function keeps on its ctx, by name.
-  std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
+  bool makes_fresh() const {
+    return makes_fresh_;
+  }
+  void list() override {
+    if (is_current()) {
+      list_fresh();
+    }
+  }
+  // When the node is made: fingerprints what lies in memory that may be written from outside of
+  // torch. `all`: the rest too; else list_fresh() is for that.
+  void take_saves(bool all);
 
  private:
+  using Kept = std::vector<std::pair<std::string, std::shared_ptr<Entry>>>;
+
+  bool is_fresh_here(const Content& content) const;
+  void list_fresh();
+  std::shared_ptr<Entry> add_entry_of(const Content& content) const;
+  static void publish(std::atomic<Listed*>& part, std::unique_ptr<Listed> listed);
+
   // At the first use alone: backward may write what it keeps, and be run again.
-  void compare_kept() {
+  void compare_kept(Kept& kept) {
     const auto before = std::exchange(kept, {});
     look_now();
     std::vector<graph::ContextItem> now;
@@ -127,8 +187,7 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
     for (const auto& [name, entry] : before) {
       for (const graph::ContextItem& item : now) {
         if (item.name != name || !item.tensor.is_same(locked(entry->tensor)) ||
-            !fingerprint::can_fingerprint(item.tensor) ||
-            fingerprint::of_cpu(item.tensor) == entry->value) {
+            !fingerprint::can_fingerprint(item.tensor) || bytes_in(item.tensor) == entry->value) {
           continue;
         }
         graph::SavedFacts facts;
@@ -139,15 +198,39 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
       }
     }
   }
-  void compare() {
+  // Whether all that is taken lies in the memory in which it was saved, unchanged. The node need
+  // not be asked what it saved then: it reads this memory, or what hooks have made of it.
+  static bool is_untouched(const Entries& entries) {
+    return std::all_of(entries.begin(), entries.end(), [](const std::shared_ptr<Entry>& entry) {
+      if (entry == nullptr || !entry->is_taken.load(std::memory_order_acquire)) {
+        return true;
+      }
+      const at::Tensor tensor = locked(entry->tensor);
+      return tensor.defined() && !entry->rows.defined() && fingerprint::can_fingerprint(tensor) &&
+             entry->is_outline_of(tensor) && bytes_in(tensor) == entry->value;
+    });
+  }
+  void compare(Entries& entries) {
     look_now();
+    if (is_untouched(entries)) {
+      return;
+    }
     std::vector<Content> now = contents_of(*node_);
     if (now.size() != entries.size()) {
       return;  // released, or hooks were put on it since
     }
+    const auto is_taken = [&](size_t k) {
+      return entries[k] != nullptr && entries[k]->is_taken.load(std::memory_order_acquire);
+    };
+    for (size_t k = 0; k < now.size(); ++k) {
+      if (!is_taken(k)) {
+        now[k].tensor = at::Tensor();
+      }
+    }
+    read(now);
     for (size_t k = 0; k < now.size(); ++k) {
       const std::shared_ptr<Entry> entry = entries[k];
-      if (entry == nullptr || !now[k].tensor.defined() || now[k].is_moved ||
+      if (!now[k].tensor.defined() || now[k].is_moved ||
           now[k].is_deferred != entry->rows.defined()) {
         continue;
       }
@@ -162,15 +245,19 @@ class BeforeUse final : public torch::autograd::FunctionPreHook {
         compare_later(entry, now[k].rows, now[k].row, now[k].told(*node_));
       } else if (
           now[k].value != entry->value &&
-          !recorder::came_back_since(now[k].tensor, entry->order, entry->value)) {
+          !recorder::came_back_since(in_memory_order(now[k].tensor), entry->order, entry->value)) {
         entries[k] = nullptr;  // once is enough
         tell_changed(now[k].told(*node_), *entry);
       }
     }
   }
 
-  Node* node_;
   uint64_t epoch_;
+  bool makes_fresh_;
+  // Each is set once; null where there is nothing in it. An exposure may be in one thread and the
+  // use in another.
+  std::atomic<Listed*> at_save_{nullptr};
+  std::atomic<Listed*> later_{nullptr};
 };
 
 class AfterUse final : public torch::autograd::FunctionPostHook {
@@ -206,52 +293,178 @@ Kind* hook_on(const Hooks& hooks) {
   return nullptr;
 }
 
-void add_entries(Node& node) {
-  if (hook_on<BeforeUse>(node.pre_hooks()) != nullptr) {
-    return;  // made by an earlier op
+// Whether torch alone can have got hold of the storage's memory, as far as the guard has seen it.
+bool is_sealed(const c10::StorageImpl& storage) {
+  return storage.device_type() == c10::DeviceType::CPU && !is_foreign(storage) &&
+         exposed_by(&storage) == By::kNobody;
+}
+
+// Whether the tensor's memory was allocated while a guard was on, and is sealed. Of a guard that
+// begins in the middle of a program nothing is known of what was there before: fresh is then the
+// result of an op that it has seen, and a view of one, until an op in place has changed its node.
+bool is_fresh(const c10::TensorImpl& impl) {
+  const c10::StorageImpl* storage =
+      state::is_wrapper_subclass(impl) ? nullptr : state::storage(impl);
+  if (storage == nullptr || impl.is_wrapped_number()) {
+    return true;  // it has no bytes to compare, or is the 2 in `x * 2`
   }
-  Entries entries;
-  bool any = false;
-  const uint64_t order = journal::Journal::get().order();
-  for (Content& content : contents_of(node)) {
-    if (!content.tensor.defined()) {
-      entries.push_back(nullptr);
-      continue;
-    }
-    auto entry = std::make_shared<Entry>(content.tensor, content.value);
-    entry->last = content.value;
-    entry->order = order;
-    entry->is_hooked = content.is_hooked;
-    if (content.is_deferred) {
-      entry->rows = content.rows;
-      entry->row = content.row;
-    } else {
-      watch_lines(entry, content.tensor);
-    }
-    entries.push_back(std::move(entry));
-    any = true;
+  if (!is_sealed(*storage)) {
+    return false;
   }
-  std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
-  base::under_gil([&] {
-    for (graph::ContextItem& item : graph::context_items(node)) {
-      if (!fingerprint::can_fingerprint(item.tensor)) {
-        continue;
-      }
-      auto entry = std::make_shared<Entry>(item.tensor, fingerprint::of_cpu(item.tensor));
-      entry->last = entry->value;
-      entry->order = order;
-      entry->storage = state::storage(*item.tensor.unsafeGetTensorImpl());
-      watch_lines(entry, item.tensor);
-      kept.emplace_back(std::move(item.name), std::move(entry));
-    }
-  });
-  if (any || !kept.empty()) {
-    auto hook = std::make_unique<BeforeUse>(&node);
-    hook->entries = any ? std::move(entries) : Entries{};
-    hook->kept = std::move(kept);
-    node.add_pre_hook(std::move(hook));
+  if (knows_all_births()) {
+    return true;
+  }
+  const auto* view = state::backward_view_meta(impl);
+  const c10::TensorImpl& base =
+      view != nullptr ? *view->get_backward_view().base_.unsafeGetTensorImpl() : impl;
+  const auto* meta = state::autograd_meta(base);
+  if (meta == nullptr || meta->grad_fn_ == nullptr) {
+    return false;
+  }
+  const BeforeUse* hook = hook_on<BeforeUse>(meta->grad_fn_->pre_hooks());
+  return hook != nullptr && hook->makes_fresh();
+}
+
+// Whether an op of torch's own has put its result into memory that it has allocated: it is none of
+// its arguments', and nobody has written it.
+bool is_newly_made(
+    c10::ArrayRef<const c10::TensorImpl*> inputs, const c10::TensorImpl& result, Node& node) {
+  const c10::StorageImpl* storage = state::storage(result);
+  return storage != nullptr && state::version(result) == 0 &&
+         state::backward_view_meta(result) == nullptr && graph::class_of(node).is_generated &&
+         std::none_of(inputs.begin(), inputs.end(), [&](const c10::TensorImpl* input) {
+           return state::storage(*input) == storage;
+         });
+}
+
+bool are_hooks_on() {
+  return !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
+}
+
+BeforeUse& add_hook(Node& node, bool makes_fresh) {
+  auto hook = std::make_unique<BeforeUse>(&node, makes_fresh);
+  BeforeUse& added = *hook;
+  node.add_pre_hook(std::move(hook));
+  return added;
+}
+
+bool BeforeUse::is_fresh_here(const Content& content) const {
+  if (content.is_hooked || content.is_deferred) {
+    return false;  // torch does not check its version, or it lies on another device
+  }
+  const c10::TensorImpl& impl = *content.tensor.unsafeGetTensorImpl();
+  const graph::SavedFacts& facts = content.item.facts;
+  if (!facts.is_output || facts.is_original) {
+    return is_fresh(impl);
+  }
+  // A result of the node's own is saved without its node.
+  const c10::StorageImpl* storage = state::storage(impl);
+  return storage != nullptr && is_sealed(*storage) &&
+         (knows_all_births() || (makes_fresh_ && facts.saved_version == 0));
+}
+
+std::shared_ptr<Entry> BeforeUse::add_entry_of(const Content& content) const {
+  auto entry = std::make_shared<Entry>(content.tensor);
+  entry->is_hooked = content.is_hooked;
+  if (content.is_deferred) {
+    entry->rows = content.rows;
+    entry->row = content.row;
+  }
+  return entry;
+}
+
+void BeforeUse::publish(std::atomic<Listed*>& part, std::unique_ptr<Listed> listed) {
+  Listed* none = nullptr;
+  if (part.compare_exchange_strong(none, listed.get())) {
+    (void)listed.release();
   }
 }
+
+void BeforeUse::take_saves(bool all) {
+  auto listed = std::make_unique<Listed>();
+  const uint64_t order = journal::Journal::get().order();
+  std::vector<Content> contents = contents_of(*node_);
+  bool any = false, any_fresh = false;
+  for (Content& content : contents) {
+    if (content.tensor.defined() && !all && is_fresh_here(content)) {
+      content.tensor = at::Tensor();
+      any_fresh = true;
+    }
+    any |= content.tensor.defined();
+  }
+  if (any) {
+    read(contents);
+    for (const Content& content : contents) {
+      listed->entries.push_back(nullptr);
+      if (!content.tensor.defined()) {
+        continue;
+      }
+      auto entry = add_entry_of(content);
+      entry->take(content.value, order);
+      ++taken_at_saves;
+      if (!content.is_deferred) {
+        watch_lines(entry, content.tensor);
+      }
+      listed->entries.back() = std::move(entry);
+    }
+  }
+  if (graph::is_python_function(*node_)) {
+    base::under_gil([&] {
+      for (graph::ContextItem& item : graph::context_items(*node_)) {
+        if (!fingerprint::can_fingerprint(item.tensor)) {
+          continue;
+        }
+        auto entry = std::make_shared<Entry>(item.tensor);
+        entry->take(bytes_in(item.tensor), order);
+        entry->storage = state::storage(*item.tensor.unsafeGetTensorImpl());
+        watch_lines(entry, item.tensor);
+        listed->kept.emplace_back(std::move(item.name), std::move(entry));
+      }
+    });
+  }
+  if (any || !listed->kept.empty()) {
+    publish(at_save_, std::move(listed));
+  }
+  if (any_fresh) {
+    link();
+  }
+}
+
+// What take_saves() has left out. Fingerprinted by who has asked for it, where it lies in the
+// memory that is exposed.
+void BeforeUse::list_fresh() {
+  auto listed = std::make_unique<Listed>();
+  const Listed* taken = at_save_.load(std::memory_order_acquire);
+  const std::vector<Content> contents = contents_of(*node_);
+  const bool is_same =
+      taken != nullptr && !taken->entries.empty() && taken->entries.size() == contents.size();
+  bool any = false;
+  for (size_t k = 0; k < contents.size(); ++k) {
+    listed->entries.push_back(nullptr);
+    const Content& content = contents[k];
+    const bool is_known = is_same && taken->entries[k] != nullptr;
+    if (!content.tensor.defined() || content.is_moved || content.is_deferred || is_known) {
+      continue;
+    }
+    auto entry = add_entry_of(content);
+    // It may have been exposed since the op ran, while another thread listed it.
+    if (watch_lines(entry, content.tensor) != By::kNobody) {
+      entry->take_now();
+    }
+    listed->entries.back() = std::move(entry);
+    any = true;
+  }
+  if (any) {
+    publish(later_, std::move(listed));
+  }
+}
+
+// The node's own thread: the one that has made it.
+bool is_of_this_thread(const Node& node) {
+  return const_cast<Node&>(node).thread_id() == at::RecordFunction::currentThreadId();
+}
+
+constexpr size_t kMostInOneOp = 10'000;
 
 }  // namespace
 
@@ -260,12 +473,68 @@ void note_saves(const at::Tensor& result) {
     return;
   }
   auto node = torch::autograd::impl::grad_fn_unsafe(result);
-  if (node) {
-    add_entries(*node);
+  if (node && hook_on<BeforeUse>(node->pre_hooks()) == nullptr) {  // not made by an earlier op
+    add_hook(*node, false).take_saves(sees_all());
+  }
+}
+
+void note_nodes(
+    c10::ArrayRef<const c10::TensorImpl*> inputs,
+    const at::Tensor& result,
+    uint64_t first,
+    bool is_aten) {
+  const c10::TensorImpl& impl = *result.unsafeGetTensorImpl();
+  const auto* meta = state::autograd_meta(impl);
+  if (sees_all() || meta == nullptr || meta->grad_fn_ == nullptr) {
+    return;
+  }
+  Node* last = &*meta->grad_fn_;
+  if (last->sequence_nr() < first || !is_of_this_thread(*last) ||
+      hook_on<BeforeUse>(last->pre_hooks()) != nullptr) {
+    return;
+  }
+  const bool is_at_once = are_hooks_on() || defers_all.load(std::memory_order_relaxed) ||
+                          !std::all_of(inputs.begin(), inputs.end(), [](const auto* input) {
+                            return is_fresh(*input);
+                          });
+  const bool makes_fresh = is_aten && is_newly_made(inputs, impl, *last);
+  // An op that is made of others may have made several.
+  c10::SmallVector<Node*, 8> pending{last};
+  size_t count = 0;
+  while (!pending.empty() && ++count < kMostInOneOp) {
+    Node* node = pending.pop_back_val();
+    if (hook_on<BeforeUse>(node->pre_hooks()) != nullptr) {
+      continue;
+    }
+    // Within an op of torch's own, each of the ops that it is made of allocates its result, too.
+    const graph::NodeClass& kind = graph::class_of(*node);
+    const bool is_inner = makes_fresh && node != last && kind.is_generated && !kind.is_alias;
+    const bool is_proof = ((node == last && makes_fresh) || is_inner) && !knows_all_births();
+    if (kind.may_save) {
+      BeforeUse& hook = add_hook(*node, is_proof);
+      if (is_at_once) {
+        hook.take_saves(false);
+      } else {
+        hook.link();
+      }
+    } else if (is_proof) {
+      add_hook(*node, true);
+    }
+    for (const auto& edge : node->next_edges()) {
+      Node* next = edge.function ? &*edge.function : nullptr;
+      // One without a number fills a `.grad`.
+      if (next != nullptr && next->sequence_nr() != UINT64_MAX && next->sequence_nr() >= first &&
+          is_of_this_thread(*next) && hook_on<BeforeUse>(next->pre_hooks()) == nullptr) {
+        pending.push_back(next);
+      }
+    }
   }
 }
 
 void put_hooks_below(const std::vector<Node*>& roots) {
+  if (!sees_all() && !any_foreign_code(roots)) {
+    return;
+  }
   bool whole = true;
   for (const graph::GraphNode& at : graph::walk_graph(roots, 200'000, whole)) {
     if (at.inner_of >= 0) {
@@ -275,7 +544,7 @@ void put_hooks_below(const std::vector<Node*>& roots) {
       continue;
     }
     if (hook_on<BeforeUse>(at.node->pre_hooks()) == nullptr) {
-      at.node->add_pre_hook(std::make_unique<BeforeUse>(at.node));
+      add_hook(*at.node, false);
     }
     // An AccumulateGrad with a post hook copies where it would take over the gradient.
     if (at.node->num_outputs() > 0) {

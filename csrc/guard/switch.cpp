@@ -4,15 +4,18 @@
 #include "fingerprint/blocks.h"
 #include "graph/each_tensor.h"
 #include "guard/device_saves.h"
+#include "guard/exposure.h"
 #include "guard/gradients.h"
 #include "guard/guard.h"
 #include "guard/lines/exposed.h"
 #include "guard/lines/trace.h"
+#include "guard/live_nodes.h"
 #include "guard/op_kinds.h"
 #include "guard/overlap.h"
 #include "guard/recompute.h"
 #include "guard/reports.h"
 #include "guard/saves.h"
+#include "journal/names.h"
 #include "recorder/listener.h"
 #include "state/state.h"
 
@@ -64,7 +67,8 @@ std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction& fn) {
       }
       return *pending;
     };
-    if (kind.makes_views && knows_overlaps() && !inputs.empty() && inputs[0].isTensor()) {
+    if (sees_all() && kind.makes_views && knows_overlaps() && !inputs.empty() &&
+        inputs[0].isTensor()) {
       need().views_of = inputs[0].toTensor();
     }
     // An op that is not torch's may write what it does not declare; some of torch's do.
@@ -88,7 +92,8 @@ std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction& fn) {
         graph::each_tensor(
             inputs[argument], [&](const at::Tensor& tensor) { need().lists.push_back(tensor); });
       } else if (
-          depth == 1 && inputs[argument].isTensor() && inputs[argument].toTensor().defined()) {
+          sees_all() && depth == 1 && inputs[argument].isTensor() &&
+          inputs[argument].toTensor().defined()) {
         Overlap found;
         if (overlaps(inputs[argument].toTensor(), found)) {
           found.line = stacks::capture_stack();
@@ -111,10 +116,12 @@ void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
       finish_packs();
     }
     const auto& outputs = fn.outputs();
-    for (const c10::IValue& output : outputs) {
-      graph::each_tensor(output, note_saves);
+    if (sees_all()) {
+      for (const c10::IValue& output : outputs) {
+        graph::each_tensor(output, note_saves);
+      }
     }
-    if (kind_of(fn).makes_views) {
+    if (sees_all() && kind_of(fn).makes_views) {
       note_views(pending != nullptr ? pending->views_of : at::Tensor(), outputs);
     }
     if (pending == nullptr) {
@@ -153,6 +160,7 @@ void backward_ended(bool may_stop) {
     guarded([&] {
       if (is_outermost) {
         forget_gradients();
+        sweep_overlaps();
       }
       compare_deferred();
     });
@@ -182,6 +190,38 @@ const recorder::Taps ours{
     [](const at::Tensor& tensor) { guarded([&] { note_exposed(tensor); }); },
     [] { wake_lines(); }};
 
+// Of single ops, where not every one is observed.
+void op_wrote(const at::Tensor& tensor, stacks::StackId stack, uint32_t op) {
+  Overlap found;
+  if (!sees_all() && knows_overlaps() && overlaps(tensor, found)) {
+    found.line = stack;
+    tell_overlap(found, journal::op_name(op));
+  }
+}
+
+const recorder::OpTaps ours_of_ops{
+    [](c10::ArrayRef<const c10::TensorImpl*> inputs,
+       const at::Tensor& result,
+       uint64_t first,
+       bool is_aten) { guarded_op([&] { note_nodes(inputs, result, first, is_aten); }); },
+    [] {
+      if (has_unfinished_packs()) {
+        guarded_op([] { finish_packs(); });
+      }
+    },
+    [](c10::ArrayRef<at::Tensor> tensors) { guarded_op([&] { note_before_write(tensors); }); },
+    [](c10::ArrayRef<at::Tensor> tensors) { guarded_op([&] { note_after_write(tensors); }); },
+    [](const at::Tensor& of, const at::Tensor& view) {
+      guarded_op([&] { note_one_view(of, view); });
+    },
+    [](const at::Tensor& tensor, stacks::StackId stack, uint32_t op) {
+      guarded_op([&] { op_wrote(tensor, stack, op); });
+    }};
+
+// Guards by what they ask for; under the GIL.
+int observing = 0;
+int listening = 0;
+
 // A child of fork() has the mutexes as they were, and none of the threads that held them.
 void register_fork_handlers() {
   const auto lock = [] {
@@ -189,8 +229,10 @@ void register_fork_handlers() {
     gradients_mutex().lock();
     exposed_mutex().lock();
     overlaps_mutex().lock();
+    live_nodes_mutex().lock();
   };
   const auto unlock = [] {
+    live_nodes_mutex().unlock();
     overlaps_mutex().unlock();
     exposed_mutex().unlock();
     gradients_mutex().unlock();
@@ -205,11 +247,18 @@ void register_fork_handlers() {
 
 }  // namespace
 
-void switch_on() {
+void switch_on(const Wants& wants) {
+  guards_of_all += wants.all;
+  guards_of_programs += wants.whole_program;
   if (guards++ == 0) {
     register_fork_handlers();
     ++epoch;
     recorder::taps = &ours;
+  }
+  if (!wants.all && listening++ == 0) {
+    recorder::op_taps = &ours_of_ops;
+  }
+  if (wants.observes() && observing++ == 0) {
     handle = at::addGlobalCallback(
         at::RecordFunctionCallback(&op_begins, &op_ended)
             .needsInputs(true)
@@ -219,14 +268,25 @@ void switch_on() {
 }
 
 bool is_in_op() {
-  return depth > 0;
+  return depth > 0 || recorder::listened_ops() > 0;
 }
 
-void switch_off() {
-  if (guards > 0 && --guards == 0) {
+void switch_off(const Wants& wants) {
+  if (guards == 0) {
+    return;
+  }
+  if (wants.observes() && --observing == 0) {
     at::removeCallback(handle);
+  }
+  if (!wants.all && --listening == 0) {
+    recorder::op_taps = nullptr;
+  }
+  guards_of_all -= wants.all;
+  guards_of_programs -= wants.whole_program;
+  if (--guards == 0) {
     recorder::taps = nullptr;
     ++epoch;
+    forget_live_nodes();
     forget_lines();
     forget_gradients();
     forget_deferred();

@@ -113,6 +113,29 @@ const std::unordered_set<std::string>& additive_ops() {
   return names;
 }
 
+// What the op may write although its schema does not say so.
+std::vector<uint16_t> secret_arguments(const c10::FunctionSchema& schema) {
+  const std::string& name = schema.name();
+  const auto is_of = [&](const char* space) { return name.rfind(space, 0) == 0; };
+  if (is_of("prim::") || is_of("prims::") || is_of("gradext::")) {
+    return {};
+  }
+  const bool is_aten = is_of("aten::");
+  if (is_aten && name.find("batch_norm") == std::string::npos &&
+      name.find("instance_norm") == std::string::npos) {
+    return {};
+  }
+  std::vector<uint16_t> found;
+  for (size_t k = 0; k < schema.arguments().size(); ++k) {
+    const c10::Argument& argument = schema.arguments()[k];
+    if (is_aten ? argument.name().rfind("running_", 0) == 0
+                : argument.type()->str().find("Tensor") != std::string::npos) {
+      found.push_back(static_cast<uint16_t>(k));
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
@@ -137,6 +160,7 @@ std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
   const std::string& name = schema.name();
   facts->name = journal::intern_name(name);
   facts->is_aten = name.compare(0, 6, "aten::") == 0;
+  facts->secret = secret_arguments(schema);
   facts->metadata_only = metadata_ops().count(name) != 0;
   facts->detaches = name == "aten::detach_";
   facts->is_factory = std::none_of(

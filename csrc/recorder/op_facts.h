@@ -16,6 +16,9 @@ struct OpFacts {
   uint32_t name = 0;
   size_t arguments = 0;
   std::vector<uint16_t> written;
+  // Arguments that the op may write without saying so: any tensor of an op that is not torch's own,
+  // and the running statistics of a normalisation.
+  std::vector<uint16_t> secret;
   bool metadata_only = false;
   bool is_aten = false;
   bool makes_views = false;

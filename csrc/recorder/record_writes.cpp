@@ -1,6 +1,7 @@
 #include "recorder/record_writes.h"
 
 #include "graph/each_tensor.h"
+#include "recorder/listener.h"
 #include "recorder/record_times.h"
 #include "recorder/uncounted_writes.h"
 #include "state/state.h"
@@ -245,9 +246,13 @@ void WriteScope::begin() {
       counters_.push_back(target.counter);
       enclosing_.is_wrapper |= state::stands_on_another(*target.tensor.unsafeGetTensorImpl());
     }
+    const OpTaps* taps = op_listener();
     for (Target& target : targets) {
       if (may_be_uncounted(*enclosing_.op, target)) {
         target.before = look_before(target.tensor, thread_.id, sequence_);
+        if (C10_UNLIKELY(taps != nullptr)) {
+          taps->before_write(target.tensor);
+        }
       }
     }
   });
@@ -263,7 +268,21 @@ void WriteScope::end() {
   if (!targets.empty()) {
     safely([&] {
       record_write(thread_, *enclosing_.op, enclosing_.inner_op, targets, stack_, sequence_);
+      if (const OpTaps* taps = op_listener(); C10_UNLIKELY(taps != nullptr)) {
+        tell_written(*taps);
+      }
     });
+  }
+}
+
+void WriteScope::tell_written(const OpTaps& taps) {
+  for (const Target& target : targets) {
+    if (state::storage(*target.tensor.unsafeGetTensorImpl()) != target.storage) {
+      // set_(): whoever has that storage may write it.
+      taps.before_write(target.tensor);
+    } else if (!enclosing_.op->metadata_only) {
+      taps.written(target.tensor, stack_, enclosing_.op->name);
+    }
   }
 }
 

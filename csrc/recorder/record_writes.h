@@ -15,6 +15,7 @@
 
 namespace gradext::recorder {
 
+struct OpTaps;
 using torch::jit::Stack;
 
 // One tensor that an op is about to write.
@@ -59,6 +60,8 @@ class WriteScope {
   Targets targets;
 
  private:
+  void tell_written(const OpTaps& taps);
+
   ThreadState& thread_;
   Enclosing enclosing_;
   c10::SmallVector<const void*, 2> counters_;

@@ -6,6 +6,7 @@ What is wrong and who did it is said by gradext.rules.codes.gx401_402_saved_byte
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from gradext.recording import (
     running,
     time_share,
 )
-from gradext.recording.options import RecordOptions
+from gradext.recording.options import ALL, EXPOSED, GUARD_WORDS, GUARDS, GuardReads, RecordOptions
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class GuardError(RuntimeError):
 class guard:
     """Compare bytes: ``with gradext.guard():`` around forward and backward.
 
-    Every tensor that is saved for backward is fingerprinted when it is saved and again when
-    backward is about to use it. One that has changed and that torch's version check lets through
+    A tensor that is saved for backward is fingerprinted, and again when backward is about to use
+    it. One that has changed and that torch's version check lets through
     makes the gradients silently wrong: GX401 (a write that moved no version counter) or GX402
     (saved-tensor hooks had switched the check off), with the line that wrote. Gradients written in
     place while others still use them are GX403, writes through overlapping memory GX404.
@@ -67,8 +68,13 @@ class guard:
     With `watched`, the bytes of these tensors are compared as well, at the end of the block: a
     frozen backbone, a reference model, a cache. One that has changed is GX405, with who wrote it.
 
-    Costs a read of every saved tensor at its save and at its use (`gradext bench fingerprint`), and
-    for memory that is handed to numpy or by pointer a read at each line of Python. Takes no
+    A write past the version counters takes somebody who has the memory (numpy, a pointer, a
+    storage, `.data`) or an op that does not say what it writes. Memory that torch has allocated
+    while the guard was on is not read before one of these has it: then what was saved there is
+    fingerprinted, and whatever is saved there later. With ``reads="all"`` it is read at each save.
+
+    Costs a read of such tensors at the save and at the use (`gradext bench fingerprint`), and for
+    memory that is handed to numpy or by pointer a read at each line of Python. Takes no
     saved-tensor hooks and holds no tensor. Of the watched tensors, those on the CPU are compared.
 
     Args:
@@ -76,27 +82,39 @@ class guard:
         on_change: "warn" (a GuardWarning with the diagnosis) or "raise" (a GuardError, out of
             backward() or out of the block). What torch itself raises comes as without the guard.
             GX404 only ever warns.
+        reads: "exposed" (memory that can be written without torch knowing) or "all": also what a
+            function of C++ writes that is no op and gets a tensor (docs/guard.md).
 
     Attributes:
         diagnoses: what was found so far.
         counts: how often each was met, by its code and lines.
         quiet: warns and raises nothing: the report of `gradext run` tells it.
+        whole_program: set before it begins where the program has made no tensor yet.
 
     Raises:
-        ValueError: `on_change` is neither; or nothing in `watched` is a tensor.
+        ValueError: `on_change` or `reads` is neither; or nothing in `watched` is a tensor.
     """
 
     def __init__(
-        self, watched: Any = None, *, on_change: Literal["warn", "raise"] = "warn"
+        self,
+        watched: Any = None,
+        *,
+        on_change: Literal["warn", "raise"] = "warn",
+        reads: GuardReads = EXPOSED,
     ) -> None:
         if on_change not in ("warn", "raise"):
             raise ValueError(f'gradext.guard: on_change is "warn" or "raise", got {on_change!r}')
+        if reads not in GUARDS:
+            raise ValueError(f"gradext.guard: reads is {GUARD_WORDS}, got {reads!r}")
         self.on_change = on_change
+        self.reads = reads
         self.diagnoses: list[Diagnosis] = []
         self._named = _tensors_of(watched) if watched is not None else []
         self._watches: list[tuple[str, Any]] = []
         self._recording: Recording | None = None
         self._entered = 0
+        self._wants: Any = None
+        self.whole_program = False  # it begins before the program has made a tensor
         self.quiet = False  # under `gradext run`: the report tells it
         self.counts: dict[Any, int] = {}
 
@@ -121,8 +139,11 @@ class guard:
         if not running.recordings or not running.recordings[-1].saves:
             self._recording = recording.Recording(RecordOptions(births=False, cuts=False)).start()
             self._recording.known = _known  # a guard in a loop begins a recording each time
+        self._wants = _C.guard_wants(
+            all=self.reads == ALL, watches=bool(self._named), whole_program=self.whole_program
+        )
         try:
-            _C.guard_start(_on_finding, is_user_file)
+            _C.guard_start(self._wants, _on_finding, is_user_file)
         except BaseException:
             self._end_recording()
             raise
@@ -148,7 +169,7 @@ class guard:
             if not _guards:
                 _unwrap_hooks()
                 checkpoints.deliver = None
-            _C.guard_stop()
+            _C.guard_stop(self._wants)
             self._end_recording()
             self._watches = []
         if found:
@@ -242,6 +263,7 @@ def _shared(pack: Any, unpack: Any) -> tuple[Any, Any]:
 
 _PUSH = "_push_saved_tensors_default_hooks"
 _push: list[Any] = []
+_register: list[Any] = []
 
 
 def _wrap_hooks() -> None:
@@ -258,6 +280,16 @@ def _wrap_hooks() -> None:
 
     setattr(owner, _PUSH, push)
     _push.append((original, push))
+    register = owner.SavedTensor.register_hooks
+
+    def register_hooks(saved: Any, *hooks: Any, **named: Any) -> Any:
+        """Hooks on one saved tensor switch torch's check off: its bytes are taken before."""
+        with contextlib.suppress(Exception):  # nothing was saved, or it has no bytes here
+            saved.data.data_ptr()
+        return register(saved, *hooks, **named)
+
+    owner.SavedTensor.register_hooks = register_hooks
+    _register.append((register, register_hooks))
 
 
 def _unwrap_hooks() -> None:
@@ -265,12 +297,23 @@ def _unwrap_hooks() -> None:
     original, push = _push.pop()
     if getattr(owner, _PUSH) is push:
         setattr(owner, _PUSH, original)
+    register, ours = _register.pop()
+    if owner.SavedTensor.register_hooks is ours:
+        owner.SavedTensor.register_hooks = register
 
 
-def start_quietly() -> Callable[[], None]:
-    """A guard for `gradext run`, whose report tells what it finds. Returns the way to end it."""
-    one = guard()
+def start_quietly(
+    reads: GuardReads = EXPOSED, *, whole_program: bool = False
+) -> Callable[[], None]:
+    """A guard for `gradext run`, whose report tells what it finds. Returns the way to end it.
+
+    Args:
+        reads: as guard() takes it.
+        whole_program: the program has made no tensor yet.
+    """
+    one = guard(reads=reads)
     one.quiet = True
+    one.whole_program = whole_program
     one.start()
     return one.stop
 

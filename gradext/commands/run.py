@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gradext.base.text import clean
 from gradext.native import build
-from gradext.recording.options import RecordOptions, journal_bytes
+from gradext.recording.options import ALL, EXPOSED, GUARDS, RecordOptions, journal_bytes
 from gradext.reporters import FORMATS
 from gradext.run import configuration, ending, joint, program, results_file, session
 from gradext.run.settings import ENVIRONMENT, CannotWrite, Settings
@@ -70,9 +70,24 @@ class RunCommand:
         valued.append(memory)
         parser.add_argument(
             "--guard",
-            action=argparse.BooleanOptionalAction,
-            help="compare the bytes of what is saved for backward too: finds writes that no "
-            "version counter shows (GX401 to GX404); costs a read at each save and each use",
+            action="store_const",
+            const=EXPOSED,
+            help="compare the bytes of what is saved for backward too, once somebody can write "
+            "them without torch: finds writes that no version counter shows (GX401 to GX404)",
+        )
+        # With `=` only: the word behind --guard is the program.
+        for reads in GUARDS:
+            parser.add_argument(
+                f"--guard={reads}",
+                dest="guard",
+                action="store_const",
+                const=reads,
+                help="the same of all that is saved: costs a read at each save and each use"
+                if reads == ALL
+                else argparse.SUPPRESS,
+            )
+        parser.add_argument(
+            "--no-guard", dest="guard", action="store_const", const=False, help="compare no bytes"
         )
         valued.append(
             parser.add_argument(
@@ -237,7 +252,7 @@ def _recorded(
         births=False if args.no_births else None,
         cuts=False if args.no_cuts else None,
         memory=args.memory,
-        guard=bool(args.guard) and not args.light,
+        guard=args.guard if args.guard and not args.light else None,
         **{need: True for name in outputs for need in FORMATS[name].needs},
     )
     return outputs, options

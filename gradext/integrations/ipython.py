@@ -17,14 +17,17 @@ from gradext.base import terminal
 from gradext.base.text import clean
 from gradext.byte_guard import guard
 from gradext.diagnosis.model import Diagnosis, TextEdit
+from gradext.recording.options import EXPOSED, GUARDS, GuardReads
 from gradext.reporters import diagnosis_text
 from gradext.run.install import Installation, install
 from gradext.source import cells, files
 
 USAGE = (
     "%gradext last: the last finding again; %gradext all; %gradext fix: what could mend it; "
-    "%%gradext [--guard]: one cell"
+    "%%gradext [--guard[=all]]: one cell"
 )
+# What a guard reads, by the option that asks for one.
+_GUARDS: dict[str, GuardReads] = {"--guard": EXPOSED} | {f"--guard={one}": one for one in GUARDS}
 _installed: dict[int, Installation] = {}  # by id() of the shell
 
 
@@ -106,14 +109,14 @@ def _edited(text: str, edits: list[TextEdit]) -> str:
 
 
 def _cell(line: str, cell: str) -> None:
-    """%%gradext [--guard]: run the cell, recorded, and compare the bytes of saved tensors too."""
+    """%%gradext [--guard[=all]]: run the cell, recorded; compare the bytes of saved tensors too."""
     options = line.split()
-    unknown = [word for word in options if word != "--guard"]
+    unknown = [word for word in options if word not in _GUARDS]
     if unknown:
         terminal.say(f"gradext: {unknown[0]}: {USAGE}")
         return
     get_ipython: Any = sys.modules["IPython"].get_ipython
-    with _recorded(), _guarded("--guard" in options):
+    with _recorded(), _guarded(_GUARDS[options[-1]] if options else None):
         get_ipython().run_cell(cell)
 
 
@@ -128,8 +131,8 @@ def _recorded() -> Generator[None, None, None]:
 
 
 @contextlib.contextmanager
-def _guarded(wanted: bool) -> Generator[None, None, None]:
-    stop = guard.start_quietly() if wanted else None
+def _guarded(reads: GuardReads | None) -> Generator[None, None, None]:
+    stop = guard.start_quietly(reads) if reads is not None else None
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from gradext.integrations.steps import WatchedSteps
+from gradext.recording.options import GuardReads
 
 if TYPE_CHECKING:
     Callback: Any = object
@@ -36,7 +37,11 @@ class GradextCallback(Callback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, every: int = 100, *, guard: bool = True, on_finding: Literal["warn", "stop"] = "warn"
+        self,
+        every: int = 100,
+        *,
+        guard: bool | GuardReads = True,
+        on_finding: Literal["warn", "stop"] = "warn",
     ) -> None:
         super().__init__()
         self.steps = WatchedSteps(every, guard=guard, on_finding=on_finding)

@@ -18,7 +18,7 @@ from gradext.base import errors
 from gradext.byte_guard import guard
 from gradext.diagnosis import folding
 from gradext.recording import incidents, own_errors
-from gradext.recording.options import RecordOptions
+from gradext.recording.options import ALL, EXPOSED, GuardReads, RecordOptions, guard_reads
 from gradext.recording.recording import Recording
 from gradext.reporters import diagnosis_text
 from gradext.rules.explain import explain
@@ -32,6 +32,10 @@ SECTION = "gradext"
 _FOUND = "gradext_found"  # an attribute of a test's report: plain data, which xdist carries over
 
 
+# What a guard reads, by the mode that asks for one.
+_GUARDS: dict[str, GuardReads] = {"guard": EXPOSED, "guard-all": ALL}
+
+
 class GradextWarning(UserWarning):
     """What gradext found in a test that passes."""
 
@@ -42,13 +46,14 @@ class _Watch:
     def __init__(self, mode: str, allowed: frozenset[str]) -> None:
         self.allowed = allowed
         self.told: list[Incident] = []
-        self.recording = Recording(RecordOptions(saves=mode != "light", guard=mode == "guard"))
+        reads = _GUARDS.get(mode)
+        self.recording = Recording(RecordOptions(saves=mode != "light", guard=reads))
         with contextlib.ExitStack() as begun:
             self.recording.start()
             begun.callback(self.recording.stop)
             begun.callback(incidents.subscribe(self.told.append))
-            if mode == "guard":
-                begun.callback(guard.start_quietly())
+            if reads is not None:
+                begun.callback(guard.start_quietly(reads))
             self.stop = begun.pop_all().close
 
     def of_error(self, error: BaseException) -> list[Diagnosis]:
@@ -96,7 +101,8 @@ class Plugin:
     def pytest_report_header(self) -> str | None:
         if self._mode == "off":
             return None
-        more = {"guard": ", with a guard", "light": ", culprits only"}.get(self._mode, "")
+        said = {"light": ", culprits only"} | dict.fromkeys(_GUARDS, ", with a guard")
+        more = said.get(self._mode, "")
         return f"gradext {__version__}: each test is recorded{more}"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -123,7 +129,8 @@ class Plugin:
         if marks:
             asked = marks[0].kwargs.get("guard")
             if asked is not None or mode == "off":
-                mode = "guard" if asked else "record"
+                reads = guard_reads(asked)
+                mode = next((name for name, one in _GUARDS.items() if one == reads), "record")
         return mode, allowed
 
     @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from gradext.byte_guard import guard as byte_guard
 from gradext.diagnosis import folding
 from gradext.diagnosis.model import Diagnosis
 from gradext.recording import incidents
+from gradext.recording.options import GuardReads, guard_reads
 from gradext.recording.recording import record
 from gradext.reporters import diagnosis_text
 
@@ -27,7 +28,8 @@ class WatchedSteps:
 
     Args:
         every: the first step is watched, then each `every`-th.
-        guard: compare the bytes of what is saved for backward too (GX401 to GX404).
+        guard: compare the bytes of what is saved for backward too (GX401 to GX404); "all": also in
+            memory that only torch has.
         on_finding: "warn" (the logger `gradext` of `logging`, once for each finding), or "stop":
             `wants_stop` is set too, which the frameworks' callbacks hand on.
         logger: where findings are logged too: TensorBoard's SummaryWriter, a wandb run, or a
@@ -38,14 +40,14 @@ class WatchedSteps:
         wants_stop: training should end.
 
     Raises:
-        ValueError: `every` is below 1, or `on_finding` is neither.
+        ValueError: `every` is below 1, or `guard` or `on_finding` none of what it can be.
     """
 
     def __init__(
         self,
         every: int = 100,
         *,
-        guard: bool = True,
+        guard: bool | GuardReads = True,
         on_finding: Literal["warn", "stop"] = "warn",
         logger: Any = None,
     ) -> None:
@@ -53,7 +55,11 @@ class WatchedSteps:
             raise ValueError(f"gradext: every is 1 or more, got {every!r}")
         if on_finding not in ("warn", "stop"):
             raise ValueError(f'gradext: on_finding is "warn" or "stop", got {on_finding!r}')
-        self.every, self.guard, self.on_finding, self.logger = every, guard, on_finding, logger
+        try:
+            self.guard = guard_reads(guard)
+        except ValueError as error:
+            raise ValueError(f"gradext: guard: {error}") from None
+        self.every, self.on_finding, self.logger = every, on_finding, logger
         self.found: list[Diagnosis] = []
         self.wants_stop = False
         self._count = 0
@@ -69,7 +75,7 @@ class WatchedSteps:
             stack.callback(incidents.subscribe(self._hear))
             stack.enter_context(record())
             if self.guard:
-                stack.callback(byte_guard.start_quietly())
+                stack.callback(byte_guard.start_quietly(self.guard))
             self._open = stack.pop_all()
 
     def end(self) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from gradext.integrations.steps import WatchedSteps
+from gradext.recording.options import GuardReads
 
 if TYPE_CHECKING:
     TrainerCallback: Any = object
@@ -36,7 +37,7 @@ class GradextCallback(TrainerCallback):  # type: ignore[misc]
         self,
         every: int = 100,
         *,
-        guard: bool = True,
+        guard: bool | GuardReads = True,
         on_finding: Literal["warn", "stop"] = "warn",
         logger: Any = None,
     ) -> None:

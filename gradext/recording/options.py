@@ -9,7 +9,31 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+# Of what a guard reads the bytes: of memory that can be written without torch knowing, or of all
+# that is saved. The first is what a guard does that was not told.
+GuardReads = Literal["exposed", "all"]
+GUARDS: Final[tuple[GuardReads, ...]] = get_args(GuardReads)
+EXPOSED, ALL = GUARDS
+GUARD_WORDS = " or ".join(f'"{word}"' for word in GUARDS)
+
+
+def guard_reads(value: Any) -> GuardReads | None:
+    """Whether a person wants a guard, and what it is to read: True, False or one of GUARDS.
+
+    Raises:
+        ValueError: it is something else; with what it can be.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return EXPOSED
+    for known in GUARDS:
+        if value == known:
+            return known
+    raise ValueError(f"it is True, False, {GUARD_WORDS}, not {value!r}")
+
 
 MEMORY = 64 << 20  # bytes
 MIB = 1 << 20
@@ -23,7 +47,7 @@ class RecordOptions(NamedTuple):
         births: the lines that make inference tensors; None: as `saves`.
         cuts: where values lose their gradient; None: as `saves`.
         memory: bytes that the journal may take; None for the default.
-        guard: compare the bytes of saved tensors too (`gradext run --guard`).
+        guard: compare the bytes of saved tensors too, and of which (`gradext run --guard`).
         uses: at each backward, which tensors the nodes below it had saved (for a timeline).
         times: when writes happened, and when nodes were made and ran (for a trace).
     """
@@ -32,7 +56,7 @@ class RecordOptions(NamedTuple):
     births: bool | None = None
     cuts: bool | None = None
     memory: int | None = None
-    guard: bool = False
+    guard: GuardReads | None = None
     uses: bool = False
     times: bool = False
 
@@ -93,7 +117,7 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     "births": _is_flag,
     "cuts": _is_flag,
     "memory": lambda value: value is None or (type(value) is int and MIB <= value < 2**44),
-    "guard": lambda value: type(value) is bool,
+    "guard": lambda value: value is None or value in GUARDS,
     "uses": lambda value: type(value) is bool,
     "times": lambda value: type(value) is bool,
 }

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from gradext.base import chosen, package
 from gradext.base.text import clean
 from gradext.diagnosis.codes import CODES
-from gradext.recording.options import journal_bytes
+from gradext.recording.options import GUARDS, GuardReads, guard_reads, journal_bytes
 from gradext.run.shown import COLORS, LAYOUTS
 
 FILE = "pyproject.toml"
@@ -91,6 +91,14 @@ def _flag(value: Any) -> bool:
     raise ValueError(f"it is true or false, not {value!r}")
 
 
+def _guard(value: Any) -> GuardReads | bool:
+    try:
+        return guard_reads(value if value in GUARDS else _flag(value)) or False
+    except ValueError:
+        words = ", ".join(f'"{word}"' for word in GUARDS)
+        raise ValueError(f"it is true, false, {words}, not {value!r}") from None
+
+
 def _one_of(*words: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in words:
@@ -122,7 +130,13 @@ def _paths(value: Any) -> tuple[str, ...]:
 _OR = "codes, or their beginnings"
 OPTIONS = (
     Option("ignore", codes, f"{_OR}, of which nothing is told", '`["GX304"]`', "--ignore"),
-    Option("guard", _flag, "compare the bytes of what is saved, too", "`true`, `false`", "--guard"),
+    Option(
+        "guard",
+        _guard,
+        "compare the bytes of what is saved, too; `all`: also of memory that only torch has",
+        '`true`, `"all"`, `false`',
+        "--guard",
+    ),
     Option("format", _one_of(*LAYOUTS), "of the report", "`full`, `concise`", "--format"),
     Option("color", _one_of(*COLORS), "of the report", "`auto`, `always`, `never`", "--color"),
     Option(

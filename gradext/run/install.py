@@ -6,9 +6,9 @@ import importlib
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gradext.recording.options import RecordOptions, journal_bytes
+from gradext.recording.options import GuardReads, RecordOptions, guard_reads, journal_bytes
 from gradext.reporters import FORMATS
 from gradext.run import excepthook, results_file
 from gradext.run import session as sessions
@@ -75,11 +75,11 @@ class _Shared:
         self.guards = False
         self._undo = undo
 
-    def guard(self) -> None:
+    def guard(self, reads: GuardReads) -> None:
         """Compare bytes from here on: the recording began without."""
         # By name: it imports torch, which install() leaves to the program.
         guards = importlib.import_module("gradext.byte_guard.guard")
-        self._undo.insert(0, guards.start_quietly())
+        self._undo.insert(0, guards.start_quietly(reads))
         self.guards = True
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ def install(
     *,
     births: bool | None = None,
     cuts: bool | None = None,
-    guard: bool = False,
+    guard: bool | GuardReads = False,
     json: Path | None = None,
     html: Path | None = None,
     sarif: Path | None = None,
@@ -141,24 +141,30 @@ def install(
         memory: MiB that the journal may take (default 64).
         births: as gradext.record takes it.
         cuts: as gradext.record takes it.
-        guard: compare the bytes of saved tensors too, so that writes by numpy are seen. One that is
-            asked for later begins then, and ends with the recording.
+        guard: compare the bytes of saved tensors too, so that writes by numpy are seen; "all": also
+            in memory that only torch has (docs/guard.md). One that is asked for later begins then,
+            and ends with the recording.
         output: of the report, instead of stderr: `-o`.
         color: None for what the terminal wants.
 
     Raises:
         TypeError: `memory` is no int.
-        ValueError: `memory` is below 1, or more than this machine has; `format` or `report` is none
-            of those that there are; a file cannot be written.
+        ValueError: `memory` is below 1, or more than this machine has; `guard`, `format` or
+            `report` is none of those that there are; a file cannot be written.
     """
     global _shared
-    options = RecordOptions(saves, births, cuts, journal_bytes(memory, "gradext.install"), guard)
-    if guard and not saves:
+    try:
+        reads = guard_reads(guard)
+    except ValueError as error:
+        raise ValueError(f"gradext.install: guard: {error}") from None
+    options = RecordOptions(saves, births, cuts, journal_bytes(memory, "gradext.install"), reads)
+    if reads and not saves:
         raise ValueError("gradext.install: guard needs to know what is saved; saves=False does not")
     named = {"json": json, "html": html, "sarif": sarif}
     files = {name: os.fspath(path) for name, path in named.items() if path is not None}
     for name in files:
-        options = options._replace(**dict.fromkeys(FORMATS[name].needs, True))
+        needs: dict[str, Any] = dict.fromkeys(FORMATS[name].needs, True)
+        options = options._replace(**needs)
     shown = _shown(format, color, output, quiet, github, report)
     if _shared is None:
         session = sessions.current()
@@ -173,6 +179,6 @@ def install(
             except CannotWrite as error:
                 raise ValueError(f"gradext.install: {error}") from None
             _shared = _Shared(session, [excepthook.hook(session), session.end])
-    if options.guard and not _shared.session.settings.options.guard and not _shared.guards:
-        _shared.guard()
+    if reads and not _shared.session.settings.options.guard and not _shared.guards:
+        _shared.guard(reads)
     return Installation(_shared)

@@ -113,6 +113,7 @@ class Session:
         self._undo.append(lambda: atexit.unregister(self._at_exit))
         _current = self
         self._undo.append(ending.hook_os_exit(self))
+        self.is_before_torch = "torch" not in sys.modules
         self._undo.append(torch_import.when_imported(self._start_recording))
 
     def end(self) -> None:

@@ -46,7 +46,7 @@ def start(
     begun = recording.Recording(options).start()
     undo.append(incidents.subscribe(session.on_incident))
     if options.guard:
-        undo.append(guard.start_quietly())
+        undo.append(guard.start_quietly(options.guard, whole_program=session.is_before_torch))
     if begun.drawing is not None:
         session.at_end.append(lambda: _keep_drawn(session, begun))
     session.watch_multiprocessing(_C.wrap_run)

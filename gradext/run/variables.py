@@ -10,10 +10,12 @@ import importlib
 import os
 import shlex
 
+from gradext.recording.options import GUARDS
 from gradext.run import joint
 from gradext.run.settings import BadVariable, Settings
 
-RECORD = "GRADEXT_RECORD"  # 1 (or full), light, guard, or options; 0 and nothing: off
+# 1 (or full), light, guard, guard=all, or options; 0 and nothing: off
+RECORD = "GRADEXT_RECORD"
 JSON = "GRADEXT_JSON"
 # Set by launchers that start several processes of one program: none may write another's file.
 RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -22,6 +24,7 @@ _MODES: dict[str, list[str]] = {
     **{word: [] for word in ("1", "full", "yes", "on", "true")},
     "light": ["--light"],
     "guard": ["--guard"],
+    **{f"guard={reads}": [f"--guard={reads}"] for reads in GUARDS},
 }
 
 
@@ -40,7 +43,7 @@ def settings() -> Settings:
     words = _MODES.get(value.lower())
     if words is None and not value.startswith("-"):
         short = value if len(value) <= 40 else value[:37] + "..."
-        known = "1 (or full), light, guard, options of gradext run, or 0"
+        known = "1 (or full), light, guard, guard=all, options of gradext run, or 0"
         raise BadVariable(f"{RECORD} is {short!r}; it can be {known}")
     # By name: it lies above, and only a program with such a value has it.
     run = importlib.import_module("gradext.commands.run")

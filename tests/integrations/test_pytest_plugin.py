@@ -206,10 +206,11 @@ def test_a_marker_alone_records_its_test(tmp_path: Path) -> None:
     assert failed(ran) == {"test_stale", "test_by_numpy_with_a_guard"}
 
 
+@pytest.mark.parametrize("mode", ["guard", "guard-all"])
 @pytest.mark.parametrize("by", ["option", "ini"])
-def test_a_guard_for_all(tmp_path: Path, by: str) -> None:
-    options = ("--gradext=guard",) if by == "option" else ()
-    ini = "gradext = guard\n" if by == "ini" else ""
+def test_a_guard_for_all(tmp_path: Path, by: str, mode: str) -> None:
+    options = (f"--gradext={mode}",) if by == "option" else ()
+    ini = f"gradext = {mode}\n" if by == "ini" else ""
     ran = run(tmp_path, *options, "-k", "test_by_numpy or test_no_gradients", ini=ini)
     assert failed(ran) == {"test_by_numpy_with_a_guard", "test_by_numpy"}, ran.text
     assert "with a guard" in ran.text

@@ -34,6 +34,23 @@ z.sum().backward()
 """
 
 
+# Only a guard of everything sees this one: a pointer that nobody was seen to take, as C++ has it
+# that gets a tensor and is no op.
+UNSEEN = """\
+import ctypes
+import torch
+
+hidden = {}
+text = "def address_of(t): return t.data_ptr()"
+exec(compile(text, "/somewhere/torch/hidden.py", "exec"), hidden)
+w = torch.ones(3, requires_grad=True)
+y = torch.sigmoid(w * 2)
+z = y * y
+ctypes.memset(hidden["address_of"](y), 0, 4)
+z.sum().backward()
+"""
+
+
 def run(folder: Path, *options: str, program: str = SILENT, toml: str = "", **env: str) -> Ended:
     (folder / "train.py").write_text(program)
     if toml:
@@ -84,6 +101,33 @@ def test_a_guard_by_the_file_and_none_by_the_command_line(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "toml", "env", "is_found"),
+    [
+        (["--guard"], "", {}, False),
+        (["--guard=exposed"], 'guard = "all"', {}, False),
+        ([], 'guard = "exposed"', {}, False),
+        (["--guard=all"], "", {}, True),
+        ([], 'guard = "all"', {}, True),
+        ([], "guard = true", {"GRADEXT_GUARD": "all"}, True),
+        ([], "", {"GRADEXT_GUARD": "yes"}, False),
+        (["--no-guard"], 'guard = "all"', {}, False),
+    ],
+)
+def test_a_guard_of_all_that_is_saved(
+    tmp_path: Path, options: list[str], toml: str, env: dict[str, str], is_found: bool
+) -> None:
+    ran = run(tmp_path, *options, program=UNSEEN, toml=toml, **env)
+    assert ran.code == 0
+    assert ("GX401" in ran.errors) == is_found
+
+
+def test_the_word_behind_the_option_is_the_program(tmp_path: Path) -> None:
+    ran = run(tmp_path, "--guard=some", program=UNSEEN)
+    assert ran.code == 2
+    assert "--guard" in ran.errors
+
+
 def test_the_nearest_file_that_speaks_of_gradext(tmp_path: Path) -> None:
     """From the script's folder upwards, as ruff looks for its own; not from the working folder."""
     inner = tmp_path / "project" / "src"
@@ -106,7 +150,8 @@ def test_the_nearest_file_that_speaks_of_gradext(tmp_path: Path) -> None:
         ("zzz = 1", "has no key 'zzz'; there are ignore, guard,"),
         ('ignore = "GX9"', "ignore: no code begins with GX9"),
         ("ignore = [1]", "ignore: it is a list of codes"),
-        ('guard = "perhaps"', "guard: it is true or false, not 'perhaps'"),
+        ('guard = "perhaps"', 'guard: it is true, false, "exposed", "all", not \'perhaps\''),
+        ("guard = 1.5", 'guard: it is true, false, "exposed", "all", not 1.5'),
         ('format = "xml"', "format: it is full or concise, not 'xml'"),
         ("error-exitcode = 256", "error-exitcode: a whole number from 1 to 255, not 256"),
         ("error-exitcode = true", "error-exitcode: a whole number from 1 to 255, not True"),

@@ -135,6 +135,7 @@ def test_with_the_options_of_gradext_run(write, tmp_path):
         ({"json": "nowhere/a.json"}, "there is no folder"),
         ({"output": "nowhere/a.txt"}, "there is no folder"),
         ({"guard": True, "saves": False}, "guard needs to know what is saved"),
+        ({"guard": "some"}, "guard: it is True, False, .exposed. or .all., not 'some'"),
     ],
 )
 def test_options_that_make_no_sense(hooks, options, why):
@@ -142,10 +143,11 @@ def test_options_that_make_no_sense(hooks, options, why):
         gradext.install(**options)
 
 
-def test_a_guard_that_is_asked_for_later(hooks):
+@pytest.mark.parametrize("guard", [True, "exposed", "all"])
+def test_a_guard_that_is_asked_for_later(hooks, guard):
     import torch
 
-    with gradext.install() as first, gradext.install(guard=True):
+    with gradext.install() as first, gradext.install(guard=guard):
         w = torch.ones(3, requires_grad=True)
         y = torch.sigmoid(w)
         z = y.exp()

@@ -20,7 +20,7 @@ SOUND: dict[str, Any] = {
         "births": None,
         "cuts": None,
         "memory": None,
-        "guard": False,
+        "guard": None,
         "uses": False,
         "times": False,
     },
@@ -100,7 +100,7 @@ WRONG_OPTIONS: dict[str, list[Any]] = {
     "memory": [0, -5, True, "64", 1000, 2**44, 2.0**26],
     "births": [0, "no"],
     "cuts": [1],
-    "guard": [None, "x"],
+    "guard": [True, False, "x"],
     "uses": [None, 1],
     "times": [None, 0],
 }
@@ -153,7 +153,8 @@ def test_one_wrong_setting_in_a_program(refused: Any) -> None:
 def test_no_mode(refused: Any, value: str) -> None:
     said = refused(GRADEXT_RECORD=value)
     assert said.startswith("GRADEXT_RECORD is '")
-    assert said.endswith("; it can be 1 (or full), light, guard, options of gradext run, or 0")
+    known = "1 (or full), light, guard, guard=all, options of gradext run, or 0"
+    assert said.endswith(f"; it can be {known}")
     assert len(said) < 200
 
 
@@ -170,7 +171,13 @@ def test_the_options_of_gradext_run(tmp_path: Path, with_pth: dict[str, str]) ->
         "import torch\nw = torch.ones(3, requires_grad=True)\ny = torch.sigmoid(w)\nz = y.exp()\n"
         "y.detach().numpy()[:] = 3\nz.sum().backward()\n"
     )
-    for value, codes in (("1", []), ("guard", ["GX401"]), ("--guard --format concise", ["GX401"])):
+    for value, codes in (
+        ("1", []),
+        ("guard", ["GX401"]),
+        ("guard=all", ["GX401"]),
+        ("--guard --format concise", ["GX401"]),
+        ("--guard=all --format concise", ["GX401"]),
+    ):
         done = start(
             ["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=value, GRADEXT_JSON="a.json"
         )

@@ -14,11 +14,17 @@
 namespace gradext::guard {
 namespace {
 
+struct Exposure {
+  base::Hold held;
+  By by;
+};
+
 struct Exposed {
   base::Mutex<base::Rank::kExposed>
       mutex;  // guards what follows; never held while the GIL is waited for
   std::unordered_map<const void*, std::vector<std::weak_ptr<Entry>>> by_storage;
-  std::unordered_map<const void*, base::Hold> exposed;
+  std::unordered_map<const void*, Exposure> exposed;
+  std::atomic<bool> exposed_any{false};  // read without the mutex
   std::unordered_set<const void*> watched;
   std::atomic<bool> watches_any{false};  // read without the mutex
   size_t entries = 0;
@@ -31,22 +37,33 @@ Exposed& all() {
   return *instance;
 }
 
-// Memory that came from somewhere else: numpy, DLPack, a file, another process.
-bool is_foreign(const c10::StorageImpl& storage) {
-  return storage.device_type() == c10::DeviceType::CPU && storage.nbytes() > 0 &&
-         storage.data_ptr().get_deleter() != c10::GetDefaultCPUAllocator()->raw_deleter();
-}
-
-bool is_exposed(Exposed& state, const void* storage) {
+// Where it is known already that the storage is exposed; under the mutex.
+By known_by(Exposed& state, const void* storage) {
   auto found = state.exposed.find(storage);
   if (found == state.exposed.end()) {
-    return false;
+    return By::kNobody;
   }
-  if (found->second.is_dead()) {
+  if (found->second.held.is_dead()) {
     state.exposed.erase(found);
+    return By::kNobody;
+  }
+  return found->second.by;
+}
+
+// Whether that is more than was known; under the mutex.
+bool add(Exposed& state, const c10::StorageImpl* storage, By by) {
+  const By known = known_by(state, storage);
+  if (known >= by) {
     return false;
   }
-  return true;
+  state.exposed.erase(storage);
+  state.exposed.emplace(storage, Exposure{base::Hold(static_cast<const void*>(storage)), by});
+  state.exposed_any = true;
+  return known == By::kNobody;
+}
+
+bool is_of_use(const Entry& entry) {
+  return !entry.change.seen && entry.tensor.use_count() > 0;
 }
 
 void sweep(Exposed& state) {
@@ -60,27 +77,41 @@ void sweep(Exposed& state) {
             list.end(),
             [](const std::weak_ptr<Entry>& at) {
               auto entry = at.lock();
-              return !entry || entry->change.seen || entry->tensor.use_count() == 0;
+              return !entry || !is_of_use(*entry);
             }),
         list.end());
     state.entries += list.size();
     place = list.empty() ? state.by_storage.erase(place) : std::next(place);
   }
   for (auto place = state.exposed.begin(); place != state.exposed.end();) {
-    place = place->second.is_dead() ? state.exposed.erase(place) : std::next(place);
+    place = place->second.held.is_dead() ? state.exposed.erase(place) : std::next(place);
   }
 }
 
 }  // namespace
 
-bool expose(const c10::StorageImpl* storage) {
-  Exposed& state = all();
-  std::lock_guard lock(state.mutex);
-  state.exposed.try_emplace(storage, static_cast<const void*>(storage));
-  return is_exposed(state, storage) && state.by_storage.count(storage) > 0;
+bool is_foreign(const c10::StorageImpl& storage) {
+  static const c10::DeleterFnPtr ours = c10::GetDefaultCPUAllocator()->raw_deleter();
+  return storage.device_type() == c10::DeviceType::CPU && storage.nbytes() > 0 &&
+         storage.data_ptr().get_deleter() != ours;
 }
 
-bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage) {
+bool expose(const c10::StorageImpl* storage, By by) {
+  Exposed& state = all();
+  std::lock_guard lock(state.mutex);
+  return add(state, storage, by);
+}
+
+By exposed_by(const c10::StorageImpl* storage) {
+  Exposed& state = all();
+  if (!state.exposed_any.load(std::memory_order_relaxed)) {
+    return By::kNobody;
+  }
+  std::lock_guard lock(state.mutex);
+  return known_by(state, storage);
+}
+
+By add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage) {
   Exposed& state = all();
   std::lock_guard lock(state.mutex);
   if (++state.since_sweep > 256 + state.entries) {
@@ -88,45 +119,59 @@ bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* stor
   }
   ++state.entries;
   state.by_storage[storage].push_back(entry);
-  if (is_exposed(state, storage)) {
-    return true;
-  }
   if (is_foreign(*storage)) {
-    state.exposed.try_emplace(storage, static_cast<const void*>(storage));
-    return true;
+    add(state, storage, By::kHands);
   }
-  return false;
+  return known_by(state, storage);
+}
+
+Entries entries_in(const void* storage) {
+  Exposed& state = all();
+  Entries found;
+  std::lock_guard lock(state.mutex);
+  const auto place = state.by_storage.find(storage);
+  if (place != state.by_storage.end()) {
+    for (const auto& at : place->second) {
+      auto entry = at.lock();
+      if (entry && is_of_use(*entry)) {
+        found.push_back(std::move(entry));
+      }
+    }
+  }
+  return found;
 }
 
 Entries open_entries(const std::vector<const void*>* storages) {
   Exposed& state = all();
   Entries found;
   std::lock_guard lock(state.mutex);
-  const auto add = [&](const void* storage) {
+  const auto look_in = [&](const void* storage) {
     auto place = state.by_storage.find(storage);
     if (place == state.by_storage.end()) {
       return;
     }
     for (const auto& at : place->second) {
       auto entry = at.lock();
-      if (entry && !entry->change.seen && entry->tensor.use_count() > 0) {
+      if (entry && entry->is_taken.load(std::memory_order_acquire) && is_of_use(*entry)) {
         found.push_back(std::move(entry));
       }
     }
   };
   if (storages != nullptr) {
     for (const void* storage : *storages) {
-      add(storage);
+      look_in(storage);
     }
     return found;
   }
   for (auto place = state.exposed.begin(); place != state.exposed.end();) {
-    if (place->second.is_dead()) {
+    if (place->second.held.is_dead()) {
       place = state.exposed.erase(place);
-    } else {
-      add(place->first);
-      ++place;
+      continue;
     }
+    if (place->second.by == By::kHands) {
+      look_in(place->first);
+    }
+    ++place;
   }
   return found;
 }
@@ -155,6 +200,7 @@ void forget_exposed() {
   state.watched.clear();
   state.watches_any = false;
   state.exposed.clear();
+  state.exposed_any = false;
   state.entries = 0;
 }
 

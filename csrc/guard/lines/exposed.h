@@ -16,13 +16,24 @@
 
 namespace gradext::guard {
 
-// The program got hold of this storage. Whether there is an entry that lies in it.
-bool expose(const c10::StorageImpl* storage);
-// The entry lies in this storage. Whether that is exposed.
-bool add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage);
-// The entries whose memory is exposed (null: in any storage; else in these, exposed or not) and of
-// which somebody may still read.
+// By what a storage can be written from now on without a version counter showing it.
+enum class By : uint8_t {
+  kNobody,
+  kOps,   // an op; the recorder sees it before it writes
+  kHands  // whoever has the memory itself
+};
+// Something is about to happen by which it can be. Whether that is news of this storage.
+bool expose(const c10::StorageImpl* storage, By by);
+By exposed_by(const c10::StorageImpl* storage);
+// Memory that came from somewhere else: numpy, DLPack, a file, another process.
+bool is_foreign(const c10::StorageImpl& storage);
+// The entry lies in this storage. By what that is exposed.
+By add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage);
+// The entries that are taken, whose memory is in other hands (null: in any storage; else in these,
+// exposed or not), and of which somebody may still read.
 Entries open_entries(const std::vector<const void*>* storages);
+// All that lie in the storage, taken or not.
+Entries entries_in(const void* storage);
 
 // The program wants this storage unchanged: it is compared after every op that gets it.
 void watch_storage(const void* storage);
@@ -49,7 +60,7 @@ size_t compare(const std::vector<std::shared_ptr<Entry>>& entries, Mark&& mark) 
       continue;
     }
     ++alive;
-    const Value now = fingerprint::of_cpu(tensor);
+    const Value now = bytes_in(tensor);
     if (!(now == entry->last)) {
       entry->last = now;
       if (!entry->change.seen) {

@@ -207,20 +207,18 @@ void judge_files_by(const py::object& function) {
   is_user_file = function.inc_ref().ptr();
 }
 
-void note_exposed(const at::Tensor& tensor) {
-  if (!tensor.defined() || !fingerprint::can_fingerprint(tensor)) {
-    return;
-  }
-  const auto* storage = state::storage(*tensor.unsafeGetTensorImpl());
-  if (storage != nullptr && expose(storage)) {
+void watch_lines_of(const c10::StorageImpl* storage) {
+  if (!entries_in(storage).empty()) {
     arm_here();
   }
 }
 
-void watch_lines(const std::shared_ptr<Entry>& entry, const at::Tensor& tensor) {
-  if (add_entry(entry, state::storage(*tensor.unsafeGetTensorImpl()))) {
+By watch_lines(const std::shared_ptr<Entry>& entry, const at::Tensor& tensor) {
+  const By by = add_entry(entry, state::storage(*tensor.unsafeGetTensorImpl()));
+  if (by == By::kHands) {
     arm_here();
   }
+  return by;
 }
 
 void look_now() {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "guard/entry.h"
+#include "guard/lines/exposed.h"
 
 #include <ATen/core/Tensor.h>
 #include <pybind11/pybind11.h>
@@ -23,10 +24,12 @@ namespace gradext::guard {
 // Which files are the user's: a function of Python's, of a file's name. From now on.
 void judge_files_by(const pybind11::object& is_user_file);
 
-// The program got hold of the memory itself (numpy, a pointer, a storage).
-void note_exposed(const at::Tensor& tensor);
-// An entry to be looked at between lines if its memory is, or comes to be, exposed.
-void watch_lines(const std::shared_ptr<Entry>& entry, const at::Tensor& tensor);
+// The program got hold of the memory itself (numpy, a pointer, a storage): what lies in it is
+// looked at between lines.
+void watch_lines_of(const c10::StorageImpl* storage);
+// An entry to be looked at between lines if its memory is, or comes to be, in other hands. By what
+// it can be written now.
+By watch_lines(const std::shared_ptr<Entry>& entry, const at::Tensor& tensor);
 // Compares all exposed tensors now. Called just before a use, so that a change since the last
 // traced line is not missed.
 void look_now();

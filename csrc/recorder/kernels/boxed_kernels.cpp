@@ -4,6 +4,7 @@
 
 #include "graph/each_tensor.h"
 #include "recorder/kernels/kernel_rules.h"
+#include "recorder/kernels/listened.h"
 #include "recorder/lost_gradients/flows.h"
 #include "state/state.h"
 
@@ -56,6 +57,37 @@ class Arguments {
   c10::SmallVector<at::Tensor, 6> tensors_;
 };
 
+// What the op may write without saying so, told to the listener before and after.
+class SecretsOfStack : public SecretWrites {
+ public:
+  SecretsOfStack(const OpFacts& facts, const Stack& stack) {
+    if (C10_UNLIKELY(!facts.secret.empty() && op_listener() != nullptr)) {
+      safely([&] {
+        for (uint16_t argument : facts.secret) {
+          graph::each_tensor(
+              stack[stack.size() - facts.arguments + argument],
+              [&](const at::Tensor& tensor) { add(tensor); });
+        }
+        begin();
+      });
+    }
+  }
+};
+
+// An op's results, on the stack, to the listener.
+void tell_results(
+    const Listened& listened,
+    const OpFacts& facts,
+    const Arguments& arguments,
+    const Stack& stack,
+    size_t results) {
+  const Inputs inputs = arguments.inputs();
+  for (size_t k = stack.size() - results; k < stack.size(); ++k) {
+    graph::each_tensor(
+        stack[k], [&](const at::Tensor& tensor) { listened.ran(facts, inputs, tensor); });
+  }
+}
+
 bool follows_values(Watch watch) {
   return watch == Watch::kGrad || watch == Watch::kNoGrad;
 }
@@ -86,14 +118,18 @@ void on_write(
     forward<kKey>(op, keys, stack);
     return;
   }
+  const Listened listened(keys);
   WriteScope scope(thread, facts);
-  std::optional<Arguments> arguments;
+  std::optional<Arguments> arguments, told;
   const Watch watch = how_to_watch(thread, keys);
   safely([&] {
     add_targets(scope.targets, facts, *stack);
     // Which of many goes into which is not followed.
     if (follows_values(watch) && !facts.writes_lists) {
       arguments.emplace(facts, *stack);
+    }
+    if (C10_UNLIKELY(listened.wants_nodes())) {
+      told.emplace(facts, *stack);
     }
   });
   scope.begin();
@@ -108,6 +144,14 @@ void on_write(
     throw;
   }
   scope.end();
+  if (told) {
+    safely([&] {
+      const Inputs inputs = told->inputs();
+      for (const Target& target : scope.targets) {
+        listened.ran(facts, inputs, target.tensor);
+      }
+    });
+  }
   if (arguments) {
     safely([&] {
       if (facts.detaches) {
@@ -129,7 +173,8 @@ void on_view(
   const ThreadState& thread = thread_state();
   const bool wanted = view_is_wanted(thread, keys, facts.makes_many_views);
   const Watch watch = how_to_watch(thread, keys);
-  if (!wanted && !follows_values(watch)) {
+  const OpTaps* taps = op_listener();
+  if (!wanted && !follows_values(watch) && taps == nullptr) {
     forward<kKey>(op, keys, stack);
     return;
   }
@@ -152,6 +197,9 @@ void on_view(
         if (follows_values(watch) && arguments && arguments->first() != nullptr) {
           note_view(watch, facts, *arguments->first(), tensor, where);
         }
+        if (C10_UNLIKELY(taps != nullptr) && arguments && arguments->first() != nullptr) {
+          taps->view_made(*arguments->first(), tensor);
+        }
       });
     }
   });
@@ -163,13 +211,27 @@ void on_result(
   before_nodes(keys);
   ThreadState& thread = thread_state();
   const Watch watch = how_to_watch(thread, keys, facts.is_factory);
-  if (watch == Watch::kNone) {
+  const Listened listened(keys);
+  if (watch == Watch::kNone && !listened.wants_nodes()) {
     forward<key>(op, keys, stack);
     return;
   }
   std::optional<Arguments> arguments;
   safely([&] { arguments.emplace(facts, *stack); });
   const size_t results = op.schema().returns().size();
+  if (watch == Watch::kNone) {
+    {
+      WatchedOp running(thread, facts);
+      Closed closed(facts, keys);
+      forward<key>(op, keys, stack);
+    }
+    safely([&] {
+      if (arguments) {
+        tell_results(listened, facts, *arguments, *stack, results);
+      }
+    });
+    return;
+  }
   try {
     WatchedOp running(thread, facts);
     Closed closed(facts, keys);
@@ -195,7 +257,16 @@ void on_result(
         note_results(watch, facts, inputs, tensor);
       });
     }
+    if (C10_UNLIKELY(listened.wants_nodes()) && arguments) {
+      tell_results(listened, facts, *arguments, *stack, results);
+    }
   });
+}
+
+// Nothing of it is recorded.
+void on_secret(
+    const OpFacts&, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  forward<kKey>(op, keys, stack);
 }
 
 using Body = void (*)(
@@ -210,6 +281,7 @@ class Kernel final : public c10::OperatorKernel {
       forward<key>(op, keys, stack);  // defined anew, as a notebook does, after we had registered
       return;
     }
+    const SecretsOfStack secrets(*facts_, *stack);
     body(*facts_, op, keys, stack);
   }
 
@@ -256,7 +328,10 @@ void on_late_op(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* 
   safely([&] { facts = &late_facts(op); });
   if (facts == nullptr) {
     forward<kKey>(op, keys, stack);
-  } else if (!facts->written.empty()) {
+    return;
+  }
+  const SecretsOfStack secrets(*facts, *stack);
+  if (!facts->written.empty()) {
     on_write(*facts, op, keys, stack);
   } else if (facts->makes_views) {
     on_view(*facts, op, keys, stack);
@@ -277,6 +352,10 @@ torch::CppFunction boxed_view(std::unique_ptr<OpFacts> facts) {
 
 torch::CppFunction boxed_result(std::unique_ptr<OpFacts> facts) {
   return boxed<&on_result<kNodeKey>, kNodeKey>(std::move(facts));
+}
+
+torch::CppFunction boxed_secret(std::unique_ptr<OpFacts> facts) {
+  return boxed<&on_secret, kKey>(std::move(facts));
 }
 
 torch::CppFunction boxed_fallback() {

@@ -177,8 +177,22 @@ struct FastResult<Result(Arguments...)> {
     before_nodes(keys);
     ThreadState& thread = thread_state();
     const Watch watch = how_to_watch(thread, keys, op.facts->is_factory);
+    const Listened listened(keys);
+    SecretWrites secrets;
+    if (C10_UNLIKELY(listened.is_on() && !op.facts->secret.empty())) {
+      begin_secrets(secrets, *op.facts, {as_tensor(arguments)...});
+    }
     if (watch == Watch::kNone) {
-      return op.redispatch(below<kNodeKey>(keys), arguments...);
+      if (C10_LIKELY(!listened.wants_nodes())) {
+        return op.redispatch(below<kNodeKey>(keys), arguments...);
+      }
+      Result made = [&] {
+        WatchedOp running(thread, *op.facts);
+        Closed closed(*op.facts, keys);
+        return op.redispatch(below<kNodeKey>(keys), arguments...);
+      }();
+      tell_ran(listened, *op.facts, inputs_of(arguments...), made);
+      return made;
     }
     WatchedOp running(thread, *op.facts);
     try {
@@ -188,6 +202,9 @@ struct FastResult<Result(Arguments...)> {
       }();
       if (is_noteworthy(watch, *op.facts, made)) {
         note_each(watch, *op.facts, inputs_of(arguments...), made);
+      }
+      if (C10_UNLIKELY(listened.wants_nodes())) {
+        tell_ran(listened, *op.facts, inputs_of(arguments...), made);
       }
       return made;
     } catch (const c10::Error& error) {
@@ -219,8 +236,17 @@ struct FastView<Result(const at::Tensor&, Arguments...)> {
     const Watch watch = how_to_watch(thread, keys);
     const bool follows =
         watch == Watch::kGrad || watch == Watch::kNoGrad || (watch == Watch::kBirths && is_detach);
+    const OpTaps* taps = op_listener();
     if (!wanted && !follows) {
-      return op.redispatch(below<kKey>(keys), self, arguments...);
+      if (C10_LIKELY(taps == nullptr)) {
+        return op.redispatch(below<kKey>(keys), self, arguments...);
+      }
+      Result result = [&] {
+        Closed closed(*op.facts, keys);
+        return op.redispatch(below<kKey>(keys), self, arguments...);
+      }();
+      tell_view(*taps, self, result);
+      return result;
     }
     Result result = [&] {
       Closed closed(*op.facts, keys);
@@ -233,6 +259,9 @@ struct FastView<Result(const at::Tensor&, Arguments...)> {
       }
       if (follows) {
         note_views(watch, *op.facts, self, result, stack);
+      }
+      if (C10_UNLIKELY(taps != nullptr)) {
+        tell_view(*taps, self, result);
       }
     });
     return result;
@@ -276,6 +305,7 @@ struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
     if (!write_is_wanted(thread, *op.facts, keys, &self)) {
       return op.redispatch(below<kKey>(keys), self, arguments...);
     }
+    const Listened listened(keys);
     WriteScope scope(thread, *op.facts);
     safely([&] { add_target(scope.targets, self, 0); });
     scope.begin();
@@ -294,6 +324,9 @@ struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
       throw;
     }
     scope.end();
+    if (C10_UNLIKELY(listened.wants_nodes())) {
+      tell_ran(listened, *op.facts, inputs_of(self, arguments...), self);
+    }
     const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
     if (follows) {
       const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();

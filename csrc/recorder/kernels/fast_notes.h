@@ -3,6 +3,7 @@
 #pragma once
 
 #include "recorder/kernels/kernel_rules.h"
+#include "recorder/kernels/listened.h"
 #include "recorder/lost_gradients/flows.h"
 #include "recorder/lost_gradients/python_crossings.h"
 #include "state/state.h"
@@ -74,6 +75,67 @@ inline Inputs inputs_of(const Arguments&... arguments) {
   Inputs inputs;
   (collect(inputs, arguments), ...);
   return inputs;
+}
+
+// The argument at each place, null where it is no tensor.
+inline const at::Tensor* as_tensor(const at::Tensor& tensor) {
+  return &tensor;
+}
+inline const at::Tensor* as_tensor(const std::optional<at::Tensor>& tensor) {
+  return tensor ? &*tensor : nullptr;
+}
+template <class Other>
+inline const at::Tensor* as_tensor(const Other&) {
+  return nullptr;
+}
+
+// Out of line, as below.
+C10_NOINLINE inline void begin_secrets(
+    SecretWrites& secrets, const OpFacts& facts, c10::ArrayRef<const at::Tensor*> arguments) {
+  safely([&] {
+    for (uint16_t argument : facts.secret) {
+      if (argument < arguments.size() && arguments[argument] != nullptr) {
+        secrets.add(*arguments[argument]);
+      }
+    }
+    secrets.begin();
+  });
+}
+
+C10_NOINLINE inline void tell_ran(
+    const Listened& listened,
+    const OpFacts& facts,
+    const Inputs& inputs,
+    const at::Tensor& result) {
+  safely([&] { listened.ran(facts, inputs, result); });
+}
+template <class... T>
+inline void tell_ran(
+    const Listened& listened,
+    const OpFacts& facts,
+    const Inputs& inputs,
+    const std::tuple<T...>& results) {
+  std::apply(
+      [&](const auto&... each) {
+        const auto one = [&](const auto& result) {
+          if constexpr (std::is_same_v<std::decay_t<decltype(result)>, at::Tensor>) {
+            tell_ran(listened, facts, inputs, result);
+          }
+        };
+        (one(each), ...);
+      },
+      results);
+}
+
+C10_NOINLINE inline void tell_view(
+    const OpTaps& taps, const at::Tensor& of, const at::Tensor& view) {
+  safely([&] { taps.view_made(of, view); });
+}
+inline void tell_view(
+    const OpTaps& taps, const at::Tensor& of, const std::vector<at::Tensor>& views) {
+  for (const at::Tensor& view : views) {
+    tell_view(taps, of, view);
+  }
 }
 
 template <class T>

@@ -83,8 +83,13 @@ void register_kernels() {
           short_name.c_str(),
           fast != fast_ones.end() ? fast->second(std::move(facts)) : boxed_view(std::move(facts)));
     } else {
-      // Composites: the ops that they call are seen themselves.
-      target.impl(short_name.c_str(), torch::CppFunction::makeFallthrough());
+      // Composites: the ops that they call are seen themselves. What an op that is not torch's may
+      // write in C++ is not.
+      if (!facts->is_aten && !facts->secret.empty()) {
+        target.impl(short_name.c_str(), boxed_secret(facts_of(op->schema())));
+      } else {
+        target.impl(short_name.c_str(), torch::CppFunction::makeFallthrough());
+      }
       if (fast != fast_ones.end()) {
         library(std::string(*space), kNodeKey)
             .impl(short_name.c_str(), fast->second(std::move(facts)));

@@ -1,6 +1,7 @@
 #include "recorder/python/backward.h"
 
 #include "graph/bind.h"
+#include "graph/visited.h"
 #include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
@@ -25,56 +26,11 @@ using torch::autograd::Node;
 
 constexpr size_t kMaxBackwardNodes = 200'000;
 
-// A set of node addresses that is filled anew for every backward: open addressing, no allocation
-// after the first few.
-class Visited {
- public:
-  void clear() {
-    std::fill(slots_.begin(), slots_.end(), nullptr);
-    count_ = 0;
-  }
-  bool insert(const Node* node) {
-    if (slots_.size() < 2 * (count_ + 1)) {
-      grow();
-    }
-    if (!place(slots_, node)) {
-      return false;
-    }
-    ++count_;
-    return true;
-  }
-
- private:
-  static bool place(std::vector<const Node*>& slots, const Node* node) {
-    const size_t mask = slots.size() - 1;
-    size_t at = (reinterpret_cast<uintptr_t>(node) * 0x9e3779b97f4a7c15ull >> 20) & mask;
-    while (slots[at] != nullptr) {
-      if (slots[at] == node) {
-        return false;
-      }
-      at = (at + 1) & mask;
-    }
-    slots[at] = node;
-    return true;
-  }
-  void grow() {
-    std::vector<const Node*> larger(std::max<size_t>(64, slots_.size() * 2), nullptr);
-    for (const Node* node : slots_) {
-      if (node != nullptr) {
-        place(larger, node);
-      }
-    }
-    slots_ = std::move(larger);
-  }
-  std::vector<const Node*> slots_;
-  size_t count_ = 0;
-};
-
 // The numbers of all nodes below `roots`: what the engine is about to use.
 // And the nodes that fill `.grad`, which have no number, where they are asked for.
 std::vector<NodeId> node_ids(
     const std::vector<Node*>& roots, bool& whole, std::vector<Node*>* accumulators) {
-  static thread_local Visited visited;
+  static thread_local graph::Visited visited;
   static thread_local std::vector<Node*> pending;
   visited.clear();
   pending.clear();

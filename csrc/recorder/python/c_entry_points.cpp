@@ -353,6 +353,14 @@ PyObject* get_data(PyObject* self, void* closure) {
 
 // `tensor.data = other`: the tensor has other memory now, and its counter says nothing.
 int set_data(PyObject* self, PyObject* value, void* closure) {
+  if (active() && op_listener() != nullptr && aside([&] {
+        const OpTaps* taps = op_listener();
+        if (taps != nullptr && is_tensor(self)) {
+          taps->before_write(THPVariable_Unpack(self));
+        }
+      })) {
+    return -1;
+  }
   const int status = data_attribute.original->set(self, value, closure);
   const bool is_stopped =
       status == 0 && active() && aside([&] {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import collections
-import dataclasses
 import enum
 import gc
 import sys
@@ -94,6 +93,8 @@ def field_names(kind: type) -> tuple[str, ...] | None:
     """The fields of a dataclass or of a named tuple; None for any other class."""
     fields = class_attribute(kind, "__dataclass_fields__")
     if type(fields) is dict:
+        import dataclasses  # the class has come by way of it
+
         return tuple(
             name
             for name, field in fields.items()

@@ -63,20 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _Parser(
         prog="gradext",
         description="Why autograd went wrong: versions, views and inference tensors, made visible.",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=_version())
     wanted = next((word for word in words if not word.startswith("-")), None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, cls, summary) in COMMANDS.items():
         if name != wanted:
-            commands.add_parser(name, help=summary)
+            commands.add_parser(name, help=summary, formatter_class=_Help)
             continue
         command: Any = getattr(importlib.import_module(module), cls)()
         child = commands.add_parser(
             name,
             help=summary,
             description=command.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_RawHelp,
         )
         command.prepare_parser(child)
         child.set_defaults(its_command=command, its_parser=child)
@@ -100,6 +101,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Python flushes once more as it ends. Source: the signal module's note on SIGPIPE.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, as a shell shows it
+
+
+class _Help(argparse.HelpFormatter):
+    """As wide as the terminal, as argparse's own, and found without an import.
+
+    argparse makes a formatter for each option that it is told of, and that imports shutil, with all
+    that compresses files.
+    """
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"width": _columns() - 2, **options})
+
+
+class _RawHelp(_Help, argparse.RawDescriptionHelpFormatter):
+    """A command's: its description stands as it is written."""
+
+
+def _columns() -> int:
+    try:
+        chosen = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        chosen = 0
+    if chosen > 0:
+        return chosen
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 class _Parser(argparse.ArgumentParser):

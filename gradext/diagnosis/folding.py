@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from gradext.diagnosis.model import Diagnosis
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
 
 _OF_ONE_SAVE = {"GX401", "GX402"}  # made anew for each save that the write has changed
 _MOST = 3  # victims of one diagnosis
@@ -31,6 +32,8 @@ def cause(diagnosis: Diagnosis) -> tuple[object, ...] | None:
 
 
 def _one(group: list[Diagnosis]) -> Diagnosis:
+    import dataclasses  # as in run_report
+
     first = group[0]
     if len(group) == 1:
         return first

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from gradext.base import chosen, source_lines
-from gradext.diagnosis.model import Diagnosis
+
+if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
 
 _COMMENT = re.compile(r"#\s*gradext:\s*ignore\s*(?:\[\s*(?P<codes>[A-Z0-9,\s]*)\])?")
 

@@ -1,21 +1,23 @@
-"""The report of one run of a program, as data: what every output format renders."""
+"""The report of one run of a program, as data: what every output format renders.
+
+Imports neither gradext.diagnosis.model nor dataclasses until there is a diagnosis: most programs
+that are run have none, and both cost a start of `gradext run` as much as all else in it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from gradext.diagnosis import whom
-from gradext.diagnosis.model import Diagnosis
 from gradext.diagnosis.whom import NOBODY, Whom
 
 if TYPE_CHECKING:
+    from gradext.diagnosis.model import Diagnosis
     from gradext.recording.drawing import Drawn
 
 
-@dataclasses.dataclass(frozen=True)
-class Told:
+class Told(NamedTuple):
     """One diagnosis of the run, by one of its processes.
 
     Attributes:
@@ -24,7 +26,7 @@ class Told:
     """
 
     diagnosis: Diagnosis
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides tuple.count
     whom: Whom = NOBODY
 
 
@@ -67,12 +69,15 @@ def alike(told: Iterable[Told]) -> list[list[Told]]:
 
 def together(told: Iterable[Told]) -> list[Diagnosis]:
     """One diagnosis for what several processes met, with how often and whom it concerns."""
-    found = []
-    for group in alike(told):
-        first, count = group[0].diagnosis, sum(one.count for one in group)
-        notes = first.notes
-        if count > len(group):
-            notes = (*notes, f"this happened {count} times")
-        concerns = whom.words([one.whom for one in group])
-        found.append(dataclasses.replace(first, notes=notes, whom=concerns))
-    return found
+    return [_as_one(group) for group in alike(told)]
+
+
+def _as_one(group: list[Told]) -> Diagnosis:
+    import dataclasses
+
+    first, count = group[0].diagnosis, sum(one.count for one in group)
+    notes = first.notes
+    if count > len(group):
+        notes = (*notes, f"this happened {count} times")
+    concerns = whom.words([one.whom for one in group])
+    return dataclasses.replace(first, notes=notes, whom=concerns)

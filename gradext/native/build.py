@@ -6,22 +6,20 @@ itself cannot be imported. `loader` loads what is found here.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent.parent
 ABI_SUFFIX = EXTENSION_SUFFIXES[0]  # ".cpython-311-x86_64-linux-gnu.so": names the Python built for
 REINSTALL = "pip install --force-reinstall --no-deps ."  # in a checkout of gradext
 
 
-@dataclass(frozen=True)
-class Build:
+class Build(NamedTuple):
     """One compiled `_C` on disk: its path and what setup.py recorded beside it.
 
     `cuda_why`: why it has CUDA kernels, or has none. `cxx11_abi`: whether that torch was compiled
@@ -54,6 +52,8 @@ def read_build(library: Path) -> Build:
 
 def source_hash(csrc: Path) -> str:
     """A digest of the C++/CUDA sources: names and bytes of every file under `csrc`."""
+    import hashlib  # OpenSSL's library comes with it; only a checkout needs it
+
     digest = hashlib.sha256()
     for path in sorted(p for p in csrc.rglob("*") if p.suffix in {".cpp", ".h", ".cu"}):
         digest.update(path.relative_to(csrc).as_posix().encode() + b"\0")

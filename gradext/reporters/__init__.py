@@ -6,9 +6,10 @@ FORMATS has a row for each file that `gradext run` can write; its name is the op
 from __future__ import annotations
 
 import importlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from gradext.diagnosis.run_report import RunReport
+if TYPE_CHECKING:
+    from gradext.diagnosis.run_report import RunReport
 
 
 class Format(NamedTuple):

@@ -6,14 +6,12 @@ what the child would have written for a person.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gradext.diagnosis import whom
-from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.run.entries import Entry
 
 PROTOCOL = 2
@@ -84,6 +82,8 @@ _PLAIN = ("silent", "uncaught", "count", "error", "told")
 
 
 def _packed(entry: Entry) -> dict[str, Any]:
+    import dataclasses  # as in gradext.diagnosis.run_report
+
     plain = {name: getattr(entry, name) for name in _PLAIN}
     return {
         "diagnosis": dataclasses.asdict(entry.diagnosis),
@@ -93,6 +93,8 @@ def _packed(entry: Entry) -> dict[str, Any]:
 
 
 def _entry(packed: dict[str, Any], pid: int) -> Entry:
+    from gradext.diagnosis.model import Diagnosis, Frame, Site
+
     def frames(items: Iterable[dict[str, Any]]) -> Iterator[Frame]:
         return (Frame(**item) for item in items)
 

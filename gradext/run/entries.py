@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.run_report import Told
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
 
 
-@dataclasses.dataclass
 class Entry:
     """One diagnosis of this run, however often it was seen.
 
@@ -28,19 +26,31 @@ class Entry:
         met: tells which was met last.
     """
 
-    diagnosis: Diagnosis
-    silent: bool = False
-    uncaught: bool = False
-    count: int = 1
-    error: str | None = None
-    incident: Any = None
-    whom: Whom = NOBODY
-    open: bool = False
-    printed: bool = False
-    at: tuple[dict[str, Any], ...] = ()
-    is_asked: bool = False
-    told: int = 0
-    met: int = 0
+    def __init__(
+        self,
+        diagnosis: Diagnosis,
+        *,
+        silent: bool = False,
+        uncaught: bool = False,
+        count: int = 1,
+        error: str | None = None,
+        whom: Whom = NOBODY,
+        open: bool = False,
+        told: int = 0,
+    ) -> None:
+        self.diagnosis = diagnosis
+        self.silent = silent
+        self.uncaught = uncaught
+        self.count = count
+        self.error = error
+        self.incident: Any = None
+        self.whom = whom
+        self.open = open
+        self.printed = False
+        self.at: tuple[dict[str, Any], ...] = ()
+        self.is_asked = False
+        self.told = told
+        self.met = 0
 
     def is_told_in(self, text: str) -> bool:
         """Whether `text`, of an error raised in the parent, contains this child's error message.
@@ -55,6 +65,8 @@ class Entry:
 
     def as_told(self, severity: str) -> Told:
         """As a report has it, with the severity that it has in this run."""
+        import dataclasses  # as in gradext.diagnosis.run_report
+
         return Told(dataclasses.replace(self.diagnosis, severity=severity), self.count, self.whom)
 
 

@@ -6,7 +6,6 @@ Looked for once, at the end of a report, and only where LibCST is installed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import importlib
 import importlib.util
@@ -27,6 +26,8 @@ def add(entries: Iterable[Entry]) -> None:
     asked = [entry for entry in list(entries)[:MOST] if not entry.is_asked]
     if not asked or not enabled or importlib.util.find_spec("libcst") is None:
         return
+    import dataclasses  # as in gradext.diagnosis.run_report
+
     with _without_collections():
         # By name: it imports torch, which the program must be the first to do.
         proposals: Any = importlib.import_module("gradext.rules.rewrite.proposals").Proposals()

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gradext.diagnosis import saved_report
 from gradext.diagnosis.run_report import RunReport, Told, alike
 from gradext.reporters import run_json
 from gradext.run import identity
@@ -56,6 +55,8 @@ class Joint:
             self._others = list(_reports(parts, but=self._rank))
             ranks = sorted(parts, key=int)
             all_of = [report if r == self._rank else _report(parts[r]) for r in ranks]
+            from gradext.diagnosis import saved_report  # lazy: few programs have ranks
+
             write(saved_report.merge([one for one in all_of if one is not None]))
             return True
 
@@ -189,6 +190,8 @@ def _reports(parts: Mapping[str, Any], but: str | None = None) -> Iterator[RunRe
 
 
 def _report(part: Any) -> RunReport | None:
+    from gradext.diagnosis import saved_report
+
     try:
         return saved_report.parse(part["report"])
     except saved_report.NotAReport:

@@ -10,7 +10,6 @@ the frames below the program's own: `sys._getframe(1)` at its top level finds gr
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import linecache
 import os
 import pkgutil
@@ -20,7 +19,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import BuiltinImporter, SourceFileLoader, SourcelessFileLoader
 from types import CodeType, ModuleType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gradext.base import overlay, source_lines
 
@@ -28,8 +27,7 @@ CANNOT_OPEN = 2
 FAILED = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What to run: `kind` is "script", "module" or "command"; `value` its path, name or code.
 
     `words` are the same as they stood, and would stand behind `python`, on the command line.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib
 import os
@@ -356,7 +355,7 @@ class Session:
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:
         told = [entry.as_told(self._severity(entry)) for entry in entries]
         if not self.is_root:
-            told = [dataclasses.replace(one, whom=one.whom._replace(pid=self._pid)) for one in told]
+            told = [one._replace(whom=one.whom._replace(pid=self._pid)) for one in told]
         return together(told if self._joint is None else self._joint.with_others(told))
 
     def _ours(self, entries: list[Entry], others: joint.Joint | None) -> list[Entry]:

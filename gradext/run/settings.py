@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -50,12 +51,8 @@ class Settings(NamedTuple):
         """Those of a new run, whose root is this process; `outputs`: a path for each format."""
         run = os.urandom(8).hex()
         files = tuple((name, results_file.absolute(path)) for name, path in outputs.items())
-        if files:
-            name = files[0][1]
-        else:
-            import tempfile
-
-            name = os.path.join(tempfile.gettempdir(), f"gradext-{run}.json")
+        own = f"gradext-{run}.json"
+        name = files[0][1] if files else os.path.join(_temporary_folder(), own)
         mark, claims = terminal.stderr_mark(), f"{name}.{run}.told"
         return cls(run, os.getpid(), name, files, options, Shown(), mark, claims)
 
@@ -95,6 +92,21 @@ class Settings(NamedTuple):
         own = {"options": self.options._asdict(), "shown": self.shown._asdict()}
         document = {**self._asdict(), **own}
         os.environ[ENVIRONMENT] = json.dumps(document)
+
+
+def _temporary_folder() -> str:
+    """tempfile.gettempdir(), which is an import that costs as much as a tenth of Python's start."""
+    is_chosen = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    usual = "/tmp"
+    if "tempfile" in sys.modules or os.name != "posix" or is_chosen or not _is_writable(usual):
+        import tempfile
+
+        return tempfile.gettempdir()
+    return usual
+
+
+def _is_writable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _part(kind: type[_Part], given: Any) -> _Part:

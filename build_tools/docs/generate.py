@@ -313,7 +313,11 @@ def short_cost() -> str:
     ways = {
         "`gradext run`": (recorded, "gradext.record()", "times nothing"),
         "`gradext run --light`": (recorded, "gradext.record(saves=False)", "times nothing"),
-        "`gradext run --guard`": (guarded, "a guard", "times the step with nothing"),
+        "`gradext run --guard`": (
+            guarded,
+            "a guard from the program's start",
+            "times the step with nothing",
+        ),
         "anomaly mode": (recorded, "detect_anomaly(check_nan=False)", "times nothing"),
     }
     lines = [f"| | {' | '.join(steps.values())} |", f"|{' --- |' * (len(steps) + 1)}"]

@@ -83,7 +83,7 @@ class guard:
             backward() or out of the block). What torch itself raises comes as without the guard.
             GX404 only ever warns.
         reads: "exposed" (memory that can be written without torch knowing) or "all": also what a
-            function of C++ writes that is no op and gets a tensor (docs/guard.md).
+            function of C++ writes that is no op and gets a tensor.
 
     Attributes:
         diagnoses: what was found so far.

@@ -1,7 +1,7 @@
 """A callback for Lightning: every Nth batch is recorded and guarded, and findings are logged.
 
-Imported only by who uses it, for it imports Lightning: that of the package that is imported
-already, `lightning` or `pytorch_lightning`, whose callbacks are different classes.
+Imports Lightning, so only who uses it imports this: `pytorch_lightning` where that is imported and
+`lightning` is not, whose callbacks are other classes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     Callback: Any = object
 else:
     is_old = "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules
-    Callback = importlib.import_module(
-        "pytorch_lightning" if is_old else "lightning.pytorch"
-    ).Callback
+    _module = importlib.import_module("pytorch_lightning" if is_old else "lightning.pytorch")
+    Callback = _module.Callback
 
 
 class GradextCallback(Callback):  # type: ignore[misc]

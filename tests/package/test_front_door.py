@@ -212,7 +212,11 @@ def test_an_option_behind_the_script_gets_a_hint_unless_the_program_may_take_it(
 
 def test_every_option_of_run_is_known_to_the_hint(tmp_path):
     done = python("-m", "gradext", "run", "--help", cwd=tmp_path)
-    shown = {word.strip(",[]") for word in done.stdout.split() if word.startswith(("--", "[--"))}
+    shown = {
+        word.strip(",[]").split("=")[0]
+        for word in done.stdout.split()
+        if word.startswith(("--", "[--"))
+    }
     assert shown - {"--help", "--"} == run_command.OPTIONS
 
 

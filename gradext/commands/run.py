@@ -75,6 +75,7 @@ class RunCommand:
             help="compare the bytes of what is saved for backward too, once somebody can write "
             "them without torch: finds writes that no version counter shows (GX401 to GX404)",
         )
+        _say_what_guard_takes(parser)
         # With `=` only: the word behind --guard is the program.
         for reads in GUARDS:
             parser.add_argument(
@@ -387,6 +388,19 @@ def unusable() -> str | None:
     except Exception:
         return None  # no torch as it is known; its own import will tell
     return None if fits is not None else f"gradext: {problems[0]}"
+
+
+def _say_what_guard_takes(parser: argparse.ArgumentParser) -> None:
+    """In place of argparse's "ignored explicit argument", for `--guard=none` and the like."""
+    plain = parser.error
+
+    def error(message: str) -> NoReturn:
+        if message.startswith("argument --guard: "):
+            known = " or ".join(f"--guard={reads}" for reads in GUARDS)
+            message = f"argument --guard: expected --guard alone, {known} ({message[18:]})"
+        plain(message)
+
+    parser.error = error  # type: ignore[method-assign]
 
 
 def _memory(text: str) -> int | None:

@@ -235,6 +235,15 @@ def test_memory_that_makes_no_sense_is_refused_by_run(tmp_path, value):
     assert f"got '{value}'" in done.stderr
 
 
+@pytest.mark.parametrize("word", ["alle", "none", "", "-1"])
+def test_a_guard_that_there_is_not_is_one_line(tmp_path, word):
+    (tmp_path / "x.py").write_text("print('ran')\n")
+    done = python("-m", "gradext", "run", f"--guard={word}", "x.py", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    said = "expected --guard alone, --guard=exposed or --guard=all"
+    assert said in done.stderr
+
+
 MISSING = re.compile(r"(?<![\w/])(docs|benchmarks|tests|build_tools)/[a-z]")
 
 

@@ -46,6 +46,23 @@ def start_seconds(folder: str, *words: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def added_row(
+    what: str, plain_column: str, samples: list[list[float]], processes: int
+) -> dict[str, object]:
+    """One row of a result: `samples` are pairs of milliseconds, plain and with gradext."""
+    plain, ours = (timing.median_interval(values) for values in zip(*samples, strict=True))
+    added = timing.median_interval([b - a for a, b in samples])
+    return {
+        "what": what,
+        "ms": ours.value,
+        plain_column: plain.value,
+        "added, ms": added.value,
+        "low": added.low,
+        "high": added.high,
+        "processes": processes,
+    }
+
+
 def start(rounds: int, out: Path | None) -> None:
     # A checkout has no .pth file: sitecustomize, which site runs next, stands in for it.
     line = Path(__file__).parents[1] / "build_tools" / "gradext-autostart.pth"
@@ -60,19 +77,8 @@ def start(rounds: int, out: Path | None) -> None:
                 which = (turn + turn // 2) % 2  # a b b a
                 pair[which] += start_seconds(having if which else without)
             samples.append([1e3 * total / per_sample for total in pair])
-    plain, ours = (timing.median_interval(values) for values in zip(*samples, strict=True))
-    added = timing.median_interval([b - a for a, b in samples])
-    rows = [
-        {
-            "what": "python -c pass, with the line of the .pth file",
-            "ms": ours.value,
-            "without it, ms": plain.value,
-            "added, ms": added.value,
-            "low": added.low,
-            "high": added.high,
-            "processes": 2 * per_sample * rounds,
-        }
-    ]
+    what = "python -c pass, with the line of the .pth file"
+    rows = [added_row(what, "without it, ms", samples, 2 * per_sample * rounds)]
     common.record("start_up", rows, out)
 
 
@@ -87,19 +93,7 @@ def run(rounds: int, out: Path | None) -> None:
             which = (number + turn + turn // 2) % 2  # a b b a
             pair[which] += 1e3 * start_seconds(package, *ways[which]) / 2
         samples.append(pair)
-    plain, ours = (timing.median_interval(values) for values in zip(*samples, strict=True))
-    added = timing.median_interval([b - a for a, b in samples])
-    rows = [
-        {
-            "what": "gradext run -c pass",
-            "ms": ours.value,
-            "python -c pass, ms": plain.value,
-            "added, ms": added.value,
-            "low": added.low,
-            "high": added.high,
-            "processes": 4 * rounds,
-        }
-    ]
+    rows = [added_row("gradext run -c pass", "python -c pass, ms", samples, 4 * rounds)]
     common.record("start_run", rows, out)
 
 

@@ -8,10 +8,9 @@
 //
 // - `numpy()`, `data_ptr()`, `untyped_storage()`, DLPack: the program has the memory (By::kHands).
 // - It was not made by torch: from_numpy, a file, shared memory (By::kHands).
-// - An op is about to write it, and its counter may not show that: through `.data`, by an op that
-// is
-//   known not to count, by one that is not torch's and only gets it, `tensor.data = other`
-//   (By::kOps). The recorder's kernels see these before they write.
+// - An op is about to write it, and its counter may not show that: through `.data`; by an op known
+//   not to count; by one that is not torch's and only gets it; `tensor.data = other` (By::kOps).
+//   The recorder's kernels see these before they write.
 //
 // The exposure itself writes nothing: the bytes are then still those that were saved.
 #pragma once

@@ -145,7 +145,8 @@ enum FlowFlags : uint32_t {
       << 18,  // derived from a Python number that came from a tensor (.item(), .tolist())
   kTaintInput = 1 << 19,  // kGradCall, with respect to what is no parameter
   // An op without a derivative (a comparison, argmax) made it of something that has had no gradient
-  // from any backward so far; or a draw, or a grad mode that may have been left off by mistake.
+  // from any backward so far; or it is a draw, comes from the `.data` of a weight, or from a grad
+  // mode that may have been left off by mistake.
   kTaintDecision = 1 << 20,
   // Its memory was made by Python or numpy, which may have computed it from what had left for
   // there.

@@ -60,10 +60,10 @@ class guard:
     """Compare bytes: ``with gradext.guard():`` around forward and backward.
 
     A tensor that is saved for backward is fingerprinted, and again when backward is about to use
-    it. One that has changed and that torch's version check lets through
-    makes the gradients silently wrong: GX401 (a write that moved no version counter) or GX402
-    (saved-tensor hooks had switched the check off), with the line that wrote. Gradients written in
-    place while others still use them are GX403, writes through overlapping memory GX404.
+    it. One that has changed and that torch's version check lets through makes the gradients
+    silently wrong: GX401 (a write that moved no version counter) or GX402 (saved-tensor hooks had
+    switched the check off), with the line that wrote. Gradients written in place while others
+    still use them are GX403, writes through overlapping memory GX404.
 
     With `watched`, the bytes of these tensors are compared as well, at the end of the block: a
     frozen backbone, a reference model, a cache. One that has changed is GX405, with who wrote it.
@@ -283,9 +283,12 @@ def _wrap_hooks() -> None:
     register = owner.SavedTensor.register_hooks
 
     def register_hooks(saved: Any, *hooks: Any, **named: Any) -> Any:
-        """Hooks on one saved tensor switch torch's check off: its bytes are taken before."""
-        with contextlib.suppress(Exception):  # nothing was saved, or it has no bytes here
-            saved.data.data_ptr()
+        """Hooks on one saved tensor switch torch's check off: its bytes are taken before.
+
+        `data` is what was saved, with no hook run; `data_ptr()` tells the guard that it is exposed.
+        """
+        with torch._C.DisableTorchFunctionSubclass(), contextlib.suppress(Exception):
+            saved.data.data_ptr()  # raises where nothing was saved, or it has no bytes here
         return register(saved, *hooks, **named)
 
     owner.SavedTensor.register_hooks = register_hooks

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from gradext.base import terminal
 from gradext.base.text import clean
 
 # The modules are imported when they are asked for: `gradext lesson` should not pay for the others.
@@ -111,24 +112,12 @@ class _Help(argparse.HelpFormatter):
     """
 
     def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **{"width": _columns() - 2, **options})
+        width = terminal.width(most=sys.maxsize, otherwise=80) - 2
+        super().__init__(prog, **{"width": width, **options})
 
 
 class _RawHelp(_Help, argparse.RawDescriptionHelpFormatter):
     """A command's: its description stands as it is written."""
-
-
-def _columns() -> int:
-    try:
-        chosen = int(os.environ.get("COLUMNS", ""))
-    except ValueError:
-        chosen = 0
-    if chosen > 0:
-        return chosen
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
-    except (AttributeError, ValueError, OSError):
-        return 80
 
 
 class _Parser(argparse.ArgumentParser):

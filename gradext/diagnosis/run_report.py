@@ -1,7 +1,7 @@
 """The report of one run of a program, as data: what every output format renders.
 
 Imports neither gradext.diagnosis.model nor dataclasses until there is a diagnosis: most programs
-that are run have none, and both cost a start of `gradext run` as much as all else in it.
+that are run have none, and each would make every start of `gradext run` longer.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Notes:
         self.ended = 0
         self.lock = threading.Lock()
         self.meter = Meter()
-        self.refused: Any = None  # the RefusedWrites of a reference
+        self.doubtful: list[Any] = []  # what a reference is made by, each with its `doubt`
 
     def forked(self) -> None:
         """This process is a fork: what it computes is its own."""
@@ -100,7 +100,7 @@ class Notes:
             "passes": self.passes,
             "stopped": self.ended > 0,
             "told": self.told,
-            "doubt": None if self.refused is None else self.refused.doubt,
+            "doubt": next((one.doubt for one in self.doubtful if one.doubt is not None), None),
         }
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(facts, file)
@@ -238,8 +238,9 @@ def _arm(notes: Notes) -> None:
     if "refused-writes" in modes:
         from gradext.fix import reference
 
-        notes.refused = reference.RefusedWrites()
-        notes.refused.__enter__()
+        refused: Any = reference.RefusedWrites()
+        refused.__enter__()
+        notes.doubtful.append(refused)
     if "own-gradients" in modes:
         from gradext.fix import reference
 
@@ -247,7 +248,7 @@ def _arm(notes: Notes) -> None:
     if "no-checkpoint" in modes:
         from gradext.fix import reference
 
-        reference.no_checkpoints()
+        notes.doubtful.append(reference.no_checkpoints())
     nudger = None
     if spec.nudge:
         from gradext.fix import slope

@@ -6,6 +6,7 @@ reference says so (`doubt`), and nothing is verified by it.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +24,7 @@ _NO_GRAD = ("created in no_grad mode", "created in inference mode")
 _PART = "whether the write is a part of what is differentiated, its author knows"
 _CARRIES = "what is written into the leaf has a history of its own, and whether that counts"
 _STOP = "whether the view was made without a history on purpose, its author knows"
+_BY_ITSELF = "a checkpoint was not called by the name that torch gives it, and computed twice"
 _READ = "what the view is of is read after the write, and whether it shows there, its author knows"
 
 _LOOKS = {
@@ -180,10 +182,32 @@ _OF_CHECKPOINT = (
 )
 
 
-def no_checkpoints() -> None:
+class Recomputed:
+    """Whether something was computed a second time although no_checkpoints() was called.
+
+    Attributes:
+        doubt: why the gradients may not be those of the first time.
+    """
+
+    def __init__(self) -> None:
+        self.doubt: str | None = None
+
+    def told_by(self, function: Any) -> Any:
+        """The same function, whose calls are noted."""
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.doubt = _BY_ITSELF
+            return function(*args, **kwargs)
+
+        return called
+
+
+def no_checkpoints() -> Recomputed:
     """`checkpoint(function, ...)` calls the function: nothing is computed a second time (GX406).
 
-    Source of the keywords: the signature of torch.utils.checkpoint.checkpoint.
+    A copy of `checkpoint` that a module took before, and `CheckpointFunction` by itself, compute as
+    ever; the result says so. Source of the keywords: the signature of checkpoint.
     """
     import torch.utils.checkpoint as module
 
@@ -191,6 +215,12 @@ def no_checkpoints() -> None:
         return function(*args, **{k: v for k, v in kwargs.items() if k not in _OF_CHECKPOINT})
 
     module.checkpoint = checkpoint
+    recomputed = Recomputed()
+    inner = "_checkpoint_without_reentrant_generator"
+    setattr(module, inner, recomputed.told_by(getattr(module, inner)))
+    reentrant: Any = module.CheckpointFunction
+    reentrant.forward = staticmethod(recomputed.told_by(reentrant.forward))
+    return recomputed
 
 
 def own_gradients() -> None:

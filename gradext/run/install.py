@@ -142,8 +142,8 @@ def install(
         births: as gradext.record takes it.
         cuts: as gradext.record takes it.
         guard: compare the bytes of saved tensors too, so that writes by numpy are seen; "all": also
-            in memory that only torch has. One that is asked for later begins then,
-            and ends with the recording.
+            in memory that only torch has. One that is asked for later begins then, and ends with
+            the recording.
         output: of the report, instead of stderr: `-o`.
         color: None for what the terminal wants.
 

@@ -95,7 +95,7 @@ class Settings(NamedTuple):
 
 
 def _temporary_folder() -> str:
-    """tempfile.gettempdir(), which is an import that costs as much as a tenth of Python's start."""
+    """tempfile.gettempdir(), whose module imports much (random, hashlib, shutil) for one name."""
     is_chosen = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     usual = "/tmp"
     if "tempfile" in sys.modules or os.name != "posix" or is_chosen or not _is_writable(usual):

@@ -334,8 +334,14 @@ def test_what_a_checkpoint_computes_again_is_held_against_the_first_time(
 def test_without_checkpoints_each_function_is_called_once(monkeypatch: Any) -> None:
     import torch.utils.checkpoint as module
 
-    monkeypatch.setattr(module, "checkpoint", module.checkpoint)  # put back at the end
-    reference.no_checkpoints()
+    before = module.checkpoint
+    for owner, name in (
+        (module, "checkpoint"),
+        (module, "_checkpoint_without_reentrant_generator"),
+        (module.CheckpointFunction, "forward"),
+    ):
+        monkeypatch.setattr(owner, name, owner.__dict__[name])  # put back at the end
+    recomputed = reference.no_checkpoints()
     calls: list[Any] = []
 
     def block(x: Any, scale: float = 1.0) -> Any:
@@ -351,6 +357,11 @@ def test_without_checkpoints_each_function_is_called_once(monkeypatch: Any) -> N
     assert calls == [2.0, 2.0]
     assert x.grad is not None
     assert torch.equal(x.grad, torch.full((3,), 4.0))
+    assert recomputed.doubt is None
+    for reentrant in (True, False):
+        before(block, x, use_reentrant=reentrant).sum().backward()
+        assert recomputed.doubt == reference._BY_ITSELF
+        recomputed.doubt = None
 
 
 def best_of(folder: Path, text: str) -> Any:

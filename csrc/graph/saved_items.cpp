@@ -70,16 +70,19 @@ class Stand {
 
 Reader& reader_of(Node& node) {
   static auto* readers = new std::unordered_map<std::type_index, Reader>;
-  auto [place, is_new] = readers->try_emplace(std::type_index(typeid(node)));
-  Reader& reader = place->second;
-  if (!is_new) {
-    return reader;
+  if (const auto known = readers->find(std::type_index(typeid(node))); known != readers->end()) {
+    return known->second;
   }
-  // One node of each class gets a real object: nothing else knows the class's Python type.
+  Reader reader;
+  // One node of each class gets a real object: nothing else knows the class's Python type. Making
+  // it may let another thread have the GIL, which is to find no reader, or a whole one.
   py::object object =
       py::reinterpret_steal<py::object>(torch::autograd::functionToPyObject(node.getptr()));
+  const auto keep = [&]() -> Reader& {
+    return readers->try_emplace(std::type_index(typeid(node)), std::move(reader)).first->second;
+  };
   if (!torch::autograd::THPCppFunction_Check(object.ptr())) {
-    return reader;
+    return keep();
   }
   reader.type = Py_TYPE(object.ptr());
   const char* dot = std::strrchr(reader.type->tp_name, '.');
@@ -92,7 +95,7 @@ Reader& reader_of(Node& node) {
       reader.training = Attribute{at->name, at->get, at->closure};
     }
   }
-  return reader;
+  return keep();
 }
 
 // No collection, and so none of the program's finalizers, while a node's mutex is held.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "base/locks.h"
+#include "graph/graph.h"
 #include "guard/guard.h"
 
 #include <mutex>
@@ -12,7 +13,7 @@
 
 namespace gradext::guard {
 
-using NodePtr = decltype(std::declval<Node&>().getptr());
+using graph::NodePtr;
 
 // A part of a hook on the node, which dies with the node.
 class LiveNode {

@@ -92,10 +92,11 @@ class Watch {
     py::dict out;
     out["storage"] = state::opaque_id(entry_->storage);
     out["counter"] = state::opaque_id(state::counter_address(*tensor.unsafeGetTensorImpl()));
+    const Change change = change_of(*entry_);
     out["order"] = entry_->order;
-    out["line"] = entry_->change.line;
-    out["after"] = entry_->change.after;
-    out["before"] = entry_->change.before;
+    out["line"] = change.line;
+    out["after"] = change.after;
+    out["before"] = change.before;
     return out;
   }
 

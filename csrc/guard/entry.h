@@ -74,13 +74,17 @@ struct Entry {
   // not read before somebody can.
   std::atomic<bool> is_taken{false};
   Value value;  // when it was taken: at its save, or before the first such write could happen
-  Value last;   // when it was last looked at between lines
+  // When it was last looked at between lines, and what that showed: guard/lines/exposed.h, under
+  // its mutex once it is taken.
+  Value last;
   Change change;
   uint64_t order = 0;  // the journal's order when it was taken
   const void* storage = nullptr;
   std::optional<Outline> outline;
   std::optional<base::Hold> held;  // the storage: its address comes to mean no other one
-  bool is_hooked = false;
+  // The next two are set by whichever thread runs the node; several may at once.
+  std::atomic<bool> is_hooked{false};
+  std::atomic<bool> is_told{false};  // once is enough
   // On another device: row `row` of fingerprints that stay there.
   at::Tensor rows;
   int64_t row = 0;

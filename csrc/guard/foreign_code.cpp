@@ -27,12 +27,13 @@ bool has_foreign_code(Node& node) {
 
 }  // namespace
 
-bool any_foreign_code(const std::vector<Node*>& roots) {
+bool any_foreign_code(const std::vector<Node*>& roots, Reach& reach) {
   static thread_local graph::Visited seen;
   static thread_local std::vector<Node*> pending;
   seen.clear();
   pending.clear();
   size_t count = 0;
+  bool are_own = true;
   const auto add = [&](Node* node) {
     if (node != nullptr && seen.insert(node)) {
       pending.push_back(node);
@@ -46,10 +47,12 @@ bool any_foreign_code(const std::vector<Node*>& roots) {
     if (has_foreign_code(*node) || count > kMostWalked) {
       return true;
     }
+    are_own &= is_of_this_thread(*node) || is_of_a_leaf(*node);
     for (const auto& edge : node->next_edges()) {
       add(edge.function ? &*edge.function : nullptr);
     }
   }
+  reach = are_own ? Reach::kOwn : Reach::kUnknown;
   return false;
 }
 

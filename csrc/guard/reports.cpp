@@ -4,6 +4,7 @@
 #include "base/signals.h"
 #include "graph/bind.h"
 #include "graph/saved_items.h"
+#include "guard/lines/exposed.h"
 #include "state/state.h"
 
 #include <pybind11/stl.h>
@@ -68,11 +69,12 @@ Told told_of(Node& node, const std::string& label, const graph::SavedFacts& fact
 }
 
 void add_change(py::dict& out, const Entry& entry) {
-  out["is_hooked"] = entry.is_hooked;
+  const Change change = change_of(entry);
+  out["is_hooked"] = entry.is_hooked.load();
   out["order"] = entry.order;
-  out["line"] = entry.change.line;
-  out["after"] = entry.change.after;
-  out["before"] = entry.change.before;
+  out["line"] = change.line;
+  out["after"] = change.after;
+  out["before"] = change.before;
 }
 
 void tell_changed(const Told& told, const Entry& entry) {

@@ -3,6 +3,7 @@
 #include "base/aside.h"
 #include "graph/saved_items.h"
 #include "guard/device_saves.h"
+#include "guard/engine_calls.h"
 #include "guard/entry.h"
 #include "guard/foreign_code.h"
 #include "guard/gradients.h"
@@ -109,11 +110,13 @@ void read(std::vector<Content>& contents) {
   }
 }
 
-// What is known of the tensors that a node saved.
+// What is known of the tensors that a node saved. Filled once, and read from then on by each thread
+// that runs the node: a graph that is kept may be run by several at once.
 struct Listed {
   Entries entries;  // as contents_of() lists them; null where there is nothing to compare
   // What an autograd.Function keeps on its ctx, by name.
   std::vector<std::pair<std::string, std::shared_ptr<Entry>>> kept;
+  std::atomic<bool> is_kept_compared{false};
 
   bool any_taken() const {
     return std::any_of(entries.begin(), entries.end(), [](const std::shared_ptr<Entry>& entry) {
@@ -146,7 +149,9 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
           if (listed != nullptr && listed->any_taken()) {
             compare(listed->entries);
           }
-          if (listed != nullptr && !listed->kept.empty()) {
+          // At the first use alone: backward may write what it keeps, and be run again.
+          if (listed != nullptr && !listed->kept.empty() &&
+              !listed->is_kept_compared.exchange(true)) {
             compare_kept(listed->kept);
           }
         }
@@ -178,13 +183,12 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
   std::shared_ptr<Entry> add_entry_of(const Content& content) const;
   static void publish(std::atomic<Listed*>& part, std::unique_ptr<Listed> listed);
 
-  // At the first use alone: backward may write what it keeps, and be run again.
-  void compare_kept(Kept& kept) {
-    const auto before = std::exchange(kept, {});
+  void compare_kept(const Kept& before) {
     look_now();
     std::vector<graph::ContextItem> now;
     base::under_gil([&] { now = graph::context_items(*node_); });
     for (const auto& [name, entry] : before) {
+      entry->is_told = true;
       for (const graph::ContextItem& item : now) {
         if (item.name != name || !item.tensor.is_same(locked(entry->tensor)) ||
             !fingerprint::can_fingerprint(item.tensor) || bytes_in(item.tensor) == entry->value) {
@@ -198,11 +202,15 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
       }
     }
   }
+  static bool is_to_compare(const std::shared_ptr<Entry>& entry) {
+    return entry != nullptr && entry->is_taken.load(std::memory_order_acquire) &&
+           !entry->is_told.load(std::memory_order_relaxed);
+  }
   // Whether all that is taken lies in the memory in which it was saved, unchanged. The node need
   // not be asked what it saved then: it reads this memory, or what hooks have made of it.
   static bool is_untouched(const Entries& entries) {
     return std::all_of(entries.begin(), entries.end(), [](const std::shared_ptr<Entry>& entry) {
-      if (entry == nullptr || !entry->is_taken.load(std::memory_order_acquire)) {
+      if (!is_to_compare(entry)) {
         return true;
       }
       const at::Tensor tensor = locked(entry->tensor);
@@ -210,7 +218,7 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
              entry->is_outline_of(tensor) && bytes_in(tensor) == entry->value;
     });
   }
-  void compare(Entries& entries) {
+  void compare(const Entries& entries) {
     look_now();
     if (is_untouched(entries)) {
       return;
@@ -219,17 +227,14 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
     if (now.size() != entries.size()) {
       return;  // released, or hooks were put on it since
     }
-    const auto is_taken = [&](size_t k) {
-      return entries[k] != nullptr && entries[k]->is_taken.load(std::memory_order_acquire);
-    };
     for (size_t k = 0; k < now.size(); ++k) {
-      if (!is_taken(k)) {
+      if (!is_to_compare(entries[k])) {
         now[k].tensor = at::Tensor();
       }
     }
     read(now);
     for (size_t k = 0; k < now.size(); ++k) {
-      const std::shared_ptr<Entry> entry = entries[k];
+      const std::shared_ptr<Entry>& entry = entries[k];
       if (!now[k].tensor.defined() || now[k].is_moved ||
           now[k].is_deferred != entry->rows.defined()) {
         continue;
@@ -246,8 +251,9 @@ class BeforeUse final : public torch::autograd::FunctionPreHook, public LiveNode
       } else if (
           now[k].value != entry->value &&
           !recorder::came_back_since(in_memory_order(now[k].tensor), entry->order, entry->value)) {
-        entries[k] = nullptr;  // once is enough
-        tell_changed(now[k].told(*node_), *entry);
+        if (!entry->is_told.exchange(true)) {
+          tell_changed(now[k].told(*node_), *entry);
+        }
       }
     }
   }
@@ -319,6 +325,10 @@ bool is_fresh(const c10::TensorImpl& impl) {
       view != nullptr ? *view->get_backward_view().base_.unsafeGetTensorImpl() : impl;
   const auto* meta = state::autograd_meta(base);
   if (meta == nullptr || meta->grad_fn_ == nullptr) {
+    return false;
+  }
+  // To a node of another thread that thread may be adding a hook just now.
+  if (!is_of_this_thread(*meta->grad_fn_)) {
     return false;
   }
   const BeforeUse* hook = hook_on<BeforeUse>(meta->grad_fn_->pre_hooks());
@@ -459,21 +469,17 @@ void BeforeUse::list_fresh() {
   }
 }
 
-// The node's own thread: the one that has made it.
-bool is_of_this_thread(const Node& node) {
-  return const_cast<Node&>(node).thread_id() == at::RecordFunction::currentThreadId();
-}
-
 constexpr size_t kMostInOneOp = 10'000;
 
 }  // namespace
 
-void note_saves(const at::Tensor& result) {
+void note_saves(const at::Tensor& result, uint64_t first) {
   if (!result.defined() || !state::requires_grad(*result.unsafeGetTensorImpl())) {
     return;
   }
   auto node = torch::autograd::impl::grad_fn_unsafe(result);
-  if (node && hook_on<BeforeUse>(node->pre_hooks()) == nullptr) {  // not made by an earlier op
+  const bool is_new = node && is_of_this_thread(*node) && node->sequence_nr() >= first;
+  if (is_new && hook_on<BeforeUse>(node->pre_hooks()) == nullptr) {
     add_hook(*node, false).take_saves(sees_all());
   }
 }
@@ -532,25 +538,43 @@ void note_nodes(
 }
 
 void put_hooks_below(const std::vector<Node*>& roots) {
-  if (!sees_all() && !any_foreign_code(roots)) {
+  Reach reach = Reach::kUnknown;
+  if (!sees_all() && !any_foreign_code(roots, reach)) {
+    call_reaches(reach);
     return;
   }
-  bool whole = true;
+  const OtherCalls others;
+  bool whole = true, are_hooked = true, are_own = true;
   for (const graph::GraphNode& at : graph::walk_graph(roots, 200'000, whole)) {
     if (at.inner_of >= 0) {
       continue;
     }
-    if (hook_on<AfterUse>(at.node->post_hooks()) != nullptr) {
+    Node& node = *at.node;
+    const bool is_shared = is_of_a_leaf(node);
+    const bool is_own = is_of_this_thread(node);
+    are_own &= is_own || is_shared;
+    const bool lacks_before = hook_on<BeforeUse>(node.pre_hooks()) == nullptr;
+    // An AccumulateGrad with a post hook copies where it would take over the gradient.
+    const bool lacks_after =
+        node.num_outputs() > 0 && hook_on<AfterUse>(node.post_hooks()) == nullptr;
+    if (!lacks_before && !lacks_after) {
       continue;
     }
-    if (hook_on<BeforeUse>(at.node->pre_hooks()) == nullptr) {
-      add_hook(*at.node, false);
+    if (others.may_run(node)) {
+      are_hooked = false;
+      continue;
     }
-    // An AccumulateGrad with a post hook copies where it would take over the gradient.
-    if (at.node->num_outputs() > 0) {
-      at.node->add_post_hook(std::make_unique<AfterUse>(at.node));
+    if (lacks_before && (is_own || is_shared)) {
+      add_hook(node, false);
+    } else {
+      are_hooked &= !lacks_before;  // its own thread may be reading its hooks: is_fresh()
+    }
+    if (lacks_after) {
+      node.add_post_hook(std::make_unique<AfterUse>(&node));
     }
   }
+  reach = are_hooked ? Reach::kHooked : are_own ? Reach::kOwn : Reach::kUnknown;
+  call_reaches(whole ? reach : Reach::kUnknown);
 }
 
 }  // namespace gradext::guard

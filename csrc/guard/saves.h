@@ -13,8 +13,9 @@
 
 namespace gradext::guard {
 
-// Fingerprints what the node of `result` saved, if it is new.
-void note_saves(const at::Tensor& result);
+// Fingerprints what the node of `result` saved, if this thread has made it, and none before `first`
+// (autograd's sequence number): what is older, another thread may be running.
+void note_saves(const at::Tensor& result, uint64_t first);
 // The same of all nodes that an op has made, as recorder::OpTaps::ran() tells of it.
 void note_nodes(
     c10::ArrayRef<const c10::TensorImpl*> inputs,
@@ -22,7 +23,7 @@ void note_nodes(
     uint64_t first,
     bool is_aten);
 // Puts the guard's hooks on all nodes that the engine is about to run, where something may write
-// the gradients on their way.
+// the gradients on their way; save on those that another call of the engine may be running.
 void put_hooks_below(const std::vector<Node*>& roots);
 // Fingerprints that were taken at a save; for tests.
 inline std::atomic<uint64_t> taken_at_saves{0};

@@ -4,6 +4,7 @@
 #include "fingerprint/blocks.h"
 #include "graph/each_tensor.h"
 #include "guard/device_saves.h"
+#include "guard/engine_calls.h"
 #include "guard/exposure.h"
 #include "guard/gradients.h"
 #include "guard/guard.h"
@@ -19,6 +20,7 @@
 #include "recorder/listener.h"
 #include "state/state.h"
 
+#include <ATen/SequenceNumber.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -44,7 +46,8 @@ struct Pending final : at::ObserverContext {
   std::optional<Overlap> overlap;
 };
 
-thread_local int depth = 0;  // ops that this thread is in
+thread_local int depth = 0;          // ops that this thread is in
+thread_local uint64_t op_first = 0;  // the number of the node that the outermost makes first
 
 // Around one op: torch swallows what its observers throw.
 template <class Work>
@@ -59,6 +62,9 @@ std::unique_ptr<at::ObserverContext> op_begins(const at::RecordFunction& fn) {
   }
   std::unique_ptr<Pending> pending;
   guarded_op([&] {
+    if (depth == 1) {
+      op_first = at::sequence_number::peek();
+    }
     const OpKind& kind = kind_of(fn);
     const auto inputs = fn.inputs();
     const auto need = [&]() -> Pending& {
@@ -118,7 +124,7 @@ void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
     const auto& outputs = fn.outputs();
     if (sees_all()) {
       for (const c10::IValue& output : outputs) {
-        graph::each_tensor(output, note_saves);
+        graph::each_tensor(output, [](const at::Tensor& made) { note_saves(made, op_first); });
       }
     }
     if (sees_all() && kind_of(fn).makes_views) {
@@ -128,7 +134,7 @@ void op_ended(const at::RecordFunction& fn, at::ObserverContext* context) {
       return;
     }
     for (const at::Tensor& tensor : pending->lists) {
-      note_saves(tensor);
+      note_saves(tensor, op_first);
     }
     if (!pending->shown.empty()) {
       look_at(pending->shown);
@@ -146,6 +152,7 @@ std::atomic<int> backwards{0};
 
 void backward_begins(const std::vector<Node*>& roots) {
   ++backwards;
+  call_begins();
   guarded([&] {
     look_now();
     put_hooks_below(roots);
@@ -153,6 +160,7 @@ void backward_begins(const std::vector<Node*>& roots) {
 }
 
 void backward_ended(bool may_stop) {
+  call_ends();
   // Letting go of a tensor may wait for the GIL, and is done under a mutex.
   py::gil_scoped_release released;
   const bool is_outermost = --backwards == 0;
@@ -173,11 +181,11 @@ void backward_ended(bool may_stop) {
 
 void note_result(PyObject* value) {
   if (base::is_tensor(value)) {
-    note_saves(THPVariable_Unpack(value));
+    note_saves(THPVariable_Unpack(value), 0);
   } else if (PyTuple_Check(value)) {
     for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(value); ++k) {
       if (base::is_tensor(PyTuple_GET_ITEM(value, k))) {
-        note_saves(THPVariable_Unpack(PyTuple_GET_ITEM(value, k)));
+        note_saves(THPVariable_Unpack(PyTuple_GET_ITEM(value, k)), 0);
       }
     }
   }
@@ -231,7 +239,7 @@ void register_fork_handlers() {
     overlaps_mutex().lock();
     live_nodes_mutex().lock();
   };
-  const auto unlock = [] {
+  static constexpr auto unlock = [] {
     live_nodes_mutex().unlock();
     overlaps_mutex().unlock();
     exposed_mutex().unlock();
@@ -241,7 +249,11 @@ void register_fork_handlers() {
   // Chosen now and not by the first save, which another thread may be in the middle of when the
   // program forks: the child would wait for that choice for ever.
   (void)fingerprint::blocks();
-  static const int registered = pthread_atfork(lock, unlock, unlock);
+  static constexpr auto unlock_in_child = [] {
+    unlock();
+    forget_calls_of_others();
+  };
+  static const int registered = pthread_atfork(lock, unlock, unlock_in_child);
   (void)registered;
 }
 
@@ -255,6 +267,7 @@ void switch_on(const Wants& wants) {
     ++epoch;
     recorder::taps = &ours;
   }
+  look_for_engine_calls();
   if (!wants.all && listening++ == 0) {
     recorder::op_taps = &ours_of_ops;
   }

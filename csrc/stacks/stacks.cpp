@@ -2,6 +2,7 @@
 
 #include "stacks/interpreter_frames.h"
 #include "stacks/stack_table.h"
+#include "stacks/threads.h"
 
 #include <array>
 #include <atomic>
@@ -121,7 +122,45 @@ StackId capture_stack() {
   return parent > kCut ? parent : 0;
 }
 
+void each_count_of_frames(
+    const PyCodeObject* code, const std::function<void(PyThreadState*, size_t)>& visit) {
+  each_thread([&](PyThreadState* thread) {
+    size_t count = 0;
+    for (RawFrame* frame = top_frame(thread); frame != nullptr; frame = caller(frame)) {
+      Raw raw{};
+      count += read(frame, raw) && raw.code == code;
+    }
+    if (count > 0) {
+      visit(thread, count);
+    }
+  });
+}
+
 #else  // a Python whose frames this file does not know: the public API, under the GIL
+
+void each_count_of_frames(
+    const PyCodeObject* code, const std::function<void(PyThreadState*, size_t)>& visit) {
+  // Frames become objects here. A collection that these begin could let a thread end meanwhile.
+  const bool was_on = PyGC_Disable() != 0;
+  each_thread([&](PyThreadState* thread) {
+    size_t count = 0;
+    PyFrameObject* frame = PyThreadState_GetFrame(thread);
+    while (frame != nullptr) {
+      PyCodeObject* own = PyFrame_GetCode(frame);
+      count += own == code;
+      Py_DECREF(own);
+      PyFrameObject* back = PyFrame_GetBack(frame);
+      Py_DECREF(frame);
+      frame = back;
+    }
+    if (count > 0) {
+      visit(thread, count);
+    }
+  });
+  if (was_on) {
+    PyGC_Enable();
+  }
+}
 
 StackId capture_stack() {
   PyThreadState* thread = PyGILState_GetThisThreadState();

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 namespace gradext::stacks {
@@ -54,6 +55,11 @@ struct StackStats {
   size_t dropped;  // stacks that events name and that were given up, at least in part
 };
 StackStats stack_stats();
+
+// Calls visit(thread, how many of its frames run the code) for each thread with such a frame. Under
+// the GIL; runs no Python code.
+void each_count_of_frames(
+    const PyCodeObject* code, const std::function<void(PyThreadState*, size_t)>& visit);
 
 // For fork: the lock of the table of stacks.
 void stacks_lock();

@@ -63,7 +63,8 @@ bool add(Exposed& state, const c10::StorageImpl* storage, By by) {
 }
 
 bool is_of_use(const Entry& entry) {
-  return !entry.change.seen && entry.tensor.use_count() > 0;
+  return !entry.change.seen && !entry.is_told.load(std::memory_order_relaxed) &&
+         entry.tensor.use_count() > 0;
 }
 
 void sweep(Exposed& state) {
@@ -191,6 +192,28 @@ bool is_watched(const void* storage) {
 
 bool watches_any() {
   return all().watches_any;
+}
+
+bool is_first_change(Entry& entry, const Value& now) {
+  std::lock_guard lock(all().mutex);
+  if (now == entry.last) {
+    return false;
+  }
+  entry.last = now;
+  return !entry.change.seen;
+}
+
+void keep_change(Entry& entry, const Change& change) {
+  std::lock_guard lock(all().mutex);
+  if (!entry.change.seen) {
+    entry.change = change;
+    entry.change.seen = true;
+  }
+}
+
+Change change_of(const Entry& entry) {
+  std::lock_guard lock(all().mutex);
+  return entry.change;
 }
 
 void forget_exposed() {

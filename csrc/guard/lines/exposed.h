@@ -47,6 +47,12 @@ struct ExposedCounts {
 ExposedCounts exposed_counts();
 base::Mutex<base::Rank::kExposed>& exposed_mutex();  // for fork
 
+// Whether the bytes are not those that were last seen, and no change of them is known; `now` is
+// what was last seen from here on. Two threads may look at one entry: one of them is told.
+bool is_first_change(Entry& entry, const Value& now);
+void keep_change(Entry& entry, const Change& change);
+Change change_of(const Entry& entry);
+
 // Compares each entry with its memory; calls mark(change) for the first change of one. How many are
 // alive.
 template <class Mark>
@@ -61,12 +67,10 @@ size_t compare(const std::vector<std::shared_ptr<Entry>>& entries, Mark&& mark) 
     }
     ++alive;
     const Value now = bytes_in(tensor);
-    if (!(now == entry->last)) {
-      entry->last = now;
-      if (!entry->change.seen) {
-        entry->change.seen = true;
-        mark(entry->change);
-      }
+    if (is_first_change(*entry, now)) {
+      Change change;
+      mark(change);
+      keep_change(*entry, change);
     }
   }
   return alive;

@@ -155,11 +155,15 @@ PyObject* call_backward(
       return nullptr;
     }
     if (aside([&] {
-          call.tap = listener();
-          if (call.tap != nullptr) {
-            call.tap->backward_begins(graph::root_nodes(args[0]));
+          if (const Taps* tap = listener()) {
+            const auto roots = graph::root_nodes(args[0]);
+            call.tap = tap;
+            tap->backward_begins(roots);
           }
         })) {
+      if (call.tap != nullptr) {
+        (void)aside([&] { call.tap->backward_ended(false); });
+      }
       return nullptr;
     }
   }
@@ -202,7 +206,14 @@ PyMethodDef backward_method = {
     METH_FASTCALL | METH_KEYWORDS,
     "torch.autograd.graph._engine_run_backward, watched by gradext"};
 
+PyCodeObject* code_of_engine = nullptr;
+
 py::object wrap_backward(py::object original, py::object on_suspicion, py::object on_error) {
+  if (PyFunction_Check(original.ptr())) {
+    Py_XDECREF(code_of_engine);
+    code_of_engine = reinterpret_cast<PyCodeObject*>(
+        py::reinterpret_borrow<py::object>(PyFunction_GET_CODE(original.ptr())).release().ptr());
+  }
   return make_wrapper(
       &backward_method,
       Wrapped{"", std::move(original), std::move(on_suspicion), std::move(on_error)});
@@ -548,6 +559,10 @@ void wake_threads() {
 }
 
 }  // namespace
+
+PyCodeObject* engine_code() {
+  return code_of_engine;
+}
 
 void bind_hooks(py::module_& m) {
   m.def("wrap_backward", &wrap_backward);

@@ -8,4 +8,8 @@ namespace gradext::recorder {
 
 void bind_hooks(pybind11::module_& m);
 
+// The code of torch's Python function through which each call of the engine goes: a frame of it is
+// such a call. Null where none was wrapped yet.
+PyCodeObject* engine_code();
+
 }  // namespace gradext::recorder

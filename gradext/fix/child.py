@@ -19,6 +19,7 @@ import threading
 from typing import Any, NamedTuple, NoReturn
 
 from gradext.base import overlay, package, torch_import
+from gradext.fix.circumstances import Circumstances
 from gradext.fix.cost import Meter
 from gradext.run import autostart, fixes
 
@@ -74,6 +75,7 @@ class Notes:
         self.ended = 0
         self.lock = threading.Lock()
         self.meter = Meter()
+        self.circumstances = Circumstances()
         self.doubtful: list[Any] = []  # what a reference is made by, each with its `doubt`
 
     def forked(self) -> None:
@@ -101,6 +103,7 @@ class Notes:
             "stopped": self.ended > 0,
             "told": self.told,
             "doubt": next((one.doubt for one in self.doubtful if one.doubt is not None), None),
+            "circumstances": self.circumstances.facts() if self.is_first else {},
         }
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(facts, file)
@@ -160,13 +163,13 @@ def main() -> None:
     os.environ[autostart.TRIAL] = sys.argv[1]
     notes = _prepare(spec)
     fixes.enabled = False
-    sys.argv = ["gradext", *spec.words]
+    sys.argv = [os.path.join(package.PREFIX, "__main__.py"), *spec.words]
     sys.orig_argv = [sys.executable, "-m", "gradext", *spec.words]
     try:
         # The same program that a user starts; it ends by SystemExit.
         runpy.run_module("gradext", run_name="__main__")
     finally:
-        if "torch" in sys.modules:
+        if sys.modules.get("torch") is not None:
             notes.write()
 
 
@@ -222,10 +225,12 @@ def _arm(notes: Notes) -> None:
 
     from gradext.recording import incidents
 
+    notes.circumstances.imported()
     spec = notes.spec
     torch.manual_seed(spec.seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(spec.seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:  # a program may also say there that it wants none
+        numpy.random.seed(spec.seed)
     modes = spec.mode.split(",")
     if set(modes) & {"as-saved", "refused-writes", "no-checkpoint"}:
         # For the rest of the process, on its first thread. torch compares no versions of what a
@@ -283,9 +288,9 @@ def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
         if getattr(running, "depth", 0):
             return engine(outputs, *args, **kwargs)
         notes.enough()  # it was caught the first time
-        begun = notes.meter.seconds()
+        begun, imported = notes.meter.seconds(), notes.meter.imported()
         leaves, note = notes.meter.aside(lambda: _note(outputs, len(notes.passes), notes.meter))
-        note.update(at=package.user_lines(sys._getframe(1)), begun=begun)
+        note.update(at=package.user_lines(sys._getframe(1)), begun=begun, imported=imported)
         running.depth = 1
         gradients: list[Any] = []
         if nudger is not None:
@@ -333,6 +338,7 @@ def _leaves(outputs: Any) -> list[Any]:
 
 
 def _hash(tensor: Any) -> str | None:
+    import ctypes
     import hashlib
 
     import torch
@@ -342,7 +348,8 @@ def _hash(tensor: Any) -> str | None:
     plain = tensor.detach().to_dense().cpu().contiguous()
     plain = plain.resolve_conj().resolve_neg()
     head = f"{plain.dtype} {tuple(plain.shape)} "
-    data = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    # Not by .numpy(): a program may be run without NumPy.
+    data = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.numel() else b""
     return hashlib.blake2b(head.encode() + data, digest_size=16).hexdigest()
 
 

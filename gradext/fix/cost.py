@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import itertools
 import math
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.005  # seconds of processor time; less than this is noise
 NOTHING = (0.0, 0)  # the key of a patch that no other can beat by much
+_FEW = 20  # modules that a step may import; an optimizer's first step may import a thousand
 _SAME_TIME = 2.0  # up to this ratio two times count as one: a busy machine alone can make 1.5
 
 
@@ -27,29 +28,40 @@ class Meter:
 
     def __init__(self) -> None:
         self._own = time.process_time()
+        self._modules = len(sys.modules)
 
     def arm(self) -> None:
         """torch is there. From the first call of a module on it is a step, and no preparation."""
         from torch.nn.modules import module
 
         def first_call(called: Any, given: Any) -> None:
-            self._own = time.process_time()
+            self._begin()
             hook.remove()
 
         hook = module.register_module_forward_pre_hook(first_call)
+        self._begin()
+
+    def _begin(self) -> None:
         self._own = time.process_time()
+        self._modules = len(sys.modules)
+
+    def imported(self) -> int:
+        """How many modules were imported since this was last asked."""
+        before, self._modules = self._modules, len(sys.modules)
+        return self._modules - before
 
     def seconds(self) -> float:
         """Processor time of the program so far, of all its threads."""
         return time.process_time() - self._own
 
     def aside(self, work: Callable[[], Any]) -> Any:
-        """What `work()` returns; its time is none of the program's."""
-        begun = time.process_time()
+        """What `work()` returns; its time and its imports are none of the program's."""
+        begun, loaded = time.process_time(), len(sys.modules)
         try:
             return work()
         finally:
             self._own += time.process_time() - begun
+            self._modules += len(sys.modules) - loaded
 
     def held(self, number: int, outputs: Any) -> int | None:
         """Bytes of the tensors that live now, before pass `number`; None where they are not read.
@@ -141,8 +153,16 @@ def compare(broken: Ran, tried: Ran) -> Cost:
         if mine.get("held") is not None and theirs.get("held") is not None
     ]
     more = held[-1][0] - held[-1][1] if held else None
-    begun = [[note["begun"] for note in ran.passes[:count]] for ran in (tried, broken)]
-    if count == 1:
-        return Cost(more, begun[0][0], begun[1][0], "start")
-    steps = [statistics.median(b - a for a, b in itertools.pairwise(run)) for run in begun]
-    return Cost(more, *steps)
+    spent = [_spent(ran.passes[:count]) for ran in (tried, broken)]
+    mine, before = (statistics.median(times) if times else None for times in spent)
+    return Cost(more, mine, before, "start" if count == 1 else "step")
+
+
+def _spent(passes: Sequence[dict[str, Any]]) -> list[float]:
+    """The times of the steps in which no library was imported; of one pass, the time up to it."""
+    begun = [0.0, *(note["begun"] for note in passes)]
+    return [
+        begun[k + 1] - begun[k]
+        for k in range(0 if len(passes) == 1 else 1, len(passes))
+        if passes[k]["imported"] <= _FEW
+    ]

@@ -12,6 +12,7 @@ from typing import Any
 from gradext.base import package
 from gradext.fix import cost, notebook, proof, trial
 from gradext.fix.proof import Verdict
+from gradext.fix.stem import Stem
 from gradext.fix.trial import Program, Ran
 from gradext.reporters import places
 from gradext.rules.rewrite import strategies
@@ -105,6 +106,7 @@ class Search:
         self._ends = time.monotonic() + limits.seconds
         self._runs = 0
         self._guard = False
+        self._stem: Stem | None = None  # what the runs after the first are forked from
         self._process = ""  # the one that failed, of those that the program starts
         self._references: dict[str, list[Ran]] = {}
         self._compared = False
@@ -115,8 +117,15 @@ class Search:
         self._runs += 1
         left = max(1.0, self._ends - time.monotonic())
         ran = trial.run(
-            self.program, guard=self._guard, limit=left, more=self.limits.steps, **options
+            self.program,
+            guard=self._guard,
+            limit=left,
+            more=self.limits.steps,
+            stem=self._stem,
+            **options,
         )
+        if self._stem is None and not self.limits.dry:
+            self._stem = Stem(ran.circumstances, trial.environment())
         return ran.seen_by(self._process)
 
     @property
@@ -148,6 +157,13 @@ class Search:
 
     def look(self) -> Found:
         """Diagnose, try, judge."""
+        try:
+            return self._look()
+        finally:
+            if self._stem is not None:
+                self._stem.close()
+
+    def _look(self) -> Found:
         broken, diagnosis = self.diagnose()
         if diagnosis is None:
             return Found(_nothing(broken), None, (), self._runs)

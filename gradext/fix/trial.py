@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gradext.fix.child import Spec
+from gradext.fix.stem import NoStem, Stem
 
 COMMAND = "<string>"  # the name of the code of `-c`
 
@@ -81,6 +82,7 @@ class Ran:
         stopped: it had run far enough and was ended.
         told: index of the pass of the first fault that is silent; None where there is none.
         doubt: of a reference, why the program may mean something else.
+        circumstances: how torch was imported in it (gradext.fix.circumstances).
         processes: of the processes that the program has started: what they noted, by name.
         pids: their names, by process id.
     """
@@ -95,6 +97,7 @@ class Ran:
     seconds: float
     told: int | None = None
     doubt: str | None = None
+    circumstances: dict[str, Any] = dataclasses.field(default_factory=dict)
     processes: dict[str, Noted] = dataclasses.field(default_factory=dict)
     pids: dict[int, str] = dataclasses.field(default_factory=dict)
 
@@ -137,8 +140,14 @@ def run(
     limit: float | None = None,
     nudge: float = 0.0,
     nudged: tuple[int, int] = (0, 0),
+    stem: Stem | None = None,
 ) -> Ran:
-    """Run the program once. `limit`: seconds, after which it is killed with all that it started."""
+    """Run the program once.
+
+    Args:
+        limit: seconds, after which it is killed with all that it started.
+        stem: what it is forked from; a process of its own where there is none, or none any more.
+    """
     given = dict(texts or {})
     with tempfile.TemporaryDirectory(prefix="gradext-fix-") as folder:
         words = list(program.words)
@@ -164,16 +173,16 @@ def run(
         with open(path, "w", encoding="utf-8") as file:
             json.dump(spec._asdict(), file)
         begun = time.monotonic()
-        code, output, error = _wait(folder, path, program.stdin, limit)
+        code, output, error = _wait(folder, path, program.stdin, limit, stem)
         seconds = time.monotonic() - begun
         report = _json(spec.words[2])
-        first, _ = Noted.read(spec.result)
+        first, facts = Noted.read(spec.result)
         processes, pids = {}, {}
         for found in sorted(glob.glob(glob.escape(spec.result) + ".*[0-9]")):
-            noted, facts = Noted.read(found)
-            if facts.get("process"):  # a plain fork has no name to be known by in another run
-                processes[facts["process"]] = noted
-                pids[facts["pid"]] = facts["process"]
+            noted, named = Noted.read(found)
+            if named.get("process"):  # a plain fork has no name to be known by in another run
+                processes[named["process"]] = noted
+                pids[named["pid"]] = named["process"]
         return Ran(
             code,
             hashlib.sha256(output).hexdigest(),
@@ -185,41 +194,58 @@ def run(
             seconds,
             first.told,
             first.doubt,
+            facts.get("circumstances", {}),
             processes,
             pids,
         )
 
 
-def _wait(
-    folder: str, spec: str, stdin: str | None, limit: float | None
-) -> tuple[int | None, bytes, str]:
-    environment = {"PYTHONHASHSEED": "0", **os.environ, "COLUMNS": "100"}
+def environment() -> dict[str, str]:
+    """Of each run, and of the stem."""
+    given = {"PYTHONHASHSEED": "0", **os.environ, "COLUMNS": "100"}
     for name in ("GRADEXT_RUN", "GRADEXT_RECORD"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "gradext.fix.child", spec]
+        given.pop(name, None)
+    return given
+
+
+def _wait(
+    folder: str, spec: str, stdin: str | None, limit: float | None, stem: Stem | None
+) -> tuple[int | None, bytes, str]:
+    words = ["-m", "gradext.fix.child", spec]
     with (
         open(os.path.join(folder, "output"), "w+b") as output,
         open(os.path.join(folder, "error"), "w+b") as error,
         open(stdin or os.devnull, "rb") as given,
     ):
-        process = subprocess.Popen(
-            command,
-            stdin=given,
-            stdout=output,
-            stderr=error,
-            env=environment,
-            start_new_session=True,
-        )
         code: int | None
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
+            if stem is None:
+                raise NoStem
+            streams = (given.fileno(), output.fileno(), error.fileno())
+            code = stem.run(words, environment(), streams, limit)
+        except NoStem:
+            code = _plain([sys.executable, *words], (given, output, error), limit)
         output.seek(0)
         error.seek(0)
         return code, output.read(), error.read().decode("utf-8", "replace")
+
+
+def _plain(command: list[str], streams: tuple[Any, Any, Any], limit: float | None) -> int | None:
+    given, output, error = streams
+    process = subprocess.Popen(
+        command,
+        stdin=given,
+        stdout=output,
+        stderr=error,
+        env=environment(),
+        start_new_session=True,
+    )
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,9 @@ from gradext.reporters import fix as shown
 
 
 def ran(*passes: tuple[float, int | None], raised: bool = False) -> Ran:
-    notes = [{"begun": begun, "held": held, "raised": False} for begun, held in passes]
+    notes = [
+        {"begun": begun, "held": held, "raised": False, "imported": 0} for begun, held in passes
+    ]
     if raised:
         notes[-1]["raised"] = True
     return Ran(0, "", "", {}, notes, [], False, 0.0)
@@ -40,6 +42,33 @@ def test_the_first_pass_fails() -> None:
 def test_where_nobody_looked_at_the_memory_the_last_look_before_counts() -> None:
     broken = ran((1.0, 5), (2.0, None), raised=True)
     assert cost.compare(broken, ran((1.0, 7), (2.0, None))).bytes == 2
+
+
+def test_a_step_that_imports_a_library_says_nothing_of_the_time() -> None:
+    """An optimizer's first step imports torch._dynamo, unless it is there already."""
+    broken = ran((1.0, 0), (9.0, 0), (10.0, 0), (20.0, 0))
+    broken.passes[1]["imported"] = broken.passes[3]["imported"] = 900
+    found = cost.compare(broken, ran((1.0, 0), (2.0, 0), (3.0, 0), (4.0, 0)))
+    assert found.ratio == 1.0
+    broken.passes[2]["imported"] = 900
+    assert cost.compare(broken, ran((1.0, 0), (2.0, 0), (3.0, 0), (4.0, 0))).ratio is None
+    first = ran((8.0, 0))
+    first.passes[0]["imported"] = 900
+    assert cost.compare(first, ran((1.0, 0))).ratio is None
+
+
+def test_imports_of_gradext_fix_itself_are_none_of_the_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(count: int) -> None:
+        for k in range(count):
+            monkeypatch.setitem(sys.modules, f"{count} modules, {k}", sys)
+
+    meter = cost.Meter()
+    load(3)
+    meter.aside(lambda: load(30))
+    assert meter.imported() == 3
+    assert meter.imported() == 0
 
 
 def test_nothing_is_compared_where_no_pass_was_begun() -> None:

@@ -213,7 +213,11 @@ def _serve(channel: socket.socket) -> _Asked:
                 return _Asked(streams=streams, **asked)
             for stream in streams:
                 os.close(stream)
-            _send(channel, pid)
+            try:
+                _send(channel, pid)
+            except OSError:  # the parent is gone, and cannot end the fork
+                _kill(pid)
+                raise
             _send(channel, _wait(pid, channel))
     except BaseException:
         os._exit(0)  # its end is the answer

@@ -173,20 +173,14 @@ def choose(torch: ModuleType) -> tuple[Build | None, list[str]]:
 
 
 def program_arguments() -> list[str] | None:
-    """The arguments after `gradext` or `python -m gradext`; None in any other process.
-
-    The processes in which `gradext fix` runs a program are its own, too.
-    """
+    """The arguments after `gradext` or `python -m gradext`; None in any other process."""
     words = list(sys.orig_argv)
     takes_value = False  # the word before is an interpreter option with its value in this word
     for index, word in enumerate(words[1:], 1):
         if takes_value:
             takes_value = False
         elif word == "-m":
-            module = words[index + 1] if index + 1 < len(words) else ""
-            if module.startswith("gradext.fix."):
-                return ["fix", *words[index + 2 :]]
-            return words[index + 2 :] if module == "gradext" else None
+            return words[index + 2 :] if words[index + 1 : index + 2] == ["gradext"] else None
         elif word == "-c":
             return None
         elif word in {"-W", "-X"}:

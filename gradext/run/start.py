@@ -8,16 +8,20 @@ leave torch alone, too: importing it takes seconds.
 from __future__ import annotations
 
 import os
+import sys
 
 from gradext.base import torch_import
 from gradext.native import build
 
 # The commands of gradext that use the compiled part in their own process.
 _COMPUTING = frozenset({"check", "doctor", "lesson"})
+_TRIALS = frozenset({"gradext.fix.child", "gradext.fix.stem"})
 
 
 def begin() -> None:
     """Called once, by the package. Raises ImportError, one line, where _C is missing."""
+    if _is_trial():
+        return
     arguments = build.program_arguments()
     if not _leaves_torch_alone(arguments):
         _load_or_exit(arguments)
@@ -35,10 +39,20 @@ def load() -> None:
     from gradext import ops  # noqa: F401
 
 
+def _is_trial() -> bool:
+    """Whether `gradext fix` has started this process, to run a program in it."""
+    # A process that the program has started in turn is one that the environment asks to record.
+    return sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2] in _TRIALS and not _asked()
+
+
+def _asked() -> bool:
+    return bool({"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys())
+
+
 def _leaves_torch_alone(arguments: list[str] | None) -> bool:
     if arguments is not None and not _COMPUTING.intersection(arguments[:1]):
         return True
-    if not {"GRADEXT_RUN", "GRADEXT_RECORD"} & os.environ.keys():
+    if not _asked():
         return False
     from gradext.run import autostart  # lazy: most programs have no such variable
 

@@ -293,6 +293,15 @@ def verdicts(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> list[A
     return [(one.title, one.verdict.level, one.diff) for one in found.tried]
 
 
+def test_torch_is_imported_by_the_program_itself(tmp_path: Path) -> None:
+    """As under `gradext run`: what it sets before must count."""
+    path = tmp_path / "train.py"
+    path.write_text("import sys; assert 'torch' not in sys.modules, 'it is there'")
+    ran = trial.run(trial.Program((str(path),)))
+    assert (ran.exit_code, ran.error) == (0, "")
+    assert ran.circumstances == {}
+
+
 def test_the_first_run_is_plain_and_the_others_are_forked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -392,6 +392,8 @@ def slowed(module, name, begin):
         begin()
         end = time.perf_counter() + 20
         while time.perf_counter() < end:
+            if handled and signal.getsignal(signal.SIGALRM) is quiet and begin is alarm:
+                end = min(end, time.perf_counter() + 0.5)  # nothing else is to come
             try:
                 sum(range(500))
             except (OSError, ValueError):

@@ -49,12 +49,14 @@ def recorded(tmp_path: Path) -> Callable[..., Recorded]:
         flags: Sequence[str] = (),
         options: Sequence[str] = (),
         cwd: Path | None = None,
+        forked: bool = True,
         **how: Any,
     ) -> Recorded:
         path = tmp_path / "reports" / "report.json"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
-        done = start([*flags, *RUN, "--json", str(path), *options, *words], cwd or tmp_path, **how)
+        command = [*flags, *RUN, "--json", str(path), *options, *words]
+        done = start(command, cwd or tmp_path, forked=forked, **how)
         report = json.loads(path.read_text()) if path.exists() else {}
         leftover = [p.name for p in path.parent.iterdir() if p != path]
         assert leftover == [], leftover  # drafts and children's files
@@ -71,7 +73,7 @@ def alike(
 
     def alike(*words: str, **how: Any) -> tuple[Ended, dict[str, Any]]:
         expected = plain(*words, **how)
-        found, report = recorded(*words, **how)
+        found, report = recorded(*words, forked=False, **how)
         assert without_addresses(found.out) == without_addresses(expected.out)
         assert without_addresses(found.err) == without_addresses(expected.err)
         assert found.code == expected.code

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import linecache
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import forks
 import pytest
 
 import gradext
@@ -59,11 +58,9 @@ def codes(folder: Path, text: str, *options: str) -> list[str]:
     """The codes in the report of `gradext run`, which agrees with what it prints."""
     (folder / "train.py").write_text(text)
     run = ("-m", "gradext", "run", "--json", "report.json", *options, "train.py")
-    done = subprocess.run(
-        [sys.executable, *run], cwd=folder, capture_output=True, text=True, env={**os.environ}
-    )
+    _, _, err = forks.run(run, folder, os.environ)
     found = [d["code"] for d in json.loads((folder / "report.json").read_text())["diagnoses"]]
-    assert ("[GX" in done.stderr) == bool(found), done.stderr
+    assert (b"[GX" in err) == bool(found), err
     return found
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import builtins
 import json
-import subprocess
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from asked import broken, failed, line_of
@@ -348,13 +349,8 @@ PROGRAMS = {
 def test_run_writes_the_same_diagnosis(code: str, tmp_path: Path) -> None:
     script, report = tmp_path / "train.py", tmp_path / "report.json"
     script.write_text("import torch\n" + PROGRAMS[code])
-    done = subprocess.run(
-        [sys.executable, "-m", "gradext", "run", "--json", str(report), str(script)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 1
+    words = ("-m", "gradext", "run", "--json", str(report), str(script))
+    assert forks.run(words, tmp_path, os.environ)[0] == 1
     document = json.loads(report.read_text())
     first = document["diagnoses"][0]
     assert first["code"] == code

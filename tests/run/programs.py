@@ -5,18 +5,15 @@ Owns no fixture: those are in conftest, which the tests of other folders have to
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradext.fix.stem import Stem
+import forks
 
 RUN = ("-m", "gradext", "run")
 # What would change a report, or switch recording on, must not come from outside.
@@ -58,7 +55,7 @@ def start(
     base = {k: v for k, v in os.environ.items() if k not in HIDDEN and k[:8] != "GRADEXT_"}
     environment = {**base, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **env}
     if forked and tuple(words[:3]) == RUN:
-        return _forked(words, cwd, stdin, merged, environment)
+        return Ended(*forks.run(words, cwd, environment, stdin, merged))
     done = subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
@@ -69,34 +66,6 @@ def start(
         timeout=180,
     )
     return Ended(done.returncode, done.stdout, done.stderr or b"")
-
-
-@functools.cache
-def _stem() -> Stem:
-    """One for all tests of this process; it ends with this process."""
-    code = "import torch, json; from gradext.fix.circumstances import origins as found"
-    code += "; print(json.dumps(found()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    return Stem({"origins": json.loads(done.stdout), "parts": ["torch"]}, environment)
-
-
-def _forked(
-    words: Sequence[str], cwd: Path, stdin: bytes, merged: bool, environment: dict[str, str]
-) -> Ended:
-    with (
-        tempfile.TemporaryFile() as given,
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):
-        given.write(stdin)
-        given.seek(0)
-        streams = (given.fileno(), out.fileno(), (out if merged else err).fileno())
-        code = _stem().run(words, environment, streams, 180, str(cwd))
-        assert code is not None, "it did not end"
-        out.seek(0)
-        err.seek(0)
-        return Ended(code, out.read(), err.read())
 
 
 def without_addresses(stream: bytes) -> bytes:

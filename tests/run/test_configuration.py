@@ -51,12 +51,19 @@ z.sum().backward()
 """
 
 
-def run(folder: Path, *options: str, program: str = SILENT, toml: str = "", **env: str) -> Ended:
+def run(
+    folder: Path,
+    *options: str,
+    program: str = SILENT,
+    toml: str = "",
+    forked: bool = True,
+    **env: str,
+) -> Ended:
     (folder / "train.py").write_text(program)
     if toml:
         (folder / "pyproject.toml").write_text(f"[tool.gradext]\n{toml}\n")
     words = ("-m", "gradext", "run", "--format", "concise", *options, "train.py")
-    return start(words, folder, PYTHONPATH=str(ROOT), **env)
+    return start(words, folder, forked=forked, PYTHONPATH=str(ROOT), **env)
 
 
 def test_the_file_the_variable_and_the_command_line(tmp_path: Path) -> None:
@@ -260,4 +267,4 @@ def test_every_option_has_a_row_and_a_flag_that_is_there() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib comes with Python 3.11")
 def test_nothing_more_is_imported_without_a_file(tmp_path: Path) -> None:
     program = "import sys; print([m for m in ('tomllib', 'difflib') if m in sys.modules])"
-    assert run(tmp_path, program=program).text == "[]\n"
+    assert run(tmp_path, program=program, forked=False).text == "[]\n"

@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from gradext.run import fixes
@@ -27,13 +28,17 @@ y.sum().backward()
 
 
 def start(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", **variables}
+    if words[:1] == ("-m",):
+        code, out, err = forks.run(words, folder, environment)
+        return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
     return subprocess.run(
         [sys.executable, *words],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "NO_COLOR": "1", **variables},
+        env=environment,
     )
 
 

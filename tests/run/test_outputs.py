@@ -27,7 +27,7 @@ print("trained", flush=True)
 def run(folder: Path, *options: str, end: str = "", **env: str) -> Ended:
     (folder / "train.py").write_text(LOOP.format(end=end))
     words = ("-m", "gradext", "run", *options, "train.py")
-    return start(words, folder, PYTHONPATH=str(ROOT), COLUMNS="100", **env)
+    return start(words, folder, forked=True, PYTHONPATH=str(ROOT), COLUMNS="100", **env)
 
 
 def test_concise_is_a_line_each(tmp_path: Path) -> None:

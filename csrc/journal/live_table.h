@@ -10,6 +10,8 @@
 #include "base/hold.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -18,6 +20,46 @@
 namespace gradext::journal {
 
 using base::Hold;
+
+inline size_t hash_of(const void* target) {
+  return reinterpret_cast<uintptr_t>(target) * 0x9e3779b97f4a7c15ull >> 24;
+}
+
+// Tells without a lock that a table has no entry for an object: how many entries there are whose
+// addresses have the same few bits of a hash. Most tensors are in no table, and a kernel that knows
+// it takes no mutex.
+class Presence {
+ public:
+  bool may_have(const void* target) const {
+    return count(target).load(std::memory_order_relaxed) != 0;
+  }
+  // Under the mutex of the table. A count that has come to its limit stays there.
+  void add(const void* target) {
+    change(target, 1);
+  }
+  void remove(const void* target) {
+    change(target, -1);
+  }
+  void clear() {
+    for (Count& each : counts_) {
+      each.store(0, std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  using Count = std::atomic<uint16_t>;
+  const Count& count(const void* target) const {
+    return counts_[hash_of(target) % counts_.size()];
+  }
+  void change(const void* target, int step) {
+    Count& at = counts_[hash_of(target) % counts_.size()];
+    const uint16_t was = at.load(std::memory_order_relaxed);
+    if (was != UINT16_MAX) {
+      at.store(static_cast<uint16_t>(was + step), std::memory_order_relaxed);
+    }
+  }
+  std::array<Count, 4096> counts_{};
+};
 
 // `kYoung`: how many of the newest are looked through at once.
 template <class Value, size_t kYoung = 32>
@@ -34,6 +76,12 @@ class LiveTable {
     }
     const uint32_t slot = slots_[place(target)];
     return slot == 0 ? nullptr : &entries_[slot - 1].value;
+  }
+
+  // False where it has no entry. Needs no mutex: who has an object from another thread has with it
+  // what that thread put here before.
+  bool may_have(const void* target) const {
+    return presence_.may_have(target);
   }
 
   // The entry of `target`, a new one if it has none. `forget` is called with the values of the dead
@@ -61,6 +109,7 @@ class LiveTable {
     }
     is_new = true;
     entries_.push_back(Entry{Hold(target), Value{}});
+    presence_.add(target);
     slots_[place(target)] = static_cast<uint32_t>(entries_.size());
     return &entries_.back().value;
   }
@@ -79,6 +128,7 @@ class LiveTable {
   void clear() {
     std::vector<Entry>().swap(entries_);
     std::vector<uint32_t>().swap(slots_);
+    presence_.clear();
     old_ = swept_ = dropped_ = 0;
   }
   size_t size() const {
@@ -121,13 +171,10 @@ class LiveTable {
     Value value;
   };
 
-  static size_t hash(const void* target) {
-    return reinterpret_cast<uintptr_t>(target) * 0x9e3779b97f4a7c15ull >> 24;
-  }
   // Where `target` is, or the free slot where it would go.
   size_t place(const void* target) const {
     const size_t mask = slots_.size() - 1;
-    size_t at = hash(target) & mask;
+    size_t at = hash_of(target) & mask;
     while (slots_[at] != 0 && entries_[slots_[at] - 1].hold.target() != target) {
       at = (at + 1) & mask;
     }
@@ -144,7 +191,7 @@ class LiveTable {
     const size_t mask = slots_.size() - 1;
     size_t free = at;
     for (size_t next = (at + 1) & mask; slots_[next] != 0; next = (next + 1) & mask) {
-      const size_t home = hash(entries_[slots_[next] - 1].hold.target()) & mask;
+      const size_t home = hash_of(entries_[slots_[next] - 1].hold.target()) & mask;
       // Stays where it is if its home lies between the free slot and itself, cyclically.
       if (((next - home) & mask) >= ((next - free) & mask)) {
         slots_[free] = slots_[next];
@@ -165,6 +212,7 @@ class LiveTable {
     }
   }
   void erase(size_t k) {
+    presence_.remove(entries_[k].hold.target());
     vacate(place(entries_[k].hold.target()));
     if (k + 1 < entries_.size()) {
       const size_t moved = place(entries_.back().hold.target());
@@ -196,7 +244,8 @@ class LiveTable {
     }
   }
 
-  std::vector<Entry> entries_;   // up to `old_` those that outlived a first look
+  std::vector<Entry> entries_;  // up to `old_` those that outlived a first look
+  Presence presence_;
   std::vector<uint32_t> slots_;  // open addressing: index into `entries_` + 1, 0 free
   size_t old_ = 0;
   size_t swept_ = 0;  // how many were left by the last look at all

@@ -7,6 +7,8 @@
 #include "recorder/op_facts.h"
 
 #include <ATen/record_function.h>
+#include <c10/core/AutogradState.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
 
 #include <array>
@@ -58,7 +60,46 @@ struct Exit {
   std::shared_ptr<base::Hold> storage;
 };
 
+// torch's own state of this thread, by its address: a kernel asks for it several times, and each
+// time torch would look for it in another library.
+class TorchState {
+ public:
+  const c10::AutogradState& mode() const {
+    return *mode_;
+  }
+#if defined(_MSC_VER)  // which has no thread-local variables in the interface of a library
+  c10::DispatchKeySet included() const {
+    return c10::impl::tls_local_dispatch_key_set().included_;
+  }
+  c10::DispatchKeySet excluded() const {
+    return c10::impl::tls_local_dispatch_key_set().excluded_;
+  }
+  void set_excluded(c10::DispatchKeySet keys) {
+    c10::impl::LocalDispatchKeySet both = c10::impl::tls_local_dispatch_key_set();
+    both.excluded_ = keys;
+    c10::impl::_force_tls_local_dispatch_key_set(both);
+  }
+#else
+  c10::DispatchKeySet included() const {
+    return keys_->included();
+  }
+  c10::DispatchKeySet excluded() const {
+    return keys_->excluded();
+  }
+  void set_excluded(c10::DispatchKeySet keys) {
+    keys_->set_excluded(keys);
+  }
+#endif
+
+ private:
+  const c10::AutogradState* mode_ = &c10::AutogradState::get_tls_state();
+#if !defined(_MSC_VER)
+  c10::impl::PODLocalDispatchKeySet* keys_ = &c10::impl::raw_local_dispatch_key_set;
+#endif
+};
+
 struct ThreadState {
+  TorchState torch;
   uint64_t id = at::RecordFunction::currentThreadId();
   Enclosing* enclosing = nullptr;
   int watched_ops = 0;  // that are running, each within the one before
@@ -81,9 +122,18 @@ struct ThreadState {
   }
 };
 
-inline ThreadState& thread_state() {
+inline ThreadState& new_thread_state() {
   static thread_local ThreadState state;
   return state;
+}
+
+// A pointer that begins as null is found with one look; what has a constructor takes two.
+inline ThreadState& thread_state() {
+  static thread_local ThreadState* known = nullptr;
+  if (C10_UNLIKELY(known == nullptr)) {
+    known = &new_thread_state();
+  }
+  return *known;
 }
 
 }  // namespace gradext::recorder

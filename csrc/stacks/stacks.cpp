@@ -20,10 +20,14 @@ struct Cached {
   const void* at = nullptr;
   StackId parent = 0;
   StackId id = 0;
+
+  bool is_of(const Raw& frame, StackId caller) const {
+    return id != 0 && code == frame.code && at == frame.at && parent == caller;
+  }
 };
 
 // The last stack of this thread with the number of each of its frames, outermost first, and a
-// direct-mapped cache of recent (caller, frame) pairs. Both are of one age of the table, in which
+// two-way cache of recent (caller, frame) pairs. Both are of one age of the table, in which
 // no frame is forgotten and no code freed, so an address in here cannot have come to mean something
 // else.
 struct ThreadPath {
@@ -101,14 +105,21 @@ StackId capture_stack() {
     const Raw& own = raw[depth - 1 - k];
     const uint64_t hash =
         mix(reinterpret_cast<uintptr_t>(own.at) ^ parent, reinterpret_cast<uintptr_t>(own.code));
+    // Two places for each, the later found first: a loop whose frames fall on the same place would
+    // go to the table, and its mutex, in each round.
     Cached& entry = path.cache[hash % kLocalCache];
-    if (entry.id == 0 || entry.code != own.code || entry.at != own.at || entry.parent != parent) {
+    Cached& other = path.cache[(hash % kLocalCache) ^ 1];
+    if (!entry.is_of(own, parent) && other.is_of(own, parent)) {
+      std::swap(entry, other);
+    }
+    if (!entry.is_of(own, parent)) {
       const StackId id = table.intern(own.code, instruction_offset(own), parent);
       if (id == 0) {
         path.age = 0;
         collect_if_due();
         return parent;  // the table is full: what is known is the caller
       }
+      other = entry;
       entry = Cached{own.code, own.at, parent, id};
     }
     path.raw[k] = own;

@@ -272,7 +272,7 @@ class _Flows(Columns):
     unused: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Flow:
     """A value without gradient: what it was made of, and whether the gradient was lost here.
 

@@ -79,6 +79,7 @@ class Data:
         self._live_stacks = stacks is None
         self._by_thread: dict[int, Array] = {}
         self._numbers: tuple[Array, Array] | None = None  # sorted, and whose rows they are
+        self._origins: dict[int, Birth | Flow | None] = {}  # by number, as far as asked for
         self._exits: Array | None = None
         self._exits_of: dict[tuple[int, int, int | None, int], list[Flow]] = {}
         self._backwards_of: dict[int, list[int]] = {}  # their orders, by thread
@@ -179,26 +180,29 @@ class Data:
         return self.birth(rows[0]) if len(rows) else None
 
     def flow(self, row: Any) -> Flow:
-        facts = self.facts(FLOWS, row)
-        value = struct.unpack("d", struct.pack("q", facts["value"]))[0]
-        flags = facts["flags"]
+        # One of thousands that a diagnosis follows: no dict by column, as facts() makes one.
+        numbers: list[int] = row.tolist()
+        flags, value = numbers[FLOWS.flags], None
+        if flags & (FROM_PYTHON | TO_PYTHON | GRAD_CALL):
+            number = struct.unpack("d", struct.pack("q", numbers[FLOWS.value]))[0]
+            value = number if number == number else None
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
-        node = (facts["source_thread"], facts["source_sequence"]) if with_node else None
-        talks = flags & (FROM_PYTHON | TO_PYTHON | GRAD_CALL)
+        node = (numbers[FLOWS.source_thread], numbers[FLOWS.source_sequence])
+        parents = numbers[FLOWS.parent0 : FLOWS.parent3 + 1]
         return Flow(
-            order=facts["order"],
-            number=facts["number"],
-            tensor=facts["tensor"],
-            source=facts["source"],
-            source_node=node,
-            value=value if talks and value == value else None,
-            stack=facts["stack"],
-            mode=facts["mode"],
-            thread=facts["thread"],
-            op=facts["op"],
+            order=numbers[FLOWS.order],
+            number=numbers[FLOWS.number],
+            tensor=numbers[FLOWS.tensor],
+            source=numbers[FLOWS.source],
+            source_node=node if with_node else None,
+            value=value,
+            stack=numbers[FLOWS.stack],
+            mode=numbers[FLOWS.mode],
+            thread=numbers[FLOWS.thread],
+            op=self.ops.get(numbers[FLOWS.op], ""),
             flags=flags,
-            parents=tuple(facts[f"parent{k}"] for k in range(4) if facts[f"parent{k}"]),
-            lives=bool(facts["lives"]),
+            parents=tuple(filter(None, parents)),
+            lives=bool(numbers[FLOWS.lives]),
         )
 
     def flow_of(self, tensor: int) -> Flow | None:
@@ -209,13 +213,19 @@ class Data:
 
     def origin(self, number: int) -> Birth | Flow | None:
         """The birth or flow that `number`, a parent, names; None where it has been dropped."""
+        # Chains that lead to one value share most of what is behind it.
+        if number not in self._origins:
+            self._origins[number] = self._find_origin(number)
+        return self._origins[number]
+
+    def _find_origin(self, number: int) -> Birth | Flow | None:
         if self._numbers is None:
             both = (self.flows[:, FLOWS.number], self.births[:, BIRTHS.number])
             low = numpy.concatenate(both) & ((1 << 32) - 1)
             rows = numpy.argsort(low, kind="stable")
             self._numbers = low[rows], rows
         low, rows = self._numbers
-        at = int(numpy.searchsorted(low, number, side="right")) - 1
+        at = int(low.searchsorted(number, side="right")) - 1
         if at < 0 or low[at] != number:
             return None
         row = int(rows[at])

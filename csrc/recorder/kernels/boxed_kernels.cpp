@@ -20,7 +20,7 @@ namespace {
 
 template <c10::DispatchKey key>
 void forward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  if (python_dispatches()) {
+  if (python_dispatches(thread_state())) {
     c10::impl::ExcludeDispatchKeyGuard guard(key);
     op.callBoxed(stack);
     return;
@@ -110,9 +110,9 @@ void note_written(
 
 void on_write(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
-  const c10::IValue& first = (*stack)[stack->size() - facts.arguments + facts.written[0]];
   ThreadState& thread = thread_state();
+  before_nodes(thread, keys);
+  const c10::IValue& first = (*stack)[stack->size() - facts.arguments + facts.written[0]];
   const at::Tensor* written = first.isTensor() ? &first.toTensor() : nullptr;
   if (!write_is_wanted(thread, facts, keys, written)) {
     forward<kKey>(op, keys, stack);
@@ -169,8 +169,8 @@ void on_write(
 
 void on_view(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
-  const ThreadState& thread = thread_state();
+  ThreadState& thread = thread_state();
+  before_nodes(thread, keys);
   const bool wanted = view_is_wanted(thread, keys, facts.makes_many_views);
   const Watch watch = how_to_watch(thread, keys);
   const OpTaps* taps = op_listener();
@@ -182,7 +182,7 @@ void on_view(
   safely([&] { arguments.emplace(facts, *stack); });
   const size_t results = op.schema().returns().size();
   {
-    Closed closed(facts, keys);
+    Closed closed(thread, facts, keys);
     forward<kKey>(op, keys, stack);
   }
   safely([&] {
@@ -208,8 +208,8 @@ void on_view(
 template <c10::DispatchKey key>
 void on_result(
     const OpFacts& facts, const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-  before_nodes(keys);
   ThreadState& thread = thread_state();
+  before_nodes(thread, keys);
   const Watch watch = how_to_watch(thread, keys, facts.is_factory);
   const Listened listened(keys);
   if (watch == Watch::kNone && !listened.wants_nodes()) {
@@ -222,7 +222,7 @@ void on_result(
   if (watch == Watch::kNone) {
     {
       WatchedOp running(thread, facts);
-      Closed closed(facts, keys);
+      Closed closed(thread, facts, keys);
       forward<key>(op, keys, stack);
     }
     safely([&] {
@@ -234,7 +234,7 @@ void on_result(
   }
   try {
     WatchedOp running(thread, facts);
-    Closed closed(facts, keys);
+    Closed closed(thread, facts, keys);
     forward<key>(op, keys, stack);
   } catch (const c10::Error& error) {
     if (arguments) {
@@ -246,7 +246,8 @@ void on_result(
     const Inputs inputs = arguments ? arguments->inputs() : Inputs();
     bool first_has_gradient = false;
     const size_t first = stack->size() - results;
-    for (size_t k = first; k < stack->size(); ++k) {
+    const bool follows = may_be_followed(watch, facts, inputs);
+    for (size_t k = first; follows && k < stack->size(); ++k) {
       graph::each_tensor((*stack)[k], [&](const at::Tensor& tensor) {
         if (k == first) {
           first_has_gradient =

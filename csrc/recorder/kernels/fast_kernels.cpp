@@ -7,6 +7,7 @@
 #include "recorder/lost_gradients/flows.h"
 #include "recorder/lost_gradients/python_crossings.h"
 
+#include <ATen/ops/_is_all_true_ops.h>
 #include <ATen/ops/_local_scalar_dense_ops.h>
 #include <ATen/ops/_log_softmax_backward_data_ops.h>
 #include <ATen/ops/_log_softmax_ops.h>
@@ -71,6 +72,7 @@
 #include <ATen/ops/hardtanh_ops.h>
 #include <ATen/ops/index_ops.h>
 #include <ATen/ops/index_select_ops.h>
+#include <ATen/ops/isnan_ops.h>
 #include <ATen/ops/le_ops.h>
 #include <ATen/ops/leaky_relu_ops.h>
 #include <ATen/ops/lerp_ops.h>
@@ -80,6 +82,7 @@
 #include <ATen/ops/log_ops.h>
 #include <ATen/ops/logical_and_ops.h>
 #include <ATen/ops/logical_not_ops.h>
+#include <ATen/ops/logical_or_ops.h>
 #include <ATen/ops/logsumexp_ops.h>
 #include <ATen/ops/lt_ops.h>
 #include <ATen/ops/masked_fill_ops.h>
@@ -102,6 +105,7 @@
 #include <ATen/ops/native_layer_norm_ops.h>
 #include <ATen/ops/ne_ops.h>
 #include <ATen/ops/neg_ops.h>
+#include <ATen/ops/new_zeros_ops.h>
 #include <ATen/ops/nll_loss_backward_ops.h>
 #include <ATen/ops/nll_loss_forward_ops.h>
 #include <ATen/ops/ones_like_ops.h>
@@ -110,10 +114,12 @@
 #include <ATen/ops/pow_ops.h>
 #include <ATen/ops/reciprocal_ops.h>
 #include <ATen/ops/relu_ops.h>
+#include <ATen/ops/remainder_ops.h>
 #include <ATen/ops/repeat_ops.h>
 #include <ATen/ops/rsqrt_ops.h>
 #include <ATen/ops/rsub_ops.h>
 #include <ATen/ops/scalar_tensor_ops.h>
+#include <ATen/ops/scatter_add_ops.h>
 #include <ATen/ops/select_ops.h>
 #include <ATen/ops/sigmoid_backward_ops.h>
 #include <ATen/ops/sigmoid_ops.h>
@@ -127,6 +133,7 @@
 #include <ATen/ops/sqrt_ops.h>
 #include <ATen/ops/squeeze_ops.h>
 #include <ATen/ops/stack_ops.h>
+#include <ATen/ops/std_ops.h>
 #include <ATen/ops/sub_ops.h>
 #include <ATen/ops/sum_ops.h>
 #include <ATen/ops/t_ops.h>
@@ -170,12 +177,12 @@ struct FastResult<Result(Arguments...)> {
   Target<Result, Arguments...> op;
 
   Result operator()(c10::DispatchKeySet keys, Arguments... arguments) const {
-    if (python_dispatches()) {
+    ThreadState& thread = thread_state();
+    if (python_dispatches(thread)) {
       c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
       return op.call(arguments...);
     }
-    before_nodes(keys);
-    ThreadState& thread = thread_state();
+    before_nodes(thread, keys);
     const Watch watch = how_to_watch(thread, keys, op.facts->is_factory);
     const Listened listened(keys);
     SecretWrites secrets;
@@ -188,7 +195,7 @@ struct FastResult<Result(Arguments...)> {
       }
       Result made = [&] {
         WatchedOp running(thread, *op.facts);
-        Closed closed(*op.facts, keys);
+        Closed closed(thread, *op.facts, keys);
         return op.redispatch(below<kNodeKey>(keys), arguments...);
       }();
       tell_ran(listened, *op.facts, inputs_of(arguments...), made);
@@ -197,10 +204,11 @@ struct FastResult<Result(Arguments...)> {
     WatchedOp running(thread, *op.facts);
     try {
       Result made = [&] {
-        Closed closed(*op.facts, keys);
+        Closed closed(thread, *op.facts, keys);
         return op.redispatch(below<kNodeKey>(keys), arguments...);
       }();
-      if (is_noteworthy(watch, *op.facts, made)) {
+      if (may_be_followed(watch, *op.facts, arguments...) &&
+          is_noteworthy(watch, *op.facts, made)) {
         note_each(watch, *op.facts, inputs_of(arguments...), made);
       }
       if (C10_UNLIKELY(listened.wants_nodes())) {
@@ -226,32 +234,24 @@ struct FastView<Result(const at::Tensor&, Arguments...)> {
 
   Result operator()(
       c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) const {
-    if (python_dispatches()) {
+    ThreadState& thread = thread_state();
+    if (python_dispatches(thread)) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
       return op.call(self, arguments...);
     }
-    before_nodes(keys);
-    const ThreadState& thread = thread_state();
+    before_nodes(thread, keys);
     const bool wanted = view_is_wanted(thread, keys, kMany);
     const Watch watch = how_to_watch(thread, keys);
     const bool follows =
-        watch == Watch::kGrad || watch == Watch::kNoGrad || (watch == Watch::kBirths && is_detach);
+        watch == Watch::kBirths ? is_detach : watch != Watch::kNone && may_be_known(self);
     const OpTaps* taps = op_listener();
-    if (!wanted && !follows) {
-      if (C10_LIKELY(taps == nullptr)) {
-        return op.redispatch(below<kKey>(keys), self, arguments...);
-      }
-      Result result = [&] {
-        Closed closed(*op.facts, keys);
-        return op.redispatch(below<kKey>(keys), self, arguments...);
-      }();
-      tell_view(*taps, self, result);
-      return result;
-    }
     Result result = [&] {
-      Closed closed(*op.facts, keys);
+      Closed closed(thread, *op.facts, keys);
       return op.redispatch(below<kKey>(keys), self, arguments...);
     }();
+    if (!wanted && !follows && C10_LIKELY(taps == nullptr)) {
+      return result;
+    }
     safely([&] {
       StackId stack = 0;
       if (wanted) {
@@ -273,13 +273,14 @@ struct FastExit {
   Target<at::Scalar, const at::Tensor&> op;
 
   at::Scalar operator()(c10::DispatchKeySet keys, const at::Tensor& self) const {
-    if (python_dispatches()) {
+    const ThreadState& thread = thread_state();
+    if (python_dispatches(thread)) {
       c10::impl::ExcludeDispatchKeyGuard guard(kNodeKey);
       return op.call(self);
     }
     at::Scalar value = op.redispatch(below<kNodeKey>(keys), self);
-    const bool wanted = cuts_are_on() && thread_state().watched_ops == 0 &&
-                        !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
+    const bool wanted = cuts_are_on() && thread.watched_ops == 0 &&
+                        !thread.torch.excluded().has(c10::DispatchKey::ADInplaceOrView);
     if (wanted) {
       safely([&] { note_exit(op.facts->name, self, value.isComplex() ? 0.0 : value.toDouble()); });
     }
@@ -296,12 +297,12 @@ struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
   Target<at::Tensor&, at::Tensor&, Arguments...> op;
 
   at::Tensor& operator()(c10::DispatchKeySet keys, at::Tensor& self, Arguments... arguments) const {
-    if (python_dispatches()) {
+    ThreadState& thread = thread_state();
+    if (python_dispatches(thread)) {
       c10::impl::ExcludeDispatchKeyGuard guard(kKey);
       return op.call(self, arguments...);
     }
-    before_nodes(keys);
-    ThreadState& thread = thread_state();
+    before_nodes(thread, keys);
     if (!write_is_wanted(thread, *op.facts, keys, &self)) {
       return op.redispatch(below<kKey>(keys), self, arguments...);
     }
@@ -327,9 +328,10 @@ struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
     if (C10_UNLIKELY(listened.wants_nodes())) {
       tell_ran(listened, *op.facts, inputs_of(self, arguments...), self);
     }
-    const bool follows = watch == Watch::kGrad || watch == Watch::kNoGrad;
+    const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
+    const bool follows = (watch == Watch::kGrad || watch == Watch::kNoGrad) &&
+                         (state::requires_grad(impl) || any_may_be_known(arguments...));
     if (follows) {
-      const c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
       safely([&] {
         if (writes_are_noteworthy(*op.facts, impl)) {
           note_flow_into(watch, *op.facts, self, inputs_of(arguments...), scope.stack());
@@ -408,6 +410,8 @@ FastKernels fast_kernels() {
       ops::addcdiv_,
       ops::lerp__Scalar,
       ops::clamp_,
+      ops::masked_fill__Scalar,
+      ops::logical_and_,
       ops::relu_,
       ops::sqrt_,
       ops::neg_>(kernels);
@@ -438,7 +442,10 @@ FastKernels fast_kernels() {
       ops::mul_Tensor,
       ops::div_Tensor,
       ops::add_Scalar,
+      ops::sub_Scalar,
       ops::mul_Scalar,
+      ops::div_Scalar,
+      ops::remainder_Scalar,
       ops::neg,
       ops::abs,
       ops::exp,
@@ -482,6 +489,7 @@ FastKernels fast_kernels() {
       ops::mean,
       ops::mean_dim,
       ops::var_correction,
+      ops::std_correction,
       ops::max,
       ops::max_dim,
       ops::amax,
@@ -499,6 +507,7 @@ FastKernels fast_kernels() {
       ops::index_Tensor,
       ops::index_select,
       ops::gather,
+      ops::scatter_add,
       ops::cat,
       ops::stack,
       ops::clone,
@@ -521,6 +530,9 @@ FastKernels fast_kernels() {
       ops::scalar_tensor,
       ops::argmax,
       ops::logical_and,
+      ops::logical_or,
+      ops::isnan,
+      ops::_is_all_true,
       ops::any,
       ops::all,
       ops::all_dim,
@@ -529,6 +541,7 @@ FastKernels fast_kernels() {
       ops::ne_Scalar,
       ops::bitwise_or_Tensor,
       ops::bitwise_not,
+      ops::new_zeros,
       ops::zeros_like,
       ops::ones_like,
       ops::empty_like,
@@ -549,7 +562,12 @@ FastKernels fast_kernels() {
       ops::embedding_dense_backward,
       ops::eq_Tensor,
       ops::eq_Scalar,
+      ops::ne_Tensor,
       ops::lt_Tensor,
+      ops::lt_Scalar,
+      ops::le_Tensor,
+      ops::ge_Tensor,
+      ops::gt_Tensor,
       ops::gt_Scalar,
       ops::le_Scalar,
       ops::ge_Scalar,

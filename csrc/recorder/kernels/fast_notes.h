@@ -77,6 +77,32 @@ inline Inputs inputs_of(const Arguments&... arguments) {
   return inputs;
 }
 
+// The same of arguments that are not collected yet.
+inline bool may_be_known(const at::Tensor& tensor) {
+  return tensor.defined() && may_be_known(*tensor.unsafeGetTensorImpl());
+}
+template <class Argument>
+inline bool argument_may_be_known(const Argument& argument) {
+  if constexpr (std::is_same_v<Argument, at::Tensor>) {
+    return may_be_known(argument);
+  } else if constexpr (std::is_same_v<Argument, std::optional<at::Tensor>>) {
+    return argument && may_be_known(*argument);
+  } else {
+    Inputs inputs;  // of a list; of what holds no tensor, none
+    collect(inputs, argument);
+    return any_may_be_known(inputs);
+  }
+}
+template <class... Arguments>
+inline bool any_may_be_known(const Arguments&... arguments) {
+  return (argument_may_be_known(arguments) || ...);
+}
+
+template <class... Arguments>
+inline bool may_be_followed(Watch watch, const OpFacts& facts, const Arguments&... arguments) {
+  return watch != Watch::kNoGrad || (facts.carries_data && any_may_be_known(arguments...));
+}
+
 // The argument at each place, null where it is no tensor.
 inline const at::Tensor* as_tensor(const at::Tensor& tensor) {
   return &tensor;

@@ -9,13 +9,10 @@
 #include "recorder/thread_state.h"
 
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/PythonDispatcherTLS.h>
 #include <torch/csrc/autograd/function.h>
-
-#include <optional>
 
 namespace gradext::recorder {
 
@@ -25,13 +22,14 @@ inline c10::DispatchKeySet below(c10::DispatchKeySet keys) {
 }
 
 // Python chooses the kernels (tracing); a redispatch from C++ would go past its choice.
-inline bool python_dispatches() {
-  return C10_UNLIKELY(c10::impl::PythonDispatcherTLS::get_state() != nullptr);
+inline bool python_dispatches(const ThreadState& thread) {
+  return C10_UNLIKELY(thread.torch.included().has(c10::DispatchKey::PythonDispatcher)) &&
+         c10::impl::PythonDispatcherTLS::get_state() != nullptr;
 }
 
 // An op that may make graph nodes is about to run on this thread.
-inline void before_nodes(c10::DispatchKeySet keys) {
-  if (c10::GradMode::is_enabled() && keys.has_any(c10::autograd_dispatch_keyset)) {
+inline void before_nodes(const ThreadState& thread, c10::DispatchKeySet keys) {
+  if (thread.torch.mode().get_grad_mode() && keys.has_any(c10::autograd_dispatch_keyset)) {
     if (recordings_with_saves.load(std::memory_order_relaxed) > 0) {
       note_nodes();
     } else {
@@ -42,21 +40,21 @@ inline void before_nodes(c10::DispatchKeySet keys) {
 
 // Whether the op is called from the kernel of another, below autograd. The thread is asked only
 // where the op's keys do not say it.
-inline bool is_below_autograd(c10::DispatchKeySet keys) {
+inline bool is_below_autograd(const ThreadState& thread, c10::DispatchKeySet keys) {
   return !keys.has(c10::DispatchKey::ADInplaceOrView) &&
-         c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView);
+         thread.torch.excluded().has(c10::DispatchKey::ADInplaceOrView);
 }
 
 // Whether a view that is about to be made will not be remembered by a node of its own. In backward
 // nothing that is made lives long enough to be asked about.
 inline bool view_is_wanted(
     const ThreadState& thread, c10::DispatchKeySet keys, bool is_one_of_many) {
-  const c10::AutogradState& mode = c10::AutogradState::get_tls_state();
+  const c10::AutogradState& mode = thread.torch.mode();
   if (C10_LIKELY(mode.get_grad_mode() && !is_one_of_many && !mode.get_inference_mode())) {
     return false;
   }
   return recordings.load(std::memory_order_relaxed) > 0 && thread.enclosing == nullptr &&
-         thread.watched_ops == 0 && !is_below_autograd(keys) &&
+         thread.watched_ops == 0 && !is_below_autograd(thread, keys) &&
          !torch::autograd::get_current_node();
 }
 
@@ -67,12 +65,12 @@ inline Watch how_to_watch(
   if (wanted == 0 || thread.watched_ops > 0) {
     return Watch::kNone;
   }
-  const c10::AutogradState& mode = c10::AutogradState::get_tls_state();
+  const c10::AutogradState& mode = thread.torch.mode();
   if (mode.get_inference_mode()) {
     return (wanted & kBirthsWanted) != 0 ? Watch::kBirths : Watch::kNone;
   }
   // Python's factories call theirs below autograd.
-  if ((wanted & kCutsWanted) == 0 || (!is_factory && is_below_autograd(keys))) {
+  if ((wanted & kCutsWanted) == 0 || (!is_factory && is_below_autograd(thread, keys))) {
     return Watch::kNone;
   }
   if (C10_LIKELY(mode.get_grad_mode())) {
@@ -105,7 +103,7 @@ class WatchedOp {
 // its ops to Python or to a transform, and no hook is called for what it saves. Then the ops that
 // it is made of make no event: their nodes are made at the line of this op, their results and
 // writes belong to it.
-inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
+inline bool is_closed(const ThreadState& thread, const OpFacts& op, c10::DispatchKeySet keys) {
   using Key = c10::DispatchKey;
   constexpr c10::DispatchKeySet kOpen(
       {Key::Python,
@@ -119,7 +117,7 @@ inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
        Key::FuncTorchDynamicLayerFrontMode,
        Key::FuncTorchDynamicLayerBackMode});
   return op.is_aten && !keys.has_any(kOpen) &&
-         (!c10::GradMode::is_enabled() ||
+         (!thread.torch.mode().get_grad_mode() ||
           at::SavedTensorDefaultHooks::get_tls_state().stack.empty());
 }
 
@@ -127,14 +125,22 @@ inline bool is_closed(const OpFacts& op, c10::DispatchKeySet keys) {
 // an op that is_closed(), that would cost as much as the op itself.
 class Closed {
  public:
-  Closed(const OpFacts& op, c10::DispatchKeySet keys) {
-    if (is_closed(op, keys)) {
-      without_.emplace(c10::DispatchKeySet({kKey, kNodeKey}));
+  Closed(ThreadState& thread, const OpFacts& op, c10::DispatchKeySet keys) : torch_(thread.torch) {
+    if (is_closed(thread, op, keys)) {
+      const c10::DispatchKeySet excluded = torch_.excluded();
+      added_ = c10::DispatchKeySet({kKey, kNodeKey}) - excluded;
+      torch_.set_excluded(excluded | added_);
     }
+  }
+  Closed(const Closed&) = delete;
+  Closed& operator=(const Closed&) = delete;
+  ~Closed() {
+    torch_.set_excluded(torch_.excluded() - added_);
   }
 
  private:
-  std::optional<c10::impl::ExcludeDispatchKeyGuard> without_;
+  TorchState& torch_;
+  c10::DispatchKeySet added_;
 };
 
 // False within the kernel of another op, which fills its own result, works on aliases of its own,
@@ -147,7 +153,7 @@ inline bool write_is_wanted(
   Enclosing* around = thread.enclosing;
   if ((thread.watched_ops > 0 && around == nullptr) ||
       (around != nullptr && around->op->is_aten && !around->is_wrapper) ||
-      is_below_autograd(keys)) {
+      is_below_autograd(thread, keys)) {
     if (around != nullptr) {
       name_inner_op(*around, op, written);
     }

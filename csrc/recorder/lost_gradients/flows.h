@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -17,6 +18,24 @@ namespace gradext::recorder {
 
 // The inputs of an op, looked at when it has run.
 using Inputs = c10::SmallVector<const c10::TensorImpl*, 6>;
+
+// False where nothing that add_inputs() would say of a result comes from this input: it has no
+// gradient, is no inference tensor, and no flow is known of it. Takes no mutex.
+inline bool may_be_known(const c10::TensorImpl& impl) {
+  return state::requires_grad(impl) || state::is_inference(impl) ||
+         Origins::get().flows.may_have(as_target(impl));
+}
+
+inline bool any_may_be_known(const Inputs& inputs) {
+  return std::any_of(inputs.begin(), inputs.end(), [](const c10::TensorImpl* impl) {
+    return may_be_known(*impl);
+  });
+}
+// Whether there may be anything to note of an op's results. Without grad mode it is not of most
+// ops, and that is found without a mutex; with it, the results themselves are asked.
+inline bool may_be_followed(Watch watch, const OpFacts& op, const Inputs& inputs) {
+  return watch != Watch::kNoGrad || (op.carries_data && any_may_be_known(inputs));
+}
 
 // A view without a node of its own stands for its base.
 const c10::TensorImpl& with_history_of(const c10::TensorImpl& impl);

@@ -285,6 +285,9 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
     return;
   }
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (!may_be_known(impl)) {
+    return;  // a value that never had a gradient, as is most that goes to Python
+  }
   Flow flow;
   flow.flags = kToPython;
   ThreadState& thread = thread_state();
@@ -300,7 +303,7 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
     add_inputs(origins, flow, Inputs{&impl});
   }
   if ((flow.flags & (kTaints | kFromInference)) == 0) {
-    return;  // a value that never had a gradient
+    return;
   }
   Exit left{0, value, state::numel(impl), thread.epoch, ended_recordings.load()};
   if (std::isnan(value) && state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
@@ -343,14 +346,22 @@ void note_shared(uint32_t op, const at::Tensor& tensor) {
       !at::isFloatingType(tensor.scalar_type()) || in_backward()) {
     return;
   }
+  Origins& origins = Origins::get();
+  const auto is_tainted = [&](const Flow* known) {
+    return known != nullptr && (known->flags & (kTaintCut | kTaintGuess)) != 0;
+  };
+  if (origins.flows.may_have(as_target(impl))) {
+    std::lock_guard lock(origins.mutex);
+    if (is_tainted(origins.flows.find(as_target(impl)))) {
+      return;  // numpy has had it before: no stack is needed
+    }
+  }
   Flow flow;
   flow.flags = kFromPython | kTaintGuess;
   complete(flow, op);
-  Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
   const Flow* known = origins.flows.find(as_target(impl));
-  if (judged_stacks().count(flow.stack) == 0 &&
-      (known == nullptr || (known->flags & (kTaintCut | kTaintGuess)) == 0)) {
+  if (judged_stacks().count(flow.stack) == 0 && !is_tainted(known)) {
     flow.parents[0] = known != nullptr ? low(known->number) : 0;
     keep(origins, impl, flow);
   }

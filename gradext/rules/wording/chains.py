@@ -22,9 +22,9 @@ _MOST = 20_000  # births and flows that are followed
 _MOST_EXITS = 4_000  # values that went to Python, the latest
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True, eq=False)
 class Step:
-    """One birth or flow on the way back.
+    """One birth or flow on the way back. There are thousands: hence slots, and not frozen.
 
     Attributes:
         origin: it. after: what was made of it on the way, None at the start.

@@ -32,6 +32,12 @@ def _stem() -> Stem:
     return Stem({"origins": json.loads(done.stdout), "parts": ["torch"]}, environment)
 
 
+def _is_for_the_start(environment: Mapping[str, str]) -> bool:
+    """Whether a variable is set that Python itself reads, and only when it starts."""
+    names = {name for name in environment if name.startswith("PYTHON")} - {"PYTHONPATH"}
+    return any(environment[name] != {**os.environ, **_AS_HERE}.get(name) for name in names)
+
+
 def run(
     words: Sequence[str],
     folder: Path,
@@ -41,7 +47,8 @@ def run(
 ) -> tuple[int, bytes, bytes]:
     """Exit code, stdout and stderr of `python WORDS`, which begin with -m; 180 seconds at most.
 
-    Where the system has no such forks, it is a process of its own.
+    Where the system has no such forks, or Python would read its environment, it is a process of
+    its own.
     """
     given = {**environment, **_AS_HERE}
     with (
@@ -53,6 +60,8 @@ def run(
         start.seek(0)
         second = out if merged else err
         try:
+            if _is_for_the_start(given):
+                raise NoStem
             streams = (start.fileno(), out.fileno(), second.fileno())
             code = _stem().run(words, given, streams, 180, str(folder))
         except NoStem:

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gradext.fix.circumstances import origins
+from gradext.run import start
 
 _MOST_BYTES = 16 << 20  # of one message
 _KILLED = -int(signal.SIGKILL)
@@ -265,6 +266,7 @@ def main() -> None:
     import runpy
 
     module = _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    start.begin()  # the package was imported by the stem, which is none of gradext's commands
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

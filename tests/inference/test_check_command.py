@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -70,12 +71,16 @@ def python(folder, *words):
     (folder / "mymodels.py").write_text(textwrap.dedent(MODELS))
     (folder / "broken.py").write_text("import torch\nimport not_installed_anywhere\n")
     (folder / "wrong.py").write_text("1 / 0\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    if words[0] == "-m":
+        code, out, err = forks.run(words, folder, environment)
+        return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
     return subprocess.run(
         [sys.executable, *words],
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
+        env=environment,
         timeout=120,
     )
 

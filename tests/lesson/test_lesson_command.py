@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -44,13 +45,10 @@ sys.exit(main())
 
 
 def lesson(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gradext", "lesson", *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        env={**ENVIRONMENT, **environment},
-        timeout=120,
-    )
+    words = ("-m", "gradext", "lesson", *arguments)
+    given = {**ENVIRONMENT, **environment}
+    code, out, err = forks.run(words, Path.cwd(), given)
+    return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
 
 
 def test_a_chapter_runs_and_every_claim_is_as_stated() -> None:

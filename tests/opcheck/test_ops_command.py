@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -22,15 +21,9 @@ ROOT = HERE.parents[1]
 
 
 def program(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "gradext", "check", *words],
-        capture_output=True,
-        text=True,
-        cwd=HERE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"},
-        timeout=300,
-    )
-    return done.returncode, done.stdout, done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    code, out, err = forks.run(("-m", "gradext", "check", *words), HERE, environment)
+    return code, out.decode(), err.decode()
 
 
 @pytest.fixture(scope="module")

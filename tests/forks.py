@@ -29,7 +29,9 @@ def _stem() -> Stem:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True
     )
-    return Stem({"origins": json.loads(done.stdout), "parts": ["torch"]}, environment)
+    stem = Stem(environment)
+    stem.admit({"origins": json.loads(done.stdout), "parts": ["torch"]})
+    return stem
 
 
 def _is_for_the_start(environment: Mapping[str, str]) -> bool:

@@ -116,16 +116,24 @@ class Search:
     def _run(self, **options: Any) -> Ran:
         self._runs += 1
         left = max(1.0, self._ends - time.monotonic())
-        ran = trial.run(
-            self.program,
-            guard=self._guard,
-            limit=left,
-            more=self.limits.steps,
-            stem=self._stem,
-            **options,
-        )
-        if self._stem is None and not self.limits.dry:
-            self._stem = Stem(ran.circumstances, trial.environment())
+        is_first = self._stem is None and not self.limits.dry
+        started = Stem(trial.environment()) if is_first else None
+        try:
+            ran = trial.run(
+                self.program,
+                guard=self._guard,
+                limit=left,
+                more=self.limits.steps,
+                stem=self._stem,
+                **options,
+            )
+        except BaseException:
+            if started is not None:
+                started.close()
+            raise
+        if started is not None:
+            started.admit(ran.circumstances)
+            self._stem = started
         return ran.seen_by(self._process)
 
     @property

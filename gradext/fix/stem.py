@@ -5,8 +5,9 @@ take. Stem starts `python -m gradext.fix.stem`, which imports torch and then for
 copy goes on as `python WORDS` would, in a session of its own, with torch imported already.
 
 That is the same program only if torch would have been imported in the same way. So the first run
-is a plain process that writes down how it was (`circumstances`), and the stem refuses where its own
-import came out otherwise. Then, and where a system cannot do it, runs are plain processes.
+is a plain process that writes down how it was (`circumstances`), while the stem imports torch; the
+stem refuses where its own import came out otherwise. Then, and where a system cannot do it, runs
+are plain processes.
 
 The stem never runs any of the program's code: what it forks from has torch in it and no more.
 """
@@ -39,17 +40,16 @@ class NoStem(Exception):
 class Stem:
     """The parent's end. Ended by `close`, and by the end of this process however that comes."""
 
-    def __init__(self, facts: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         """Start it; it imports torch while this process goes on.
 
         Args:
-            facts: gradext.fix.circumstances of the first run.
-            environment: of the stem, as it was the first run's.
+            environment: of the stem, as it is the first run's.
         """
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._is_running = False
-        if not facts or not hasattr(os, "pidfd_open"):
+        if not hasattr(os, "pidfd_open"):
             return
         self._channel, other = socket.socketpair()
         with other:
@@ -65,9 +65,18 @@ class Stem:
                 )
             except OSError:
                 self._gone()
-                return
+
+    def admit(self, facts: Mapping[str, Any]) -> None:
+        """Allow further runs, if they would be the same program.
+
+        Args:
+            facts: gradext.fix.circumstances of the first run.
+        """
         try:
-            _send(self._channel, facts)
+            if not facts:
+                self._gone()
+            elif self._channel is not None:
+                _send(self._channel, facts)
         except OSError:
             self._gone()
 
@@ -178,18 +187,23 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return data
 
 
-def _import(facts: Mapping[str, Any]) -> bool:
+def _import(channel: socket.socket) -> bool:
     """Import what the program imports of torch; False where it came out otherwise than there."""
     import importlib
     import random
 
     before, drawn = set(sys.modules), random.getstate()
+    # Python's entry for -m is the working folder, whose files are the program's.
+    entry = [] if getattr(sys.flags, "safe_path", False) else [sys.path.pop(0)]
+    importlib.import_module("torch")
+    here = origins()
+    facts, _ = _receive(channel)
+    there = facts["origins"]
+    if any(there.get(name) != here[name] for name in here.keys() - before):
+        return False
     for name in facts["parts"]:
         importlib.import_module(name)
-        if name == "torch":
-            there, here = facts["origins"], origins()
-            if any(there.get(name) != here[name] for name in here.keys() - before):
-                return False
+    sys.path[:0] = entry
     # Python's generator is seeded before the program begins, so before its import of torch.
     return random.getstate() == drawn and not sys.modules["torch"].cuda.is_initialized()
 
@@ -197,9 +211,8 @@ def _import(facts: Mapping[str, Any]) -> bool:
 def _serve(channel: socket.socket) -> _Asked:
     """Fork for each run; returns in the fork, and never in the stem."""
     try:
-        facts, _ = _receive(channel)
         os.close(os.pidfd_open(os.getpid()))  # old kernels and some sandboxes have none
-        if not _import(facts):
+        if not _import(channel):
             os._exit(0)
         # What torch has made stays: a collection in a fork would look at all of it, and copy it.
         gc.freeze()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gradext.fix import circumstances, search, trial
+from gradext.fix import circumstances, trial
 from gradext.fix.search import Limits, Search
 from gradext.fix.stem import NoStem, Stem
 
@@ -37,9 +37,15 @@ def origins() -> dict[str, str]:
     return found
 
 
+def started(origins: dict[str, str]) -> Stem:
+    one = Stem(environment())
+    one.admit({"origins": origins, "parts": ["torch"]})
+    return one
+
+
 @pytest.fixture(scope="module")
 def shared(origins: dict[str, str]) -> Iterator[Stem]:
-    one = Stem({"origins": origins, "parts": ["torch"]}, environment())
+    one = started(origins)
     yield one
     one.close()
 
@@ -204,7 +210,7 @@ def test_what_a_run_leaves_behind_is_killed(tmp_path: Path, shared: Stem) -> Non
 def test_no_run_outlives_the_one_that_asked_for_it(
     tmp_path: Path, origins: dict[str, str], how: str
 ) -> None:
-    one = Stem({"origins": origins, "parts": ["torch"]}, environment())
+    one = started(origins)
     mark = tmp_path / "pid"
     words = program(
         tmp_path,
@@ -310,7 +316,7 @@ def test_the_first_run_is_plain_and_the_others_are_forked(
     assert found[0] == "plain"
     assert len(found) > 2
     assert set(found[1:]) == {"forked"}
-    monkeypatch.setattr(search, "Stem", lambda *_: None)
+    monkeypatch.setattr(Stem, "admit", lambda self, facts: self.close())
     found.clear()
     assert verdicts(tmp_path, STALE, monkeypatch) == told
     assert set(found) == {"plain"}
@@ -334,22 +340,36 @@ def test_it_refuses_where_torch_imports_something_else(
     other = {known: found for known, found in origins.items() if known != name}
     if origin is not None:
         other[name] = origin
-    one = Stem({"origins": other, "parts": ["torch"]}, environment())
+    one = started(other)
     streams = Streams(tmp_path)
     with pytest.raises(NoStem):
         one.run(["-m", "this"], environment(), streams.numbers, 60.0)
     assert streams.read() == ("", "")
 
 
+def test_no_file_of_the_program_runs_in_the_stem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origins: dict[str, str]
+) -> None:
+    for name in ("calendar", "queue", "numpy", "_dynamo"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    one = started(origins)
+    streams = Streams(tmp_path)
+    assert one.run(["-m", "this"], environment(), streams.numbers, 60.0) == 0
+    assert "beautiful" in streams.read()[0].lower()
+    assert not (tmp_path / "ran").exists()
+    one.close()
+
+
 def test_a_stem_that_cannot_be_started_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    one = Stem({"origins": {}, "parts": ["torch"]}, environment())
+    one = started({})
     with pytest.raises(NoStem):
         one.run(["-m", "this"], environment(), (0, 1, 2))
 
 
 def test_a_stem_is_ended_in_the_middle_of_its_import(origins: dict[str, str]) -> None:
-    one = Stem({"origins": origins, "parts": ["torch"]}, environment())
+    one = started(origins)
     assert one._process is not None
     process = one._process
     one.close()

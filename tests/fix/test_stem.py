@@ -99,7 +99,7 @@ SEEN = {
     "environment": "import os; print(sorted(os.environ.items()))",
     "flags and hashes": "import sys; print(sys.flags, hash('x'))",
     "open files": """
-        import os
+        import os, torch
         print(sorted(os.listdir('/proc/self/fd'))[:3], len(os.listdir('/proc/self/fd')))
     """,
     "signals": """
@@ -257,9 +257,9 @@ OTHERWISE = {
     "a module of its own in the place of one that torch imports": """
         import os, sys
         os.mkdir("ours")
-        text = open(__import__("calendar").__file__).read()
-        open(os.path.join("ours", "calendar.py"), "w").write(text)
-        sys.modules.pop("calendar")
+        text = open(__import__("timeit").__file__).read()
+        open(os.path.join("ours", "timeit.py"), "w").write(text)
+        sys.modules.pop("timeit")
         sys.path.insert(0, os.path.abspath("ours"))
     """,
 }
@@ -333,7 +333,7 @@ def test_all_are_plain_where_a_fork_would_be_another_program(
     assert set(found) == {"plain"}
 
 
-@pytest.mark.parametrize(("name", "origin"), [("numpy", None), ("calendar", "/else/calendar.py")])
+@pytest.mark.parametrize(("name", "origin"), [("numpy", None), ("timeit", "/else/timeit.py")])
 def test_it_refuses_where_torch_imports_something_else(
     tmp_path: Path, origins: dict[str, str], name: str, origin: str | None
 ) -> None:
@@ -350,7 +350,7 @@ def test_it_refuses_where_torch_imports_something_else(
 def test_no_file_of_the_program_runs_in_the_stem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origins: dict[str, str]
 ) -> None:
-    for name in ("calendar", "queue", "numpy", "_dynamo"):
+    for name in ("timeit", "queue", "numpy", "_dynamo"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
     one = started(origins)

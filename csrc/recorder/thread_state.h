@@ -54,6 +54,7 @@ struct Exit {
   int64_t numel = 0;
   uint64_t epoch = 0;
   uint64_t recording = 0;
+  StackId made = 0;  // where the tensor itself had come from Python
   // The memory that numpy was given: an origin lives as long as its memory, and no longer.
   const char* begin = nullptr;
   const char* end = nullptr;

@@ -153,16 +153,22 @@ def compare(broken: Ran, tried: Ran) -> Cost:
         if mine.get("held") is not None and theirs.get("held") is not None
     ]
     more = held[-1][0] - held[-1][1] if held else None
-    spent = [_spent(ran.passes[:count]) for ran in (tried, broken)]
+    # What a process does only once, it does in its first step: it counts for one of them only.
+    warm = 0 if broken.forked == tried.forked else 1
+    spent = [_spent(ran.passes[:count], warm) for ran in (tried, broken)]
     mine, before = (statistics.median(times) if times else None for times in spent)
     return Cost(more, mine, before, "start" if count == 1 else "step")
 
 
-def _spent(passes: Sequence[dict[str, Any]]) -> list[float]:
-    """The times of the steps in which no library was imported; of one pass, the time up to it."""
+def _spent(passes: Sequence[dict[str, Any]], warm: int) -> list[float]:
+    """The times of the steps in which no library was imported; of one pass, the time up to it.
+
+    Args:
+        warm: steps at the beginning that are left out.
+    """
     begun = [0.0, *(note["begun"] for note in passes)]
     return [
         begun[k + 1] - begun[k]
-        for k in range(0 if len(passes) == 1 else 1, len(passes))
+        for k in range(warm + (len(passes) > 1), len(passes))
         if passes[k]["imported"] <= _FEW
     ]

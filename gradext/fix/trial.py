@@ -82,6 +82,7 @@ class Ran:
         stopped: it had run far enough and was ended.
         told: index of the pass of the first fault that is silent; None where there is none.
         doubt: of a reference, why the program may mean something else.
+        forked: from the stem, so that torch was imported before it began.
         circumstances: how torch was imported in it (gradext.fix.circumstances).
         processes: of the processes that the program has started: what they noted, by name.
         pids: their names, by process id.
@@ -97,6 +98,7 @@ class Ran:
     seconds: float
     told: int | None = None
     doubt: str | None = None
+    forked: bool = False
     circumstances: dict[str, Any] = dataclasses.field(default_factory=dict)
     processes: dict[str, Noted] = dataclasses.field(default_factory=dict)
     pids: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -173,7 +175,7 @@ def run(
         with open(path, "w", encoding="utf-8") as file:
             json.dump(spec._asdict(), file)
         begun = time.monotonic()
-        code, output, error = _wait(folder, path, program.stdin, limit, stem)
+        code, output, error, forked = _wait(folder, path, program.stdin, limit, stem)
         seconds = time.monotonic() - begun
         report = _json(spec.words[2])
         first, facts = Noted.read(spec.result)
@@ -194,6 +196,7 @@ def run(
             seconds,
             first.told,
             first.doubt,
+            forked,
             facts.get("circumstances", {}),
             processes,
             pids,
@@ -210,7 +213,7 @@ def environment() -> dict[str, str]:
 
 def _wait(
     folder: str, spec: str, stdin: str | None, limit: float | None, stem: Stem | None
-) -> tuple[int | None, bytes, str]:
+) -> tuple[int | None, bytes, str, bool]:
     words = ["-m", "gradext.fix.child", spec]
     with (
         open(os.path.join(folder, "output"), "w+b") as output,
@@ -218,16 +221,18 @@ def _wait(
         open(stdin or os.devnull, "rb") as given,
     ):
         code: int | None
+        forked = True
         try:
             if stem is None:
                 raise NoStem
             streams = (given.fileno(), output.fileno(), error.fileno())
             code = stem.run(words, environment(), streams, limit)
         except NoStem:
+            forked = False
             code = _plain([sys.executable, *words], (given, output, error), limit)
         output.seek(0)
         error.seek(0)
-        return code, output.read(), error.read().decode("utf-8", "replace")
+        return code, output.read(), error.read().decode("utf-8", "replace"), forked
 
 
 def _plain(command: list[str], streams: tuple[Any, Any, Any], limit: float | None) -> int | None:

@@ -57,6 +57,18 @@ def test_a_step_that_imports_a_library_says_nothing_of_the_time() -> None:
     assert cost.compare(first, ran((1.0, 0))).ratio is None
 
 
+def test_what_a_process_does_once_is_not_compared_with_what_a_fork_need_not_do() -> None:
+    broken, forked = ran((9.0, 0), (19.0, 0), (20.0, 0)), ran((0.1, 0), (0.2, 0), (1.2, 0))
+    forked.forked = True
+    assert cost.compare(broken, forked).ratio == 1.0  # of the second step alone
+    for few in (1, 2):
+        one, other = ran(*[(9.0 * k, 0) for k in range(1, few + 1)]), ran((0.1, 0), (0.2, 0))
+        other.forked = True
+        assert cost.compare(one, other).ratio is None
+        other.forked = False
+        assert cost.compare(one, other).ratio is not None
+
+
 def test_imports_of_gradext_fix_itself_are_none_of_the_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -36,7 +36,7 @@ def test_torch_fails_as_it_does_alone(plain: Any, recorded: Any, write: Any) -> 
     write(PRINTS, "d/random.py")
     write("import torch\nprint(torch.ones(1))\n", "d/train.py")
     expected = plain("d/train.py")
-    found, _ = recorded("d/train.py")
+    found, _ = recorded("d/train.py", forked=False)
     assert expected.code == found.code
     assert found.out == expected.out
     # From 3.13 on the interpreter may add "(consider renaming ...)", for a file in the folder that

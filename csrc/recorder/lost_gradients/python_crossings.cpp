@@ -105,6 +105,11 @@ void add_exits(Flow& flow, const at::Tensor& result, const ThreadState& thread) 
       break;
     }
     if (left.value == left.value) {
+      // A program that learns nothing makes the same numbers in each round, at the same line: what
+      // it has read of the last one is not where this one comes from.
+      if (left.made != 0 && left.made == flow.stack) {
+        continue;
+      }
       // The number that was handed over, or one among the elements.
       if (is_telling(left.value) &&
           (left.value == flow.value || (readable && holds(result, left.value)))) {
@@ -298,14 +303,17 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
   }
   flow.value = value;
   Origins& origins = Origins::get();
+  StackId made = 0;
   {
     std::lock_guard lock(origins.mutex);
+    const Flow* known = origins.flows.find(as_target(impl));
+    made = known != nullptr && (known->flags & kFromPython) != 0 ? known->stack : 0;
     add_inputs(origins, flow, Inputs{&impl});
   }
   if ((flow.flags & (kTaints | kFromInference)) == 0) {
     return;
   }
-  Exit left{0, value, state::numel(impl), thread.epoch, ended_recordings.load()};
+  Exit left{0, value, state::numel(impl), thread.epoch, ended_recordings.load(), made};
   if (std::isnan(value) && state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
       tensor.device().is_cpu() && has_data(impl)) {
     left.begin = static_cast<const char*>(impl.unsafe_storage().data());
@@ -385,12 +393,12 @@ void note_entry(uint32_t op, const at::Tensor& result, const Inputs& inputs, dou
   Flow flow;
   flow.flags = kFromPython;
   flow.value = value;
+  complete(flow, op);
   const bool is_floating = at::isFloatingType(result.scalar_type());
   if (is_floating && thread.exit_count > 0) {
     add_exits(flow, result, thread);
   }
   Origins& origins = Origins::get();
-  complete(flow, op);
   if (c10::GradMode::is_enabled() && std::any_of(inputs.begin(), inputs.end(), [](const auto* in) {
         return state::requires_grad(*in);
       })) {

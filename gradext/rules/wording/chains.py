@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MOST = 20_000  # births and flows that are followed
 _MOST_EXITS = 4_000  # values that went to Python, the latest
+_FEW = 64  # values that are looked at behind one that left
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -152,10 +153,25 @@ def linked_exit(data: Data, entry: Flow) -> Flow | None:
     stack = data.frames(entry.stack)
     for index in [index for index, frame in enumerate(stack) if frame.is_user]:
         wanted = _call(stack[index:])
-        for flow in exits:
-            if _contains(data.frames(flow.stack), wanted):
-                return flow
+        found = [flow for flow in exits if _contains(data.frames(flow.stack), wanted)]
+        if found:
+            # Labels and the like go to numpy in the same call; they never had a gradient.
+            return next((flow for flow in found if _has_cut(data, flow)), found[0])
     return None
+
+
+def _has_cut(data: Data, flow: Flow) -> bool:
+    """Whether a value that left lost its gradient on the way, within a few ops."""
+    pending: list[Birth | Flow] = [flow]
+    for _ in range(_FEW):
+        if not pending:
+            break
+        at = pending.pop()
+        if is_cut(at):
+            return True
+        if isinstance(at, Flow):
+            pending += [origin for n in at.parents if (origin := data.origin(n)) is not None]
+    return False
 
 
 def exits_before(data: Data, entry: Flow) -> list[Flow]:

@@ -47,6 +47,8 @@ from gradext.recording.events import (
 )
 from gradext.source import frames
 
+_PARENTS = (FLOWS.parent0, FLOWS.parent1, FLOWS.parent2, FLOWS.parent3)
+
 
 class Data:
     """The events of a recording as arrays, with the queries that diagnoses need. Immutable."""
@@ -188,7 +190,6 @@ class Data:
             value = number if number == number else None
         with_node = flags & (CUT | MERGE) and not flags & SOURCE_IS_LEAF
         node = (numbers[FLOWS.source_thread], numbers[FLOWS.source_sequence])
-        parents = numbers[FLOWS.parent0 : FLOWS.parent3 + 1]
         return Flow(
             order=numbers[FLOWS.order],
             number=numbers[FLOWS.number],
@@ -201,7 +202,7 @@ class Data:
             thread=numbers[FLOWS.thread],
             op=self.ops.get(numbers[FLOWS.op], ""),
             flags=flags,
-            parents=tuple(filter(None, parents)),
+            parents=tuple(numbers[at] for at in _PARENTS if numbers[at]),
             lives=bool(numbers[FLOWS.lives]),
         )
 

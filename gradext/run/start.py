@@ -19,9 +19,12 @@ _TRIALS = frozenset({"gradext.fix.child", "gradext.fix.stem"})
 
 
 def begin() -> None:
-    """Called once, by the package. Raises ImportError, one line, where _C is missing."""
+    """Called by the package when it is imported, and by a process that becomes another one.
+
+    Raises ImportError, one line, where _C is missing.
+    """
     if _is_trial():
-        return
+        return  # the `gradext run` that goes on in it loads what it needs
     arguments = build.program_arguments()
     if not _leaves_torch_alone(arguments):
         _load_or_exit(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,22 +20,13 @@ ROUNDS = 200
 def run_together(functions: list[Callable[[], None]]) -> None:
     """Run each function on a thread of its own, all started at once; raise the first failure."""
     barrier = threading.Barrier(len(functions))
-    failures: list[BaseException] = []
 
     def body(function: Callable[[], None]) -> None:
         barrier.wait()
-        try:
-            function()
-        except BaseException as error:
-            failures.append(error)
+        function()
 
-    threads = [threading.Thread(target=body, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    with ThreadPoolExecutor(len(functions)) as pool:
+        list(pool.map(body, functions))
 
 
 def test_own_tensors_are_exact_on_every_thread() -> None:

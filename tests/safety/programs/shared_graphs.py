@@ -20,6 +20,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -32,21 +33,14 @@ Work = Callable[[], None]
 
 def together(*works: Work) -> None:
     """Each in a thread of its own; raises what one of them has raised."""
-    errors: list[BaseException] = []
+    with ThreadPoolExecutor(len(works)) as pool:
+        all_here = threading.Barrier(len(works))  # or an idle thread would take the next one too
 
-    def run(work: Work) -> None:
-        try:
+        def run(work: Work) -> None:
+            all_here.wait()
             work()
-        except BaseException as error:
-            errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+        list(pool.map(run, works))
 
 
 def run_while_exposed(reads: str, rounds: int) -> None:

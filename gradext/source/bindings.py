@@ -380,9 +380,14 @@ def _is_result_dropped(site: Site, function: _Function) -> bool:
     if not site.callers or function.name == "backward":
         return False  # a Function's is called by the engine, below `loss.backward()`
     node = statements.statement(Site(frame=site.callers[0]))
-    if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+    if not isinstance(node, ast.Expr):
         return False
-    return ast.unparse(node.value.func).rsplit(".", 1)[-1] == function.name
+    result = node.value
+    while isinstance(result, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.Await)):
+        result = result.value if isinstance(result, ast.Await) else result.elt
+    if not isinstance(result, ast.Call):
+        return False
+    return ast.unparse(result.func).rsplit(".", 1)[-1] == function.name
 
 
 def written_name(site: Site) -> str | None:

@@ -63,7 +63,7 @@ def all_stale(
     graph: Graph, pairs: Sequence[tuple[Node, Saved]], data: Data, names: Names, *, failed: bool
 ) -> list[Diagnosis]:
     """One diagnosis for the saved tensors of the same lines. `failed`: backward has raised."""
-    diagnoses: dict[tuple[Any, ...], Diagnosis] = {}
+    diagnoses: dict[tuple[Any, ...], tuple[Diagnosis, _Fix]] = {}
     counts: dict[tuple[Any, ...], int] = {}
     whole = len(pairs) <= saved_tensors.MOST_PAIRS
     for node, saved in pairs[: saved_tensors.MOST_PAIRS]:
@@ -73,9 +73,22 @@ def all_stale(
             whole = False
             continue
         counts[key] = counts.get(key, 0) + 1
-        if key not in diagnoses:  # looking for what mends it may mean a look at all objects
-            diagnoses[key] = dataclasses.replace(diagnosis, fix=fix())
-    return _by_write([(d, counts[key]) for key, d in diagnoses.items()], whole)
+        diagnoses.setdefault(key, (diagnosis, fix))
+    mended = []
+    for key, (diagnosis, fix) in diagnoses.items():
+        by = _write_of(diagnosis)
+        savers = [d.victims[0] for d, _ in diagnoses.values() if d.victims and _write_of(d) == by]
+        # Looking for what mends it may mean a look at all objects.
+        mended.append((dataclasses.replace(diagnosis, fix=fix(savers)), counts[key]))
+    return _by_write(mended, whole)
+
+
+_Fix = Callable[[Sequence[Site]], str]
+
+
+def _write_of(diagnosis: Diagnosis) -> tuple[tuple[str, int], ...] | None:
+    first = diagnosis.culprits[0] if diagnosis.culprits else None
+    return sites.path_of((first.frame, *first.callers)) if first is not None else None
 
 
 def _by_write(found: Sequence[tuple[Diagnosis, int]], whole: bool) -> list[Diagnosis]:
@@ -86,10 +99,7 @@ def _by_write(found: Sequence[tuple[Diagnosis, int]], whole: bool) -> list[Diagn
     """
     groups: dict[tuple[Any, ...], list[tuple[Diagnosis, int]]] = {}
     for number, (diagnosis, count) in enumerate(found):
-        first = diagnosis.culprits[0] if diagnosis.culprits else None
-        key: tuple[Any, ...] = (number,)  # of an unknown write: alone
-        if first is not None:
-            key = sites.path_of((first.frame, *first.callers))
+        key: tuple[Any, ...] = _write_of(diagnosis) or (number,)  # of an unknown write: alone
         groups.setdefault(key, []).append((diagnosis, count))
     told = []
     for (first_one, count), *others in groups.values():
@@ -163,7 +173,7 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
 
 def _stale_one(
     graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
-) -> tuple[Diagnosis, Callable[[], str]]:
+) -> tuple[Diagnosis, _Fix]:
     """The diagnosis without its fix, and what makes that."""
     name, spoken = saved_tensors.tensor_text(saved, names)
     blame = _blame(data, saved)
@@ -231,10 +241,10 @@ def _stale_one(
         window=window,
     )
 
-    def fix() -> str:
+    def fix(savers: Sequence[Site]) -> str:
         # A copy made within a compiled function is traced away: it is made at the call.
         at = calls if node.uses else victims
-        text = stale_saved.fix(graph, saved, data, blame, culprits, at, names, failed)
+        text = stale_saved.fix(graph, saved, data, blame, culprits, at, names, failed, savers)
         return text if other is None else f"{text}; {other.help}"
 
     return diagnosis, fix

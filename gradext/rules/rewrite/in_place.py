@@ -39,11 +39,15 @@ _AUGMENTED = {
 }  # fmt: skip
 
 
+COPY_BEFORE = "copy before the write"
+
+
 class _Written(NamedTuple):
     """Of the tensor that is written: see out_of_place()."""
 
     is_held: bool
     of_view: bool
+    below_copy: str | None
 
 
 class _OutOfPlace(ast.NodeTransformer):
@@ -103,7 +107,12 @@ def _is_own_write(site: Site, word: str) -> bool:
 
 
 def out_of_place(
-    site: Site, ops: Sequence[str] = (), *, is_held: bool = False, of_view: bool = False
+    site: Site,
+    ops: Sequence[str] = (),
+    *,
+    is_held: bool = False,
+    of_view: bool = False,
+    below_copy: str | None = None,
 ) -> str | None:
     """How the statement reads without the in-place write.
 
@@ -114,8 +123,9 @@ def out_of_place(
         ops: what the line did to the tensor that it wrote, where that was recorded.
         is_held: a module has the tensor as a parameter or a buffer: no attribute takes a new one.
         of_view: the write was refused, since it is to a view (see bindings.is_rebindable).
+        below_copy: how the statement is to read below a copy of the whole, where not as it does.
     """
-    written = _Written(is_held, of_view)
+    written = _Written(is_held, of_view, below_copy)
     node = statements.statement(site)
     if node is None:
         return None
@@ -251,7 +261,8 @@ def _copied(site: Site, owner: ast.expr, write: str, *, written: _Written) -> st
         return None
     method = "copy" if kind == "array" else "clone"
     line = where(site.frame)
-    return f"copy before the write, at {line}: `{whole} = {whole}.{method}()`, then `{write}`"
+    write = written.below_copy or write
+    return f"{COPY_BEFORE}, at {line}: `{whole} = {whole}.{method}()`, then `{write}`"
 
 
 def _by_index(site: Site, target: ast.expr, new: str) -> str | None:

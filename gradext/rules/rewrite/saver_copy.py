@@ -34,7 +34,7 @@ def saver_copy(
         name: of the saved tensor, as something that still runs reaches it: `model.rows.weight`.
         of_leaf: it is a parameter, or a view of one.
     """
-    found = _expression(victims[0].frame) if victims else None
+    found = expression_of(victims[0].frame) if victims else None
     if found is None:
         return None
     statement, expression, is_exact = found
@@ -44,7 +44,8 @@ def saver_copy(
         return None  # written before the line could have made a copy
     if saved.is_output:
         inner = [n for n in ast.walk(expression) if isinstance(n, (ast.Call, ast.BinOp))]
-        return _told(statement, [expression], place) if is_exact or len(inner) == 1 else None
+        is_one = is_exact or len(inner) == 1
+        return told(statement, [expression], place.frame) if is_one else None
     of_module = "/nn/modules/" in "".join(f.file.replace("\\", "/") for f in place.stack)
     wanted = _named(expression, place, culprits, name)
     if not wanted and is_exact:
@@ -52,7 +53,7 @@ def saver_copy(
     if not wanted and of_module and of_leaf:
         called = expression if is_exact else _call_of(expression, name)
         return _of_parameters(called, place) if called is not None else None
-    return _told(statement, wanted, place) if wanted else None
+    return told(statement, wanted, place.frame) if wanted else None
 
 
 def is_of_line(fix: str) -> bool:
@@ -79,17 +80,22 @@ def _of_parameters(expression: ast.expr, place: Site) -> str | None:
     )
 
 
-def _told(statement: ast.stmt, wanted: Sequence[ast.expr], place: Site) -> str | None:
-    where = sites.where(place.frame)
-    if not isinstance(statement, statements.BLOCKS):
-        text = ast.unparse(
-            _Cloned({_place(node) for node in wanted}).visit(copy.deepcopy(statement))
-        )
-        if len(text) <= _LONGEST and "\n" not in text:
-            return f"{_SAVE}, at {where}: `{text}`"
-    old = ast.unparse(wanted[0])
-    new = ast.unparse(_cloned(wanted[0]))
-    return f"{_SAVE}, at {where}: `{new}` in place of `{old}`" if "\n" not in old else None
+def told(statement: ast.stmt, wanted: Sequence[ast.expr], frame: Frame) -> str | None:
+    """What to type at the line of `frame`, for a copy of each of the wanted expressions."""
+    where, whole = sites.where(frame), with_copies(statement, wanted)
+    if whole is not None:
+        return f"{_SAVE}, at {where}: `{whole}`"
+    texts = dict.fromkeys((ast.unparse(_cloned(node)), ast.unparse(node)) for node in wanted)
+    changes = [f"`{new}` in place of `{old}`" for new, old in texts if "\n" not in old]
+    return f"{_SAVE}, at {where}: {', '.join(changes)}" if len(changes) == len(texts) else None
+
+
+def with_copies(statement: ast.stmt, wanted: Sequence[ast.expr]) -> str | None:
+    """The statement with `.clone()` after some of its expressions; None where it is too long."""
+    if isinstance(statement, statements.BLOCKS):
+        return None
+    text = ast.unparse(_Cloned({_place(node) for node in wanted}).visit(copy.deepcopy(statement)))
+    return text if len(text) <= _LONGEST and "\n" not in text else None
 
 
 class _Cloned(ast.NodeTransformer):
@@ -114,7 +120,7 @@ def _place(node: ast.expr) -> _Place:
     return node.lineno, node.col_offset, last, end
 
 
-def _expression(frame: Frame) -> tuple[ast.stmt, ast.expr, bool] | None:
+def expression_of(frame: Frame) -> tuple[ast.stmt, ast.expr, bool] | None:
     """(statement, what ran of it, True); the statement's whole value and False where Python keeps
     no columns (before 3.11)."""
     held = syntax.statements(frame.file, frame.line)

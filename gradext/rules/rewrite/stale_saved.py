@@ -17,6 +17,7 @@ from gradext.rules.rewrite import (
     in_place,
     optimizer_step,
     order_of_calls,
+    read_copy,
     saver_copy,
 )
 from gradext.rules.wording import saved_tensors
@@ -53,7 +54,13 @@ def fix(
     victims: tuple[Site, ...],
     names: Names,
     failed: bool,
+    savers: Sequence[Site] = (),
 ) -> str:
+    """What mends a stale saved tensor.
+
+    Args:
+        savers: all lines that saved what the same write has spoilt.
+    """
     name, _ = names.of_saved(saved)
     if not culprits:
         place = f" at {sites.where(victims[0].frame)}" if victims else ""
@@ -113,7 +120,17 @@ def fix(
         if returned is not None:
             return returned
     is_held = names.is_held(saved.counter)
-    instead = _mended(data, blame, culprits, is_held=is_held)
+    own = read_copy.within(culprit, savers or victims)
+    reading = read_copy.read_copy(culprit, own)
+    instead = _mended(data, blame, culprits, reading, is_held=is_held)
+    if reading is not None:
+        is_copied = (instead or "").startswith(in_place.COPY_BEFORE)
+        if is_copied and (reading.statement is None or all(saver in own for saver in savers)):
+            instead = None  # the statement would save the copy, which it writes as well
+        if instead is None and victims and victims[0] in own:
+            what = f"`{name}`" if name else "it"
+            kept = reading.help or kept
+            kept = kept or f"read a `.clone()` of {what} at {read_copy.place_of(own)}"
     if is_held and kept:
         return kept
     return (
@@ -135,7 +152,14 @@ def _is_hook(stack: Sequence[Frame], culprit: Site) -> bool:
     return "/torch/" in caller.file.replace("\\", "/") and name not in ("forward", "backward")
 
 
-def _mended(data: Data, blame: Blame, culprits: tuple[Site, ...], *, is_held: bool) -> str | None:
+def _mended(
+    data: Data,
+    blame: Blame,
+    culprits: tuple[Site, ...],
+    reading: read_copy.ReadCopy | None,
+    *,
+    is_held: bool,
+) -> str | None:
     """What the lines that wrote read without their writes: all of them, or None."""
     found: list[str] = []
     for index, culprit in enumerate(culprits):
@@ -147,7 +171,8 @@ def _mended(data: Data, blame: Blame, culprits: tuple[Site, ...], *, is_held: bo
         ]
         if index and _is_of_new(culprits[0], culprit):
             continue
-        text = in_place.out_of_place(culprit, ops, is_held=is_held)
+        own = reading.statement if reading is not None and not index else None
+        text = in_place.out_of_place(culprit, ops, is_held=is_held, below_copy=own)
         if text is None:
             return None
         found.append(text)

@@ -29,7 +29,7 @@ def inside(calls: tuple[Site, ...], traces: Sequence[str], label: str) -> tuple[
 
 def written_while_tracing(
     node: Node, saved: Saved, calls: tuple[Site, ...], op_name: str
-) -> tuple[Diagnosis, Callable[[], str]] | None:
+) -> tuple[Diagnosis, Callable[[Sequence[Site]], str]] | None:
     """The diagnosis and its fix; None where the graph that is traced is not to be found."""
     graph = traced_lines.graph_of(live_frames.frames_above())
     if graph is None:
@@ -61,7 +61,7 @@ def written_while_tracing(
         code="GX101", message=message, culprits=culprits, victims=victims, notes=tuple(notes)
     )
 
-    def fix() -> str:
+    def fix(_: Sequence[Site]) -> str:
         first = in_place.out_of_place(culprits[0]) if culprits else None
         if first is not None:
             return first

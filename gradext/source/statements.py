@@ -114,3 +114,10 @@ def assigned_names(site: Site) -> list[str]:
         elif isinstance(target, (ast.Name, ast.Attribute, ast.Subscript)):
             found.append(ast.unparse(target))
     return found
+
+
+def names_read_again(site: Site) -> list[str]:
+    """The variables that the assignment at the site's line also reads: `h` of `o, h = f(x, h)`."""
+    value = getattr(statement(site), "value", None)
+    read = {n.id for n in ast.walk(value) if isinstance(n, ast.Name)} if value is not None else {}
+    return [name for name in assigned_names(site) if name in read]

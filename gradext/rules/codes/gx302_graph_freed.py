@@ -14,7 +14,7 @@ from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
-from gradext.rules.rewrite import carried, detach
+from gradext.rules.rewrite import carried, detach, exchanged
 from gradext.rules.wording import holders, node_sites
 from gradext.rules.wording.held_by_modules import module_with, named_modules
 from gradext.rules.wording.loops import runs_again
@@ -105,13 +105,15 @@ def freed(
         name = names.of_node(named.id)
     kept = None
     if name is None and call is not None and outer is not None:
-        kept = holders.kept_at(data, graph, index, call)
+        kept = holders.kept_at(data, graph, index, call, _running())
     if kept is not None:
         named, name = kept.node, kept.target
     what = f"`{name}`" if name else "this result"
     made = node_sites.site_of(data, named, f"{what} leads back into the graph that was freed")
     if kept is not None and made is not None:
-        made = holders.moved_to(made, kept.frame)
+        # A variable's line says no more than that of what it was given.
+        is_variable = kept.target.isidentifier()
+        made = made if is_variable else holders.moved_to(made, kept.frame)
     elif made is not None:
         made = detach.assigning(made, name, _running())
     linking = (
@@ -147,6 +149,12 @@ def freed(
             f"been freed: {carried} was used again with its history."
         )
     below = _freed_below(graph, index)
+    apart = None
+    if outer is not None and call is not None and made is not None:
+        used_at = outer if named is not node else _first_user(graph, index, freeing, call)
+        use = node_sites.site_of(data, used_at, "") if used_at is not None else None
+        target = name or detach.carried_name(made, linking)
+        apart = _apart(target, use) if target is not None and use is not None else None
     victims = sites.distinct(
         [
             other if twice else None,
@@ -190,7 +198,7 @@ def freed(
             fix=(
                 _one_too_many(taken, other, first)
                 if twice and taken is not None and other is not None and first is not None
-                else _fix(data, node, name, whole, (made, maker, linking, first, again))
+                else _fix(data, node, name, whole, apart, (made, maker, linking, first, again))
             ),
             notes=tuple(notes),
         )
@@ -385,6 +393,7 @@ def _fix(
     node: Node,
     name: str | None,
     whole: bool,
+    apart: str | None,
     lines: tuple[Site | None, Site | None, Site | None, Site | None, Site | None],
 ) -> str:
     made, maker, linking, first, again = lines
@@ -408,9 +417,14 @@ def _fix(
                 "backward() once, for the whole sum"
             )
         once = carried.once(first, again) or "add them and call backward() once"
+        if apart is None:
+            return (
+                f"{spoken}, made at {line}, is used by two losses: {once}; or, where they cannot "
+                f"be added, keep the graph: `retain_graph=True`{place}"
+            )
         return (
             f"{spoken}, made at {line}, is used by two losses: {once}; if the second is not to "
-            f"train what made it, {detached}{use}; if it is, and cannot be added, keep the graph: "
+            f"train what made it, {apart}; if it is, and cannot be added, keep the graph: "
             f"`retain_graph=True`{place}"
         )
     if loops and not runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
@@ -424,6 +438,41 @@ def _fix(
     spoken = f"`{path}`" if cut is not None else spoken
     cut = cut or f"{detached}{use}"
     return f"cut the history of {spoken}, made at {line}, between the iterations: {cut}"
+
+
+def _first_user(graph: Graph, index: int, freeing: dict[int, int], call: Backward) -> Node | None:
+    """The first node that uses again what was used up; None where a cut before it is not enough.
+
+    That is so where something else leads there, or was made of it before the first loss was.
+    """
+    lost, node = _leads_to_freed(graph), graph.nodes[index]
+    own = call.nodes[call.nodes[:, NODES.thread] == node.thread]
+    last = int(own[:, NODES.sequence].max()) if len(own) else -1
+    users: list[Node] = []
+    for number, following in enumerate(graph.following()):
+        reached = {f for f in following if f in freeing and lost[f]}
+        if reached and number not in freeing:
+            user = graph.nodes[number]
+            if reached != {index} or user.thread != node.thread or (user.sequence or -1) <= last:
+                return None
+            users.append(user)
+    return min(users, key=graph.order, default=None)
+
+
+def _apart(target: str, use: Site) -> str | None:
+    """What to type before the second loss uses a tensor, and before which line."""
+    root = re.split(r"[.\[]", target)[0]
+    live = live_frames.frames_above()
+    for place in (use.frame, *use.callers):
+        name = place.function.rsplit(".", 1)[-1]
+        for frame in live:
+            code = frame.f_code
+            if (code.co_filename, code.co_name) != (place.file, name):
+                continue
+            if exchanged.knows(frame, root):
+                told = exchanged.detached_in(frame, target)
+                return f"`{told}` before {sites.where(place)} uses it" if told else None
+    return None
 
 
 def _fix_of_whole(made: Site | None, first: Site | None, again: Site | None, place: str) -> str:

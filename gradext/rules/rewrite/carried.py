@@ -15,7 +15,7 @@ from typing import Any
 from gradext.base import package, raw
 from gradext.diagnosis.model import Frame, Site
 from gradext.objects import naming
-from gradext.rules.rewrite import detach, order_of_calls
+from gradext.rules.rewrite import detach, exchanged, order_of_calls
 from gradext.rules.wording.held_by_modules import module_with
 from gradext.source import sites, statements, syntax
 
@@ -41,11 +41,17 @@ def cut(name: str, live: Sequence[Any]) -> str | None:
         if loop is None or not _is_known(frame, root):
             continue
         if "." not in name:
-            told = _of_variable(_item_of(frame, name), root, place, loop)
+            told = _of_variable(_item_of(frame, name), root, place, loop, frame)
             if told is not None:
                 return told
             continue
-        return f"`{_detached(name)}` below {_below(place)}"
+        owner = name.rpartition("[")[0] if name.endswith("]") else None
+        if exchanged.value_at(frame, name) is None or (
+            owner and _all_tensors(exchanged.value_at(frame, owner))
+        ):
+            return f"`{_detached(name)}` below {_below(place)}"
+        told = exchanged.detached_in(frame, name, whole=True)
+        return f"`{told}` below {_below(place)}" if told is not None else None
     return None
 
 
@@ -103,9 +109,17 @@ def _item_of(frame: Any, name: str) -> str:
     """The name, or that of an item where it is a tuple, a list or a dict by now."""
     held = dict(naming.locals_of(frame))
     value = held[name] if name in held else frame.f_globals.get(name)
-    if type(value) in (tuple, list) and value:
+    if type(value) in (tuple, list) and _all_tensors(value):
         return f"{name}[0]"
     return f"{name}['']" if type(value) is dict else name
+
+
+def _all_tensors(value: Any) -> bool:
+    """Whether a list, a tuple or a dict has tensors only."""
+    if type(value) not in (tuple, list, dict) or not value:
+        return False
+    entries = value.values() if type(value) is dict else value
+    return all(naming.identity_of(entry) is not None for entry in entries)
 
 
 def _loop_around(place: Frame) -> ast.For | ast.While | None:
@@ -113,7 +127,7 @@ def _loop_around(place: Frame) -> ast.For | ast.While | None:
     return loops[-1] if loops else None
 
 
-def _of_variable(name: str, root: str, place: Frame, loop: ast.stmt) -> str | None:
+def _of_variable(name: str, root: str, place: Frame, loop: ast.stmt, frame: Any) -> str | None:
     """A variable that the loop around the running line binds again."""
     bound = [
         node
@@ -122,6 +136,12 @@ def _of_variable(name: str, root: str, place: Frame, loop: ast.stmt) -> str | No
     ]
     if not bound:
         return None
+    if name == root and exchanged.value_at(frame, root) is not None:
+        told = exchanged.detached_in(frame, root)
+        if told is None:
+            return None
+        if told != f"{root} = {root}.detach()":
+            return f"`{told}` below {_below(place)}"
     for node in bound:
         if not isinstance(node, ast.Assign) or root != name or len(node.targets) > 1:
             continue

@@ -106,7 +106,24 @@ def carried_name(made: Site, linking: Site | None) -> str | None:
     both = [name for name in names if name in read]
     if both:
         return both[0]
-    return names[0] if len(names) == 1 else None
+    handed = _handed_on(made, set(names), read) if len(names) > 1 else None
+    return names[0] if len(names) == 1 else handed
+
+
+def _handed_on(made: Site, names: set[str], read: set[str]) -> str | None:
+    """`state` where `state = State(h, c)` follows the line that made `h, c`, and is read next."""
+    held = statements.around(made)
+    for _, block in ast.iter_fields(held[-2]) if len(held) > 1 else ():
+        if not isinstance(block, list) or held[-1] not in block:
+            continue
+        for node in block[block.index(held[-1]) + 1 :]:
+            if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+                continue
+            parts = {ast.unparse(n) for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+            target = node.targets[0]
+            if isinstance(target, ast.Name) and target.id in read and names <= parts:
+                return target.id
+    return None
 
 
 def assigning(made: Site, name: str | None, running: set[tuple[str, str]] | None = None) -> Site:

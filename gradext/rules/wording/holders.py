@@ -29,8 +29,15 @@ class Kept(NamedTuple):
     target: str
 
 
-def kept_at(data: Data, graph: Graph, index: int, call: Backward) -> Kept | None:
-    """Where what was made of a node that `call` used up was put; None where no line says it."""
+def kept_at(
+    data: Data, graph: Graph, index: int, call: Backward, running: set[tuple[str, str]]
+) -> Kept | None:
+    """Where what was made of a node that `call` used up was put; None where no line says it.
+
+    Args:
+        running: (file, name) of the functions that have not returned. In these, a variable that a
+            call's result was given to is looked at, too: `h = step(h, x)`.
+    """
     start = graph.nodes[index]
     end = _end_of_round(data, start, call)
     above = graph.above()
@@ -53,6 +60,14 @@ def kept_at(data: Data, graph: Graph, index: int, call: Backward) -> Kept | None
         for name in statements.assigned_names(Site(frame)):
             if "." in name or "[" in name:
                 return Kept(newest, frame, name)
+        if (
+            made is not None
+            and frame is not made.frame
+            and (frame.file, frame.function.split(".")[-1]) in running
+        ):
+            carried = statements.names_read_again(Site(frame))
+            if len(carried) == 1:
+                return Kept(newest, frame, carried[0])
         if not source.returns(frame):
             return None
     return None

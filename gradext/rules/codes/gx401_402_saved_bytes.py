@@ -258,8 +258,8 @@ def _fix(blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: boo
         return f"{better}; {copying}" if better else f"write into a copy at {place}, {copying}"
     if blame.exchanged:
         return (
-            f"at {place} exchange the memory after backward(), or run the forward ({there}) "
-            "again after it"
+            f"at {place} exchange the memory after backward(), or run the forward ({there}), "
+            "and its loss, again after it"
         )
     if blame.writes:
         return saved_tensors.without_data(culprit)

@@ -67,6 +67,15 @@ def _names(node: ast.AST, context: type[ast.expr_context]) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
 
 
+def calls_between(upper: Frame, lower: Frame, name: str) -> bool:
+    """Whether a statement of the block between two lines calls what is named: `opt.zero_grad`."""
+    return any(
+        isinstance(part, ast.Call) and ast.unparse(part.func) == name
+        for node in (_block(upper, lower) or [])[1:-1]
+        for part in ast.walk(node)
+    )
+
+
 def _block(upper: Frame, lower: Frame) -> list[ast.stmt] | None:
     """The statements of one block from one line's to another's; None where they share none."""
     if (upper.file, upper.function) != (lower.file, lower.function):
@@ -85,6 +94,43 @@ def _block(upper: Frame, lower: Frame) -> list[ast.stmt] | None:
             found = block[block.index(first) : block.index(last) + 1]
             return found if len(found) > 1 else None
     return None
+
+
+def between(start: Frame, end: Frame, last: Frame) -> list[ast.stmt]:
+    """The statements above the line of `end` by which that of `start` leads to that of `last`.
+
+    The first one is that of `start`; empty where the three are not in one block.
+    """
+    block = _block(start, last)
+    if block is None or (start.file, start.function) != (end.file, end.function):
+        return []
+    made = _given(block[0])
+    reached = [block[0]]
+    for node in block[1:-1]:
+        if made & _names(node, ast.Load) and _given(node):
+            made |= _given(node)
+            reached.append(node)
+    wanted = _names(block[-1], ast.Load)
+    found: list[ast.stmt] = []
+    for node in reversed(reached):
+        if node is block[0] or wanted & _given(node):
+            wanted |= _names(node, ast.Load)
+            if (node.end_lineno or node.lineno) < end.line:
+                found.append(node)
+    return found[::-1]
+
+
+def _given(node: ast.stmt) -> set[str]:
+    """The names that a statement gives a value to, or adds to."""
+    given = _names(node, ast.Store)
+    for part in ast.walk(node):
+        call = part.value if isinstance(part, ast.Expr) else None
+        called = call.func if isinstance(call, ast.Call) else None
+        if isinstance(called, ast.Attribute) and called.attr in ("append", "extend", "update"):
+            given |= _names(called.value, ast.Load)  # `losses.append(f(x))`
+        if isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(part.ctx, ast.Store):
+            given |= _names(part.value, ast.Load)
+    return given
 
 
 def line_in(site: Site, frame: Frame) -> Frame | None:

@@ -22,7 +22,7 @@ from gradext.rules.rewrite import (
 )
 from gradext.rules.wording import saved_tensors
 from gradext.rules.wording.loops import runs_again
-from gradext.source import bindings, live_frames, sites, statements
+from gradext.source import bindings, live_frames, sites, statements, syntax
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -81,7 +81,7 @@ def fix(
     last = sites.user_frame(stack)
     of_leaf = names.is_of_leaf(saved.counter) and write is not None and not write.grad_mode
     if optimizer_step.is_optimizer_step(culprit, of_leaf=of_leaf):
-        return _fix_step(graph, data, culprit, write, victims, names, call)
+        return _fix_step(graph, data, culprit, write, victims, names, call, savers)
     inside = [frame.file.replace("\\", "/") for frame in culprit.stack]
     op = (write.op if write else culprit.op) or ""
     is_leaf = names.is_of_leaf(saved.counter) or (saved.is_leaf and name is None)
@@ -207,6 +207,7 @@ def _fix_step(
     victims: tuple[Site, ...],
     names: Names,
     call: Backward | None,
+    savers: Sequence[Site],
 ) -> str:
     """An optimizer updated what the graph still needs; `call` is the backward that failed."""
     backward = data.frames(call.stack) if call is not None else ()
@@ -246,27 +247,35 @@ def _fix_step(
                 "and used in every iteration: compute it again in each one; or, if nothing below "
                 f"it is to be trained, {what} there"
             )
-    return _reordered(culprit, place, backward, victims)
+    return _reordered(culprit, place, backward, victims, savers)
 
 
 def _reordered(
-    culprit: Site, place: Frame, backward: Sequence[Frame], victims: tuple[Site, ...]
+    culprit: Site,
+    place: Frame,
+    backward: Sequence[Frame],
+    victims: tuple[Site, ...],
+    savers: Sequence[Site],
 ) -> str:
     """The step after the backward that needs the old values, or the forward again after it."""
     step, line = optimizer_step.step_call(culprit), sites.where(place)
     last = sites.user_frame(backward)
     steps = (culprit.frame, *culprit.callers)
     met = order_of_calls.meeting(steps, backward)
-    again = f"run the forward ({saved_tensors.place(victims)}) again after it"
+    again = f"run the forward ({saved_tensors.place(victims)}), and its loss, again after it"
     if met is None or last is None:
         below = f"the backward() at {sites.where(last)}" if last else "the last backward()"
         return f"move `{step}` ({line}) below {below} that uses this graph, or {again}"
     first, second = met
-    forward = order_of_calls.line_in(victims[0], first) if victims else None
+    lines = [order_of_calls.line_in(victim, first) for victim in (*victims[:1], *savers)]
+    forward = min((f for f in lines if f is not None), key=lambda f: f.line, default=None)
     if forward is not None:
-        again = (
-            f"run {order_of_calls.spoken(forward)} again after it, for a graph of the new values"
-        )
+        again = f"run {_again(forward, first, second)} again after it"
+        again += ", for a graph of the new values"
+    cleared = step.rpartition(".step(")[0] + ".zero_grad"
+    if order_of_calls.calls_between(first, second, cleared):
+        # What it steps along would be gone.
+        return f"`{step}` ({line}) has changed what the graph needs: {again}"
     if (first.file, first.line) == (place.file, place.line) and second.line > first.line:
         moved = Site(frame=first)
         if order_of_calls.may_move_below(moved, second):
@@ -287,9 +296,30 @@ def _reordered(
     return f"{again}: `{step}` ({line}) has changed what the graph needs"
 
 
+def _again(forward: Frame, step: Frame, backward: Frame) -> str:
+    """What is to run a second time: from the first line that saved a parameter to the loss."""
+    found = order_of_calls.between(forward, step, backward)
+    frames = [dataclasses.replace(forward, line=node.lineno) for node in found]
+    plain = [frame for frame, node in zip(frames, found, strict=True) if _is_plain(node)]
+    if not found or frames[0].line > forward.line:
+        return f"{order_of_calls.spoken(forward)}, and what is made of it for the loss,"
+    if len(plain) == len(found) and len(found) <= 3:
+        told = [order_of_calls.spoken(frame) for frame in frames]
+        return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+    last = found[-1].end_lineno or found[-1].lineno
+    upto = sites.where(dataclasses.replace(forward, line=last))
+    return f"all that leads from {order_of_calls.spoken(frames[0])} to {upto}"
+
+
+def _is_plain(node: ast.stmt) -> bool:
+    return not isinstance(node, statements.BLOCKS)
+
+
 def _only_its_own(backward: Frame, step: str) -> str:
     """How the later backward keeps out of the gradients that the earlier optimizer steps along."""
-    function = bindings.function_of(Site(frame=backward))
+    function = bindings.function_of(Site(frame=backward)) or syntax.around(
+        backward.file, backward.line
+    )
     call = statements.statement(Site(frame=backward))
     if not (isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)):
         return ""

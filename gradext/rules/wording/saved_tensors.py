@@ -207,7 +207,7 @@ def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) ->
     step, line = optimizer_step.step_call(culprit), sites.where(optimizer_step.step_frame(culprit))
     fix = (
         f"move `{step}` ({line}) below the last backward() that uses this graph, or run the "
-        f"forward ({place(victims)}) again after it"
+        f"forward ({place(victims)}), and its loss, again after it"
     )
     if write is not None and write.declared_only:
         fix += "; without fused=True torch raises here"

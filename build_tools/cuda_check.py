@@ -30,23 +30,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", type=Path, help="folder that holds torch/ of a CUDA build")
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        library = compiled(args.torch, Path(sysconfig.get_path("include")), Path(scratch))
+    return 1 if library is None else 0
+
+
+def compiled(folder: Path | None, python_headers: Path, scratch: Path) -> Path | None:
+    """The linked library, None where something is missing; prints what was found.
+
+    `folder` holds torch/ of a CUDA build, which is fetched without it. `python_headers` are those
+    of the Python that the library is for. Raises CalledProcessError, the compiler's output printed.
+    """
     toolkit = extension.toolkit_home()
     version = extension.toolkit_version(toolkit) if toolkit else None
     if toolkit is None or version is None:
         print("cuda_check: no CUDA toolkit (CUDA_HOME, or nvcc on PATH)", file=sys.stderr)
-        return 1
+        return None
     architectures = wanted(version)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = args.torch or fetch(Path(scratch))
-        library = build(folder / "torch", toolkit, architectures, Path(scratch))
-        faults = missing_symbols(library, folder / "torch")
-        size = library.stat().st_size
+    folder = folder or fetch(scratch)
+    library = build(folder / "torch", toolkit, architectures, python_headers, scratch)
+    faults = missing_symbols(library, folder / "torch")
     for fault in faults:
         print(f"cuda_check: {fault}", file=sys.stderr)
-    if not faults:
-        code = ", ".join(architectures)
-        print(f"cuda_check: compiled for {code} and linked, {size:,} bytes")
-    return 1 if faults else 0
+    if faults:
+        return None
+    size = library.stat().st_size
+    print(f"cuda_check: compiled for {', '.join(architectures)} and linked, {size:,} bytes")
+    return library
 
 
 def fetch(scratch: Path) -> Path:
@@ -67,14 +77,16 @@ def wanted(version: str) -> list[str]:
     return [f"sm_{entry.removesuffix('+PTX').replace('.', '')}" for entry in listed]
 
 
-def build(torch: Path, toolkit: Path, architectures: list[str], scratch: Path) -> Path:
+def build(
+    torch: Path, toolkit: Path, architectures: list[str], python_headers: Path, scratch: Path
+) -> Path:
     """The linked library. Raises CalledProcessError, the compiler's output printed."""
     nvcc = str(toolkit / "bin" / "nvcc")
     includes = [
         f"-I{extension.ROOT / 'csrc'}",
         f"-I{torch / 'include'}",
         f"-I{torch / 'include/torch/csrc/api/include'}",
-        f"-I{sysconfig.get_path('include')}",
+        f"-I{python_headers}",
         f"-I{toolkit / 'include'}",
     ]
     flags = extension.compile_flags(torch, cuda=True)

@@ -1,12 +1,15 @@
 """Compile and link gradext._C for a Python that this machine has beside the running one.
 
-    python build_tools/other_python_check.py [--python PATH] [--torch FOLDER]
+    python build_tools/other_python_check.py [--python PATH] [--torch FOLDER] [--cuda]
 
 A shared library links with names missing, and then fails to load: 3.13 has stopped exporting a
 function that 3.12 had. So each name that gradext wants of CPython is looked for among those that
 the other Python's program or library exports. torch's headers are those of FOLDER (without it, of
 the torch that this Python imports): they are the same for every Python. It runs nothing of what it
 compiled. Where there is no other Python, it says so and is content.
+
+With --cuda, what is compiled has the CUDA kernels in it, and cuda_check's questions are asked of it
+as well: one build for both. Where there is no other Python, they are asked of the running one's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,18 +62,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", type=Path, help="the other Python's program")
     parser.add_argument("--torch", type=Path, help="folder that holds torch/")
+    parser.add_argument("--cuda", action="store_true", help="with the kernels; see cuda_check")
     args = parser.parse_args()
     other = look_at(args.python) if args.python else newest_other()
-    if other is None:
-        what = f"{args.python} is no Python with headers" if args.python else NONE
-        print(f"other_python_check: {what}; nothing was compiled")
-        return 1 if args.python else 0
-    folder = args.torch or torch_finder.find().folder
-    if folder is None:
-        print("other_python_check: no torch whose headers could be used", file=sys.stderr)
+    if other is None and args.python:
+        print(f"other_python_check: {args.python} is no Python with headers; nothing was compiled")
         return 1
+    if other is None:
+        print(f"other_python_check: {NONE}" + ("" if args.cuda else "; nothing was compiled"))
+        if not args.cuda:
+            return 0
     with tempfile.TemporaryDirectory() as scratch:
-        library = build(folder / "torch", other, Path(scratch))
+        library = compiled(args, other, Path(scratch))
+        if library is None:
+            return 1
+        if other is None:
+            return 0
         missing = missing_names(library, other.exporters)
     for name in missing:
         print(
@@ -80,6 +88,18 @@ def main() -> int:
     if not missing:
         print(f"other_python_check: compiled for Python {other.version}; it exports all names used")
     return 1 if missing else 0
+
+
+def compiled(args: argparse.Namespace, other: Python | None, scratch: Path) -> Path | None:
+    """The linked library; None, the reason printed, where there is no fit torch or CUDA's part."""
+    if args.cuda:
+        headers = other.include if other else Path(sysconfig.get_path("include"))
+        return cuda_check.compiled(args.torch, headers, scratch)
+    folder = args.torch or torch_finder.find().folder
+    if folder is None or other is None:
+        print("other_python_check: no torch whose headers could be used", file=sys.stderr)
+        return None
+    return build(folder / "torch", other, scratch)
 
 
 NONE = "no other supported Python with headers on this machine"

@@ -112,3 +112,32 @@ def test_the_newest_other_python_is_taken(monkeypatch):
     chosen = check.newest_other()
     assert chosen is not None
     assert chosen.version == next(v for v in ("3.12.4", "3.10.2") if v[:4] != here_too[:4])
+
+
+@pytest.mark.parametrize(("other", "says_none"), [("", True), ("3.12.4", False)])
+def test_with_cuda_one_build_is_asked_for_both(tmp_path, monkeypatch, capsys, other, says_none):
+    """The library that cuda_check made is the one whose Python names are looked for."""
+    asked = []
+
+    def compiled(folder: Path | None, headers: Path, scratch: Path) -> Path:
+        asked.append((folder, headers))
+        return shared(tmp_path, "wants", WANTS_MORE)
+
+    found = check.Python(other, tmp_path / "include", (shared(tmp_path, "has", PROVIDER),))
+    monkeypatch.setattr(check.cuda_check, "compiled", compiled)
+    monkeypatch.setattr(check, "newest_other", lambda: found if other else None)
+    monkeypatch.setattr(sys, "argv", ["other_python_check.py", "--cuda", "--torch", str(tmp_path)])
+    assert check.main() == (1 if other else 0)  # _PyEval_SetTrace is not among PROVIDER's
+    said = capsys.readouterr()
+    assert (check.NONE in said.out) is says_none
+    assert ("exports no _PyEval_SetTrace" in said.err) is not says_none
+    own = Path(sysconfig.get_path("include"))
+    assert asked == [(tmp_path, found.include if other else own)]
+
+
+def test_with_cuda_nothing_is_asked_of_python_where_the_kernels_did_not_link(monkeypatch, capsys):
+    monkeypatch.setattr(check.cuda_check, "compiled", lambda *_: None)
+    monkeypatch.setattr(check, "newest_other", here)
+    monkeypatch.setattr(sys, "argv", ["other_python_check.py", "--cuda"])
+    assert check.main() == 1
+    assert "exports all names" not in capsys.readouterr().out

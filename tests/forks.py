@@ -1,4 +1,4 @@
-"""Runs `python -m gradext run ...` in a fork of a process that has imported torch.
+"""Runs `python -m gradext run ...`, or `fix`, in a fork of a process that has imported torch.
 
 Importing torch is most of what such a run takes, and hundreds of tests start one. For tests of what
 is reported; how a process begins, and what it must not import, is tested in processes of their own.
@@ -20,17 +20,31 @@ from gradext.fix.stem import NoStem, Stem
 _AS_HERE = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
+class _StemOfFix(Stem):
+    """Of which the command is a fork, and each of the command's runs."""
+
+    PROGRAM = (str(Path(__file__).with_name("fix_in_forks.py")),)
+
+
+# What else the stem imports. torch.optim imports torch._dynamo in its first step, libcst is for the
+# command itself.
+_PARTS: dict[type[Stem], list[str]] = {
+    Stem: ["torch"],
+    _StemOfFix: ["torch", "torch._dynamo", "libcst.metadata"],
+}
+
+
 @functools.cache
-def _stem() -> Stem:
-    """One for all tests of this process, with which it ends."""
+def _stem(kind: type[Stem]) -> Stem:
+    """One of a kind for all tests of this process, with which it ends."""
     code = "import torch, json; from gradext.fix.circumstances import origins as found"
     code += "; print(json.dumps(found()))"
     environment = {**os.environ, **_AS_HERE}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True
     )
-    stem = Stem(environment)
-    stem.admit({"origins": json.loads(done.stdout), "parts": ["torch"]})
+    stem = kind(environment)
+    stem.admit({"origins": json.loads(done.stdout), "parts": _PARTS[kind]})
     return stem
 
 
@@ -49,6 +63,8 @@ def run(
 ) -> tuple[int, bytes, bytes]:
     """Exit code, stdout and stderr of `python WORDS`, which begin with -m; 180 seconds at most.
 
+    Of `gradext fix`, each run of the program is such a fork as well.
+
     Where the system has no such forks, or Python would read its environment, it is a process of
     its own.
     """
@@ -65,7 +81,8 @@ def run(
             if _is_for_the_start(given):
                 raise NoStem
             streams = (start.fileno(), out.fileno(), second.fileno())
-            code = _stem().run(words, given, streams, 180, str(folder))
+            kind = _StemOfFix if words[1:3] == ["gradext", "fix"] else Stem
+            code = _stem(kind).run(words, given, streams, 180, str(folder))
         except NoStem:
             command = [sys.executable, *words]
             code = subprocess.run(
@@ -75,3 +92,11 @@ def run(
         out.seek(0)
         err.seek(0)
         return code, out.read(), err.read()
+
+
+def fix(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`gradext fix WORDS` in `folder`."""
+    environment = {**os.environ, "NO_COLOR": "1"}
+    asked = ["-m", "gradext", "fix", *words]
+    code, out, err = run(asked, folder, environment)
+    return subprocess.CompletedProcess(asked, code, out.decode(), err.decode())

@@ -99,14 +99,24 @@ class Limits:
 
 
 class Search:
-    """One search. `say` is called with a line of progress before each run."""
+    """One search. `say` is called with a line of progress before each run.
 
-    def __init__(self, program: Program, limits: Limits, say: Callable[[str], None]) -> None:
+    Without `stem`, the first run is a plain process, and those after it are forks of a stem that is
+    started beside it, where that is the same program.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        limits: Limits,
+        say: Callable[[str], None],
+        stem: Stem | None = None,
+    ) -> None:
         self.program, self.limits, self.say = program, limits, say
         self._ends = time.monotonic() + limits.seconds
         self._runs = 0
         self._guard = False
-        self._stem: Stem | None = None  # what the runs after the first are forked from
+        self._stem = stem  # what further runs are forked from
         self._process = ""  # the one that failed, of those that the program starts
         self._references: dict[str, list[Ran]] = {}
         self._compared = False

@@ -40,6 +40,8 @@ class NoStem(Exception):
 class Stem:
     """The parent's end. Ended by `close`, and by the end of this process however that comes."""
 
+    PROGRAM: Sequence[str] = ("-m", "gradext.fix.stem")  # what Python is to run as the stem
+
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Start it; it imports torch while this process goes on.
 
@@ -55,7 +57,7 @@ class Stem:
         with other:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "gradext.fix.stem", str(other.fileno())],
+                    [sys.executable, *self.PROGRAM, str(other.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -275,12 +277,25 @@ def _become(asked: _Asked) -> str:
     return module
 
 
-def main() -> None:
+def wait_for_a_run(channel: socket.socket) -> str:
+    """Import torch, and fork for each run that `channel` asks for.
+
+    Never returns in the stem. In the fork, which is `python -m MODULE` from here on, but for having
+    torch imported: returns MODULE, for `go_on_as`.
+    """
+    return _become(_serve(channel))
+
+
+def go_on_as(module: str) -> None:
+    """Run `module` as python -m does. The package was imported by the stem, which is no command."""
     import runpy
 
-    module = _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
-    start.begin()  # the package was imported by the stem, which is none of gradext's commands
+    start.begin()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    go_on_as(wait_for_a_run(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from forks import fix
 
 STALE = """
 import torch
@@ -30,18 +31,6 @@ def command(*words: str) -> list[str]:
 
 def variables() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-
-
-def fix(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*words),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=variables(),
-    )
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 
@@ -147,14 +146,7 @@ def test_what_gradext_does_itself_is_not_counted() -> None:
 
 def fixed(folder: Path, text: str) -> list[dict[str, Any]]:
     (folder / "train.py").write_text(textwrap.dedent(text))
-    done = subprocess.run(
-        [sys.executable, "-m", "gradext", "fix", "--json", "out.json", "train.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = forks.fix(folder, "--json", "out.json", "train.py")
     assert done.returncode == 0, done.stderr
     found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())["candidates"]
     return found

@@ -1,4 +1,4 @@
-"""`gradext fix` on real programs, in processes of their own."""
+"""`gradext fix` on real programs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import fix
 
 
-def fix(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def plain(folder: Path, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """As a user starts it; forks.fix is quicker."""
     return subprocess.run(
         [sys.executable, "-m", "gradext", "fix", *words],
         cwd=folder,
@@ -57,7 +59,7 @@ for _ in range(3):
 def test_a_stale_saved_tensor_is_mended_and_proved(tmp_path: Path) -> None:
     path = write(tmp_path, STALE)
     before = path.read_bytes()
-    done = fix(tmp_path, "--json", "out.json", "train.py")
+    done = plain(tmp_path, "--json", "out.json", "train.py")
     assert done.returncode == 0, done.stderr
     assert path.read_bytes() == before
     assert done.stdout.startswith(
@@ -198,7 +200,7 @@ def test_code_of_dash_c_is_shown_and_not_written(tmp_path: Path) -> None:
 def test_what_it_reads_from_stdin_is_there_each_time(tmp_path: Path) -> None:
     text = "import sys\nassert sys.stdin.read() == 'given'\n" + STALE
     (tmp_path / "train.py").write_text(text)
-    assert fix(tmp_path, "--tries", "1", "train.py", stdin="given").returncode == 0
+    assert plain(tmp_path, "--tries", "1", "train.py", stdin="given").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_there_is_nothing_to_mend(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
     write(tmp_path, "import time\nimport torch\ntime.sleep(600)\n")
-    done = fix(tmp_path, "--time", "6", "train.py")
+    done = plain(tmp_path, "--time", "6", "train.py")
     assert done.returncode == 2
     assert "did not end in time" in done.stderr
 
@@ -238,7 +240,7 @@ def test_a_program_that_hangs_is_ended(tmp_path: Path) -> None:
     ],
 )
 def test_bad_words_are_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    done = fix(tmp_path, *words)
+    done = plain(tmp_path, *words)
     assert done.returncode == 2
     assert "gradext fix: error: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -295,10 +297,10 @@ def test_a_fork_and_a_syntax_error_are_one_line(tmp_path: Path) -> None:
     write(
         tmp_path, STALE.replace("for _", "import os\nif not os.fork():\n    os._exit(0)\nfor _", 1)
     )
-    done = fix(tmp_path, "--tries", "1", "train.py")
+    done = plain(tmp_path, "--tries", "1", "train.py")
     assert done.stdout.startswith("verified"), done.stderr
     write(tmp_path, "import torch\nx = (\n", "broken.py")
-    done = fix(tmp_path, "broken.py")
+    done = plain(tmp_path, "broken.py")
     assert done.returncode == 2
     assert "SyntaxError" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

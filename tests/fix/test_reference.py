@@ -7,14 +7,12 @@ person would write for the same meaning.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import torch
 from torch import nn
@@ -366,11 +364,5 @@ def test_without_checkpoints_each_function_is_called_once(monkeypatch: Any) -> N
 
 def best_of(folder: Path, text: str) -> Any:
     (folder / "train.py").write_text(textwrap.dedent(text))
-    subprocess.run(
-        [sys.executable, "-m", "gradext", "fix", "--json", "out.json", "train.py"],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    forks.fix(folder, "--json", "out.json", "train.py")
     return json.loads((folder / "out.json").read_text())["candidates"][0]

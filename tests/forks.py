@@ -94,9 +94,13 @@ def run(
         return code, out.read(), err.read()
 
 
-def fix(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`gradext fix WORDS` in `folder`."""
-    environment = {**os.environ, "NO_COLOR": "1"}
-    asked = ["-m", "gradext", "fix", *words]
+def gradext(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`gradext WORDS` in `folder`, in 92 columns and without colour."""
+    environment = {**os.environ, "COLUMNS": "92", "NO_COLOR": "1"}
+    asked = ["-m", "gradext", *words]
     code, out, err = run(asked, folder, environment)
     return subprocess.CompletedProcess(asked, code, out.decode(), err.decode())
+
+
+def fix(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return gradext(folder, "fix", *words)

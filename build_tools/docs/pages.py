@@ -40,17 +40,22 @@ def example(text: str, heading: str) -> str:
     return match[1]
 
 
+def gradext(folder: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What `gradext WORDS` does in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-m", "gradext", *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
+    )
+
+
 def printed(script: str, *options: str) -> str | None:
     """What `gradext run` reports for a script called wrong.py; None if it reports nothing."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "wrong.py").write_text(script, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "gradext", "run", *options, "wrong.py"],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "COLUMNS": "92", "NO_COLOR": "1"},
-        )
+        done = gradext(folder, "run", *options, "wrong.py")
     # "fix:" is printed where LibCST is installed: a page is the same everywhere.
     said = re.sub(r"^fix: gradext fix .*\n", "", done.stderr, flags=re.M)
     start = REPORT.search(said)
@@ -109,13 +114,7 @@ def candidates(script: str) -> list[dict[str, str]]:
     """The patches that `gradext fix` has tried on a script called wrong.py."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "wrong.py").write_text(script, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "gradext", "fix", "--json", "out.json", "wrong.py"],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "NO_COLOR": "1"},
-        )
+        done = gradext(folder, "fix", "--json", "out.json", "wrong.py")
         try:
             found: dict[str, list[dict[str, str]]]
             found = json.loads((Path(folder) / "out.json").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import forks
 import pytest
 import torch
 
@@ -238,6 +239,7 @@ def generate() -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.gradext = lambda folder, *words: forks.gradext(Path(folder), *words)  # type: ignore[attr-defined]
     return module
 
 

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import NamedTuple
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -108,23 +109,26 @@ class Ran(NamedTuple):
     junit: dict[str, str]
 
 
-def run(folder: Path, *options: str, tests: str = TESTS, ini: str = "") -> Ran:
+def run(folder: Path, *options: str, tests: str = TESTS, ini: str = "", plain: bool = False) -> Ran:
+    """A real pytest on `tests`: a fork of a process that has imported torch, or a `plain` one."""
     (folder / "test_program.py").write_text(tests)
     (folder / "pytest.ini").write_text(f"[pytest]\n{ini}")
     for name in ("found.json", "junit.xml"):
         (folder / name).unlink(missing_ok=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("GRADEXT", "PYTEST"))}
     path = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "gradext_pytest", "-p", "no:cacheprovider"),
-            *("--junitxml", "junit.xml", *options),
-        ],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": path, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-    )
+    words = [
+        *("-m", "pytest", "-p", "gradext_pytest", "-p", "no:cacheprovider"),
+        *("--junitxml", "junit.xml", *options),
+    ]
+    environment |= {"PYTHONPATH": path, "COLUMNS": "100"}
+    if plain:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=folder, env=environment, capture_output=True
+        )
+        said = done.stdout + done.stderr
+    else:
+        said = b"".join(forks.run(words, folder, environment)[1:])
     outcomes, junit = {}, {}
     if (folder / "junit.xml").exists():
         for case in ElementTree.parse(folder / "junit.xml").iter("testcase"):
@@ -137,12 +141,14 @@ def run(folder: Path, *options: str, tests: str = TESTS, ini: str = "") -> Ran:
         for test in json.loads((folder / "found.json").read_text())["tests"]:
             codes = [diagnosis["code"] for diagnosis in test["diagnoses"]]
             found[test["nodeid"].rsplit("::", 1)[-1]] = sorted(set(codes))
-    return Ran(outcomes, done.stdout + done.stderr, found, junit)
+    return Ran(outcomes, said.decode(), found, junit)
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return run(tmp_path_factory.mktemp("recorded"), "--gradext", "--gradext-json", "found.json")
+    return run(
+        tmp_path_factory.mktemp("recorded"), "--gradext", "--gradext-json", "found.json", plain=True
+    )
 
 
 def failed(ran: Ran) -> set[str]:
@@ -179,7 +185,7 @@ def test_each_report_stands_with_its_test(recorded: Ran) -> None:
 
 
 def test_xdist_carries_it_over(recorded: Ran, tmp_path: Path) -> None:
-    ran = run(tmp_path, "--gradext", "--gradext-json", "found.json", "-n", "2")
+    ran = run(tmp_path, "--gradext", "--gradext-json", "found.json", "-n", "2", plain=True)
     assert ran.outcomes == recorded.outcomes, ran.text
     assert ran.found == recorded.found
     assert "add_ writes `y`: version 0 -> 1" in ran.junit["test_stale"]
@@ -188,7 +194,7 @@ def test_xdist_carries_it_over(recorded: Ran, tmp_path: Path) -> None:
 def test_off_changes_nothing_and_imports_nothing(tmp_path: Path) -> None:
     tests = TESTS.replace('@pytest.mark.gradext(allow=["GX401"])\n', "")
     tests = tests.replace("@pytest.mark.gradext(guard=True)\n", "")
-    ran = run(tmp_path, tests=tests)
+    ran = run(tmp_path, tests=tests, plain=True)
     assert failed(ran) == FAIL_PLAIN, ran.text
     # Where the package is installed, the header names it among the plugins; and the checkout, with
     # an environment in it, may lie in a folder of this name.
@@ -197,7 +203,7 @@ def test_off_changes_nothing_and_imports_nothing(tmp_path: Path) -> None:
         said = said.replace(folder, "")
     assert "gradext" not in said.replace("gradext_pytest", "")
     nothing = "import sys\ndef test_it():\n    assert not {'torch', 'gradext'} & set(sys.modules)\n"
-    assert run(tmp_path, tests=nothing).outcomes == {"test_it": "passed"}
+    assert run(tmp_path, tests=nothing, plain=True).outcomes == {"test_it": "passed"}
 
 
 def test_a_marker_alone_records_its_test(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,13 +43,29 @@ def refuse(what: str) -> NoReturn:
 
 
 def device(args: argparse.Namespace) -> str:
-    """The device that was asked for; ends the program in one line where there is none."""
+    """The device that was asked for; ends the program in one line where there is none.
+
+    Also where --against names a result that this run cannot be compared with: not after the run.
+    """
     if args.device not in ("cpu", "cuda"):
         refuse(f"--device is cpu or cuda, not {args.device!r}")
     if args.device == "cuda" and not torch.cuda.is_available():
         refuse("--device cuda: torch finds no CUDA device here")
+    if args.against is not None:
+        try:
+            overlap.comparable(args.against, Path(sys.argv[0]).stem, machine.record(ROOT))
+        except overlap.NotComparable as error:
+            refuse(f"--against: {error}")
     chosen: str = args.device
     return chosen
+
+
+def budget(seconds: float) -> float:
+    """Seconds for a comparison: those that are given, and none where GRADEXT_BENCH_LEAST is set.
+
+    Then each takes as few rounds as have an interval: tests of the suites want rows, not figures.
+    """
+    return 0.0 if os.environ.get("GRADEXT_BENCH_LEAST") else seconds
 
 
 INTERNAL = argparse.SUPPRESS  # an option that is no business of a person's

@@ -111,7 +111,10 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     settled = {name: timing.Case(function, context=tidy) for name, function in cases.items()}
     measured = timing.compare(
-        settled, budget_seconds=budget, block_seconds=block_seconds, synchronize=synchronize
+        settled,
+        budget_seconds=common.budget(budget),
+        block_seconds=block_seconds,
+        synchronize=synchronize,
     )
     peers = [name for name in cases if name not in (GRADEXT, OP, ONE)]
     rows = []

@@ -180,7 +180,9 @@ def measure(device: str, budget: float) -> list[dict[str, Any]]:
     found = []
     for op, mode in itertools.product(OPS, MODES):
         measured = timing.compare(
-            Subject(op, mode, device).cases(), budget_seconds=budget, synchronize=wait
+            Subject(op, mode, device).cases(),
+            budget_seconds=common.budget(budget),
+            synchronize=wait,
         )
         for layer, numbers in differences(measured.seconds, layers_of(op, device)).items():
             found.append({"op": op, "mode": mode, "layer": layer, **numbers})
@@ -231,7 +233,7 @@ def memory_rate(budget: float) -> dict[str, Any]:
     with torch.no_grad():
         measured = timing.compare(
             {"axpby": lambda: axpby(x, y, 0.5, 0.5), "copy_": lambda: out.copy_(x)},
-            budget_seconds=budget,
+            budget_seconds=common.budget(budget),
             block_seconds=5e-3,
             synchronize=torch.cuda.synchronize,
         )

@@ -103,7 +103,7 @@ def measured(row: Row, device: str, quick: bool, counts: bool, limit: float) -> 
         parameters=prepared.parameters,
         known=prepared.parameters,
         over=OVER,
-        seconds=budget(row, quick),
+        seconds=common.budget(budget(row, quick)),
         threads=row.threads,
         device=device,
         counts=counts,
@@ -150,7 +150,7 @@ def measure_compiled(
             cases[key] = timing.Case(call, context, clock_of(device, call).block)
     try:
         measured = timing.compare(
-            cases, budget_seconds=budget(row, quick), least_rounds=LEAST_ROUNDS
+            cases, budget_seconds=common.budget(budget(row, quick)), least_rounds=LEAST_ROUNDS
         )
     finally:
         torch.set_num_threads(before)

@@ -133,7 +133,9 @@ def measure(
             measured = timing.compare(
                 {name: cases[name] for name in group},
                 # Two ways need less time than many, and no bar hangs on those that are apart.
-                budget_seconds=subject.seconds * scale * (1.0 if group is together else 0.25),
+                budget_seconds=common.budget(
+                    subject.seconds * scale * (1.0 if group is together else 0.25)
+                ),
                 block_seconds=subject.block_seconds,
                 synchronize=torch.cuda.synchronize if device == "cuda" else None,
                 timer=CLOCKS[clock],

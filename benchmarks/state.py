@@ -71,7 +71,7 @@ def many_facts(tensors: list[torch.Tensor]) -> dict[str, Callable[[], object]]:
 def rows_of(
     what: str, cases: dict[str, Callable[[], object]], tensors: int, budget: float
 ) -> list[dict[str, Any]]:
-    measured = timing.compare(cases, budget_seconds=budget, timer=time.process_time)
+    measured = timing.compare(cases, budget_seconds=common.budget(budget), timer=time.process_time)
     peer = next(iter(cases))
     rows = []
     for name in cases:

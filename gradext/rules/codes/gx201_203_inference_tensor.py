@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, package, raw
 from gradext.diagnosis.model import Diagnosis, Site
-from gradext.rules.wording import line_names
+from gradext.rules.wording import cached_results, line_names
 from gradext.rules.wording.lost_events import lost
 from gradext.rules.wording.lost_gradients import listed
 from gradext.source import mode_blocks, sites, statements
@@ -437,13 +437,16 @@ def _fix(
             return f"make the parameter anew: {again}{before}"
         keep = f"make it outside inference_mode{where}"
         return f"{instead or keep}; or make the parameter anew{before}: {again}"
-    cached = re.match(r"(.+)\.<lru_cache>", held or "")
-    if cached:
-        # What an lru_cache keeps cannot be exchanged.
-        clear = f"forget what the cache kept, after that block: `{cached[1]}.cache_clear()`"
-        return f"{instead}; or {clear}" if instead else clear
+    cached = cached_results.function_of(held)
+    if cached is not None:
+        clear = cached_results.cleared(cached, made, mode)
+        is_result = (held or "").endswith(".<lru_cache>") and code == "GX201"
+        own = cached_results.copied(cached, victim) if is_result else None
+        if clear or own:
+            return "; or ".join(each for each in (instead, own, clear) if each)
     if held and "<" in held:
-        held = name if name and "<" not in name else None
+        typed = found.typed if found is not None else None
+        held = next((text for text in (typed, name) if text and "<" not in text), None)
     clone = f"`{held} = {held}.clone()`" if held else "a clone() of it"
     if found is not None and found.siblings:
         clone += f", and likewise of {listed(found.siblings)} (made there too)"

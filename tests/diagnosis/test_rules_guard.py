@@ -19,7 +19,8 @@ case(
     print("after")
     h.sum().backward()
     """,
-    ("h.detach().numpy()", "h.detach().clone().numpy()"), text=("`h`",), fix=("clone()",),
+    ("h.detach().numpy()", "h.detach().clone().numpy()"), text=("`h`",),
+    fix=("`h.detach().numpy().copy()`",),
 )  # fmt: skip
 case(
     "GX401", "numpy_write_on_the_line_of_the_handing_out", """

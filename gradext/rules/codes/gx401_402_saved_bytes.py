@@ -14,7 +14,7 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.recording.events import WRITES
 from gradext.rules.graph_copy import Node, Saved, forward_code, saved_of
-from gradext.rules.rewrite import in_place, optimizer_step
+from gradext.rules.rewrite import in_place, optimizer_step, shared_memory
 from gradext.rules.wording import context_attributes, guarded_writes, saved_tensors
 from gradext.source import sites
 
@@ -52,6 +52,7 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis | None
             "the new values, and the gradients are wrong without an error."
         )
     window = None
+    is_held = names.is_of_leaf(item.counter) or names.is_held(item.counter)
     notes = list(blame.notes)
     if not blame.culprits:
         window = _window(facts, data, victims)
@@ -60,7 +61,7 @@ def changed(facts: dict[str, Any], data: Data, names: Names) -> Diagnosis | None
         message=message,
         culprits=blame.culprits,
         victims=victims,
-        fix=_fix(blame, victims, name, hooked),
+        fix=_fix(blame, victims, name, hooked, is_held),
         notes=tuple(notes),
         window=window,
     )
@@ -243,7 +244,9 @@ def _node(facts: dict[str, Any]) -> Node:
     )
 
 
-def _fix(blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: bool) -> str:
+def _fix(
+    blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: bool, is_held: bool
+) -> str:
     copied = f"`{name}.clone()`" if name else "a `.clone()`"
     there = saved_tensors.place(victims)
     if not blame.culprits:
@@ -262,13 +265,22 @@ def _fix(blame: _Blame, victims: tuple[Site, ...], name: str | None, hooked: boo
             "and its loss, again after it"
         )
     if blame.writes:
-        return saved_tensors.without_data(culprit)
+        return saved_tensors.without_data(culprit, victims, is_held=is_held)
     code = culprit.frame.code
     function = culprit.frame.function.rsplit(".", 1)[-1]
     if function in {"forward", "setup_context"}:
         return (
             f"at {place} write into a fresh tensor and return that; a Function that does write its "
             "input calls ctx.mark_dirty(input) and returns it, and writes with torch ops"
+        )
+    copied_once = shared_memory.own_copy(culprit)
+    if copied_once is not None:
+        other = in_place.out_of_place(culprit)
+        return f"{copied_once}; or {other or 'write after backward()'}"
+    if re.search(r"\bout=", code):
+        return in_place.out_of_place(culprit) or (
+            f"at {place} let the result go to an array of its own, without `out=`; or write after "
+            "backward()"
         )
     if "numpy" in code or re.match(r"[\w.\[\]]+\[.*\]\s*[-+*/]?=", code):
         return (

@@ -137,7 +137,10 @@ def _silent_one(
     if culprits and optimizer_step.is_optimizer_step(culprits[0], of_leaf=of_leaf):
         fix = saved_tensors.later_step(culprits[0], victims, first)
     else:
-        fix = saved_tensors.without_data(culprits[0]) if culprits else ""
+        is_held = of_leaf or names.is_held(saved.counter)
+        fix = ""
+        if culprits:
+            fix = saved_tensors.without_data(culprits[0], victims, is_held=is_held)
     message = f"{spoken} was saved for backward by {node.name}, and {how}"
     notes = [saved_tensors.why_unseen(first)]
     if is_changed:

@@ -221,6 +221,18 @@ def _written(node: ast.stmt) -> tuple[ast.expr | None, str | None]:
     return None, None
 
 
+def value_of(node: ast.stmt) -> str | None:
+    """`y.clamp(max=1)` for the statement `y.clamp_(max=1)`; None for what is no such call."""
+    replaced = _replacement(node)
+    if replaced is not None:
+        return replaced[1]
+    change = _OutOfPlace()
+    rewritten = change.visit(copy.deepcopy(node))
+    if change.methods and isinstance(rewritten, ast.Expr):
+        return ast.unparse(rewritten.value)
+    return None
+
+
 def _takes_new(site: Site, target: ast.expr, *, written: _Written) -> bool:
     """Whether `target = ...` does what a write to it was to do."""
     if isinstance(target, ast.Attribute) and written.is_held:

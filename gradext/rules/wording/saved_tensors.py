@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
-from gradext.rules.rewrite import in_place, optimizer_step
+from gradext.rules.rewrite import in_place, optimizer_step, shared_memory
 from gradext.source import bindings, sites, statements
 
 if TYPE_CHECKING:
@@ -214,12 +214,24 @@ def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) ->
     return fix
 
 
-def without_data(culprit: Site) -> str:
-    place = sites.where(culprit.frame)
+def without_data(culprit: Site, victims: tuple[Site, ...], *, is_held: bool) -> str:
+    """The fix where an op wrote past the version counter of what was saved.
+
+    Args:
+        is_held: a module or an optimizer has the tensor: a new one would not take its place.
+    """
+    at = sites.where(culprit.frame)
     if ".data" in culprit.frame.code:
+        text = shared_memory.without_data(culprit, is_held=is_held)
+        if text is not None:
+            return (
+                f"{text}, instead of writing through `.data`, so that autograd knows of it; or "
+                "write after backward()"
+            )
         return (
-            f"at {place} make a new tensor instead of writing through `.data` "
-            "(`x = x * factor`), so that autograd knows of it; or write after backward()"
+            f"write at {at} after backward(), or run the forward ({place(victims)}), and its loss, "
+            "again after it"
         )
-    text = in_place.out_of_place(culprit)
-    return text or f"write into a `.clone()` at {place}, or after backward()"
+    copied = shared_memory.own_copy(culprit)
+    text = copied or in_place.out_of_place(culprit, is_held=is_held)
+    return text or f"write into a `.clone()` at {at}, or after backward()"

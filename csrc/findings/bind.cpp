@@ -183,10 +183,11 @@ uint64_t made_at(py::handle tensor) {
   return place_of(stack);
 }
 
-// The leaves behind a cut: (id, whether a backward has reached it, whether it lives).
-py::list leaves_of_cut(uint64_t number) {
+// The leaves behind a cut, or those that it holds constant itself: (id, whether a backward has
+// reached it, whether it lives).
+py::list leaves_of_cut(uint64_t number, bool held) {
   py::list out;
-  for (const auto& leaf : leaves_behind(static_cast<uint32_t>(number))) {
+  for (const auto& leaf : leaves_behind(static_cast<uint32_t>(number), held)) {
     out.append(py::make_tuple(leaf.tensor, leaf.is_reached, leaf.lives));
   }
   return out;
@@ -238,7 +239,8 @@ void bind(py::module_& m) {
   m.def("finding_refused", &finding_refused);
   m.def("finding_used", &finding_used);
   m.def("made_at", &made_at);
-  m.def("leaves_behind", &leaves_of_cut);
+  m.def("leaves_behind", [](uint64_t number) { return leaves_of_cut(number, false); });
+  m.def("leaves_held", [](uint64_t number) { return leaves_of_cut(number, true); });
   m.def("leaves_unreached", &unreached);
   m.def("leaves_starved", &starved);
 }

@@ -277,7 +277,7 @@ class Chain {
       if (is_new || number == numbers.size()) {
         append(finding.places, step.is_birth ? 1 : 0);
         append(finding.places, step.flow.op);
-        append(finding.places, step.flow.flags);
+        append(finding.places, step.flow.flags & ~journal::kTaintHeld);  // noted now and then
         append(finding.places, place_of(step.flow.stack));
         append(finding.places, place_of(step.flow.mode));
       }
@@ -500,14 +500,14 @@ Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors
   return finding;
 }
 
-std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number) {
+std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number, bool held) {
   Values known;
   Flow flow;
   bool is_birth = false;
   if (!known.index.find(number, flow, is_birth) || is_birth) {
     return {};
   }
-  return known.origins.leaves.facts_of(flow.behind);
+  return known.origins.leaves.facts_of(held ? flow.held : flow.behind);
 }
 
 std::vector<int64_t> starved() {

@@ -25,7 +25,7 @@ Finding cut(const std::vector<const at::Tensor*>& tensors);
 // What is below `roots` that hides that it lost its gradient; `why` as `enter_backward` says it.
 Finding hidden(const Roots& roots, const std::vector<const at::Tensor*>& tensors, uint32_t why);
 // The leaves behind a cut, by the low half of the number of its flow; none where it is not known.
-std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number);
+std::vector<journal::LeafSets::Facts> leaves_behind(uint32_t number, bool held);
 // The living leaves that a backward has come to and brought no gradient.
 std::vector<int64_t> starved();
 // Those of `leaves`, ids of leaves behind cuts, that no backward has reached.

@@ -138,6 +138,7 @@ enum FlowFlags : uint32_t {
   kFromInference = 4096,  // an input was an inference tensor
   kIsNumber = 8192,       // a merge: a term was added to one number, which is computed on with
   kBySize = 1 << 14,      // kFromPython: what it came from is guessed, by the size of the array
+  kTakesHeld = 1 << 15,   // the result requires grad: a kTaintHeld went into it
   // What the value was computed from, however long ago:
   kTaintCut = 1 << 16,
   kTaintGrad = 1 << 17,  // kGradCall
@@ -154,9 +155,12 @@ enum FlowFlags : uint32_t {
   // A reentrant checkpoint computed it with something to be trained, and from no input with a
   // gradient, so that nothing in it gets one.
   kTaintCheckpoint = 1 << 22,
+  // It was computed without grad mode, or detached, and leaves lie behind it that no backward has
+  // reached so far.
+  kTaintHeld = 1 << 23,
 };
 constexpr uint32_t kTaints = kTaintCut | kTaintGrad | kTaintPython | kTaintInput | kTaintDecision |
-                             kTaintGuess | kTaintCheckpoint;
+                             kTaintGuess | kTaintCheckpoint | kTaintHeld;
 
 constexpr size_t kMaxParents = 4;
 
@@ -180,6 +184,8 @@ struct Flow {
   uint32_t parents[kMaxParents] = {};
   // The leaves behind the cut that it is, or that it was computed from (LeafSets); 0 if not known.
   uint32_t behind = 0;
+  // Of a kTaintHeld: the leaves that this op itself kept from getting a gradient (LeafSets).
+  uint32_t held = 0;
 };
 
 // The last time that a program set `requires_grad` of a tensor itself.

@@ -432,6 +432,8 @@ py::dict event_flags() {
   flows["TAINT_CHECKPOINT"] = int{kTaintCheckpoint};
   flows["TAINT_DECISION"] = int{kTaintDecision};
   flows["TAINT_GUESS"] = int{kTaintGuess};
+  flows["TAINT_HELD"] = int{kTaintHeld};
+  flows["TAKES_HELD"] = int{kTakesHeld};
   flows["BY_SIZE"] = int{kBySize};
   out["writes"] = writes;
   out["flows"] = flows;

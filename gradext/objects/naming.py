@@ -116,6 +116,10 @@ class Names:
         """The name of a tensor that this node made, by the node's id."""
         return self._text(self._by_node.get(node)) if node else None
 
+    def of_variable(self, thing: int) -> str | None:
+        """The variable of a running frame that has an object, by its id()."""
+        return self._variables.get(thing)
+
     def is_parameter(self, tensor: int) -> bool:
         self._find(self._by_id, tensor)
         return tensor in self._parameters

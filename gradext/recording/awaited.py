@@ -48,6 +48,15 @@ class Waiting:
         if key in self._found or len(self._found) < _MOST:
             self._found.setdefault(key, []).append(_Look(tuple(found), 1))
 
+    def put(self, key: Any, found: Awaited) -> None:
+        """What is to be told at the end, once, in place of what was to be told under this key."""
+        if key in self._found or len(self._found) < _MOST:
+            self._found[key] = [_Look((found,), 1)]
+
+    def drop(self, key: Any) -> None:
+        """It does not hold any more."""
+        self._found.pop(key, None)
+
     def again(self, key: Any) -> list[Diagnosis]:
         """The finding has been made once more: what is told of it now, each time it happened."""
         known = self._found.get(key)
@@ -69,6 +78,20 @@ class Waiting:
         if not told:
             del self._found[key]
         return told
+
+
+@dataclasses.dataclass
+class HeldLeaves:
+    """What one recording has seen of leaves that were used as constants (GX304).
+
+    Attributes:
+        storages: of each leaf, by its id: the memory it had; None once something has written it,
+            for a program that gives it values itself does not train it.
+        order: of the last look.
+    """
+
+    storages: dict[int, int | None] = dataclasses.field(default_factory=dict)
+    order: int = 0
 
 
 @dataclasses.dataclass

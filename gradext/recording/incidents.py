@@ -249,6 +249,7 @@ def _silent(
 
 # Why a backward is looked at before it runs (csrc/recorder/python/backward.h).
 UNCOUNTED_WRITE = _C.SUSPICIONS["UNCOUNTED_WRITE"]
+HELD_LEAVES = _C.SUSPICIONS["HELD_LEAVES"]
 
 
 def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
@@ -264,9 +265,15 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
                 _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():
                     tell(Incident("silent", tuple(found)))
-        if why & ~UNCOUNTED_WRITE:
+        if why & HELD_LEAVES:
+            with _in_turn(), time_share.limited("explained", by_guard=False) as may_look:
+                if may_look:
+                    judge.the_judge().of_held_leaves(outputs, recording)
+        if why & ~(UNCOUNTED_WRITE | HELD_LEAVES):
             with _in_turn():
-                found = _hidden_cuts(outputs, why & ~UNCOUNTED_WRITE, gradients, recording)
+                found = _hidden_cuts(
+                    outputs, why & ~(UNCOUNTED_WRITE | HELD_LEAVES), gradients, recording
+                )
             if found:
                 _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():

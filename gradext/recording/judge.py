@@ -41,6 +41,9 @@ class Judge(Protocol):
     ) -> Sequence[Diagnosis | Awaited]:
         """Values below `outputs` that lost their gradient, and hide it."""
 
+    def of_held_leaves(self, outputs: Any, recording: Recording) -> None:
+        """Leaves whose values go into the graph below `outputs` as constants, to be waited for."""
+
     def of_empty_grad(self, tensor: Any, recording: Recording) -> Sequence[Diagnosis]:
         """Why nothing fills the `.grad` of a tensor that is no leaf."""
 

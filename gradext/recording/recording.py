@@ -93,6 +93,7 @@ class Recording(display.Shown):
         self._memory_facts: dict[str, int] = {}
         self.known = findings.Known()
         self.waiting = awaited.Waiting()
+        self.held = awaited.HeldLeaves()
         self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the stack that read one
         self.drawing = Drawing() if self._options.uses else None
 

@@ -32,6 +32,7 @@ from gradext.recording.events import (
     SOURCE_IS_LEAF,
     STACK_COLUMNS,
     TABLES,
+    TAKES_HELD,
     TO_PYTHON,
     VIEWS,
     WRITES,
@@ -262,8 +263,22 @@ class Data:
         rows: list[list[int]] = self._merge_rows(nodes, MERGE)[:, parents].tolist()
         return [number for row in rows for number in row if number]
 
-    def _merge_rows(self, nodes: Collection[tuple[int, int]], flag: int) -> Array:
-        rows: Array = self._flow_rows(MERGE)[::-1]
+    def takers_in(self, nodes: Collection[tuple[int, int]]) -> list[Flow]:
+        """Where ops of a graph took in what is TAINT_HELD; of each place the first one."""
+        return self._of_places(self._merge_rows(nodes, TAKES_HELD, TAKES_HELD))
+
+    def written_since(self, order: int) -> set[int] | None:
+        """The storages that were written after an event; None if that is not known of all."""
+        orders = self.writes[:, WRITES.order]
+        if self.dropped.get("writes") and not (orders <= order).any():
+            return None
+        found: list[int] = self.writes[orders > order, WRITES.storage].tolist()
+        return set(found)
+
+    def _merge_rows(
+        self, nodes: Collection[tuple[int, int]], flag: int, kind: int = MERGE
+    ) -> Array:
+        rows: Array = self._flow_rows(kind)[::-1]
         flags = rows[:, FLOWS.flags]
         rows = rows[((flags & flag) != 0) & ((flags & SOURCE_IS_LEAF) == 0)]
         made_by = rows[:, [FLOWS.source_thread, FLOWS.source_sequence]].tolist()

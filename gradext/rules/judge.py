@@ -12,6 +12,7 @@ from gradext.recording.awaited import Awaited
 from gradext.rules import codes, graph_copy
 from gradext.rules.case import Case
 from gradext.rules.codes import (
+    gx304_held_leaf,
     gx304_lost_leaf,
     gx304_silent_checkpoint,
     gx304_silent_cut,
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "of_backward",
     "of_empty_grad",
+    "of_held_leaves",
     "of_recompute",
     "of_silent_cuts",
     "of_silent_writes",
@@ -83,6 +85,12 @@ def of_silent_cuts(
     if why & LOST_LEAVES and not found:
         found += gx304_lost_leaf.silent(outputs, data)
     return found
+
+
+def of_held_leaves(outputs: Any, recording: Recording) -> None:
+    """GX304 of leaves whose values go into this graph as constants: told at the end, or never."""
+    if recording.cuts:
+        gx304_held_leaf.look(outputs, recording.data, recording.held, recording.waiting)
 
 
 def of_empty_grad(tensor: Any, recording: Recording) -> list[Diagnosis]:

@@ -1,6 +1,7 @@
 #include "recorder/lost_gradients/flows.h"
 
 #include "recorder/lost_gradients/flows_detail.h"
+#include "recorder/lost_gradients/held_values.h"
 #include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
@@ -101,6 +102,26 @@ void add_mistaken(const OpFacts& op, const ThreadState& thread, Flow& flow, cons
     flow.flags |= kTaintDecision;
     ++pending_python;
   }
+}
+
+// Of a flow without grad mode: the leaves that it keeps from a gradient, where no backward has
+// reached some of them.
+void add_held(const ThreadState& thread, Flow& flow, const Inputs& inputs) {
+  if ((flow.flags & kCut) == 0 || thread.off.in_function || !held_are_wanted()) {
+    return;
+  }
+  std::vector<const c10::TensorImpl*> leaves;
+  bool has_graph = false;
+  for (const c10::TensorImpl* impl : inputs) {
+    if (state::requires_grad(*impl)) {
+      const c10::TensorImpl& whole = with_history_of(*impl);
+      state::is_leaf(whole) ? leaves.push_back(&whole) : void(has_graph = true);
+    }
+  }
+  const uint32_t behind = has_graph ? leaves_behind(inputs, flow.stack) : 0;
+  Origins& origins = Origins::get();
+  std::lock_guard lock(origins.mutex);
+  note_held(origins, flow, has_graph ? behind : origins.leaves.number_of(leaves));
 }
 
 bool is_known(const Flow& flow) {
@@ -302,6 +323,7 @@ void note_results(
     }
     complete(flow, op.name);
     add_mistaken(op, thread_state(), flow, inputs);
+    add_held(thread_state(), flow, inputs);
     std::lock_guard lock(origins.mutex);
     keep(origins, impl, flow);
   }
@@ -454,10 +476,12 @@ void note_view(
   add_leaves(watch, flow, Inputs{base.unsafeGetTensorImpl()});
   if (watch == Watch::kNoGrad) {
     add_mistaken(op, thread_state(), flow, Inputs{base.unsafeGetTensorImpl()});
+    add_held(thread_state(), flow, Inputs{base.unsafeGetTensorImpl()});
   }
   std::lock_guard lock(origins.mutex);
   if (watch == Watch::kGrad && (flow.flags & kCut) != 0) {
     add_lost(flow);  // a parameter may be made of it
+    note_held(origins, flow, op.name == detach ? flow.behind : 0);
     aliases_of_leaves += op.name == detach && (flow.flags & kSourceIsLeaf) != 0;
   }
   keep(origins, impl, flow);
@@ -479,17 +503,19 @@ void note_alias(uint32_t op, const at::Tensor& of, const at::Tensor& alias) {
     return;
   }
   complete(flow, op);
-  add_leaves(
-      c10::GradMode::is_enabled() ? Watch::kGrad : Watch::kNoGrad,
-      flow,
-      Inputs{of.unsafeGetTensorImpl()});
+  const bool has_graph = c10::GradMode::is_enabled();
+  add_leaves(has_graph ? Watch::kGrad : Watch::kNoGrad, flow, Inputs{of.unsafeGetTensorImpl()});
+  if (!has_graph) {
+    add_held(thread_state(), flow, Inputs{of.unsafeGetTensorImpl()});
+  }
   std::lock_guard lock(origins.mutex);
   if (flow.behind != 0 && (flow.flags & kSourceIsLeaf) != 0 &&
       !origins.leaves.are_reached(flow.behind)) {
     flow.flags |= kTaintDecision;  // a penalty on weights may be computed from it
   }
-  if (c10::GradMode::is_enabled() && (flow.flags & kCut) != 0) {
+  if (has_graph && (flow.flags & kCut) != 0) {
     add_lost(flow);
+    note_held(origins, flow, flow.behind);
     aliases_of_leaves += (flow.flags & kSourceIsLeaf) != 0;
   }
   keep(origins, impl, flow);

@@ -1,6 +1,7 @@
 #include "recorder/lost_gradients/python_crossings.h"
 
 #include "recorder/lost_gradients/flows_detail.h"
+#include "recorder/lost_gradients/held_values.h"
 #include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/lost_values.h"
 #include "state/state.h"
@@ -215,6 +216,7 @@ void note_merge(
   }
   Origins& origins = Origins::get();
   Flow flow;
+  std::vector<uint32_t> held;
   {
     std::lock_guard lock(origins.mutex);
     if (origins.flows.size() == 0 && thread_state().exit_count == 0) {
@@ -243,10 +245,16 @@ void note_merge(
       const bool is_python = !op.is_scaling && (known->flags & (kTaintPython | kTaintGuess)) != 0;
       constexpr uint32_t kAlways = kTaintDecision | kTaintCheckpoint;
       if (is_term || is_python || (known->flags & kAlways) != 0) {
-        flow.flags |= kMerge | (known->flags & kTaints);
+        flow.flags |= kMerge | (known->flags & kTaints & ~kTaintHeld);
         add_parent(flow, known->number);
       }
+      if ((known->flags & kTaintHeld) != 0) {
+        held.push_back(low(known->number));
+      }
     }
+  }
+  if (!held.empty()) {
+    note_taken(op, held, NodeId{node->thread_id(), node->sequence_nr()});
   }
   if (flow.flags == 0) {
     return;
@@ -506,6 +514,7 @@ void judged(const std::vector<StackId>& stacks) {
 
 void forget_crossings() {
   forget_leaves();
+  forget_held();
   forget_lost_values();
   judged_stacks().clear();
   merge_nodes().clear();

@@ -2,6 +2,7 @@
 
 #include "graph/bind.h"
 #include "graph/visited.h"
+#include "recorder/lost_gradients/held_values.h"
 #include "recorder/lost_gradients/leaves.h"
 #include "recorder/lost_gradients/lost_values.h"
 #include "recorder/lost_gradients/python_crossings.h"
@@ -122,6 +123,7 @@ uint32_t enter_backward(
     suspicious |= has_leaf_root(roots) ? kLeafRoot : 0;
     suspicious |= uses_merge(event.nodes) ? kConstantTerm : 0;
     suspicious |= awaited && !event.nodes.empty() && has_lost() ? kLostLeaves : 0;
+    suspicious |= takes_held(event.nodes) ? kHeldLeaves : 0;
     suspicious |= pending_rebuilt.exchange(0) > 0 ? kRebuiltLeaf : 0;
     pending_python = 0;
     ++thread_state().epoch;

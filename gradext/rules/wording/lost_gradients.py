@@ -5,6 +5,7 @@ Looks at every object there is, once; keeps ids and names, and no tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,16 @@ def names_lost(data: Data, chain: Chain, names: owners.Owners) -> Sequence[str]:
     if nodes or not found:
         return names.trainable
     return found
+
+
+def folded(items: Sequence[str]) -> str:
+    """Names of parameters; those of one module, where they are many, by their number."""
+    if len(items) <= _MOST_NAMES:
+        return listed(items)
+    first, last = min(items), max(items)
+    same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    owner = re.match(r"(.+)[.\[]", first[:same])
+    return f"{len(items)} parameters of `{owner[1]}`" if owner else listed(items)
 
 
 def listed(items: Sequence[str]) -> str:

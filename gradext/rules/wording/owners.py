@@ -52,6 +52,8 @@ class Owners:
                     if who is None:
                         continue
                     found.optimized.add(who.id)
+                    found.optimizers.setdefault(who.id, (type(optimizer).__name__, id(optimizer)))
+                    found.memory.setdefault(id(optimizer), {})[who.id] = who.storage
                     if not who.requires_grad:
                         found.untracked_in_optimizer.append(who.id)
         modules = [thing for thing in things if issubclass(type(thing), torch.nn.Module)]
@@ -77,6 +79,12 @@ class Owners:
     def optimized(self) -> set[int]:
         """Ids of what an optimizer has."""
         return self._found.optimized
+
+    def optimizer_of(self, leaf: int) -> tuple[str, dict[int, int]]:
+        """Of what an optimizer has: (the optimizer's name, all that it has: their storages)."""
+        kind, optimizer = self._found.optimizers[leaf]
+        name = self._names.of_variable(optimizer)
+        return (f"`{name}`" if name else kind), self._found.memory[optimizer]
 
     @property
     def root_of(self) -> dict[int, int]:
@@ -124,6 +132,8 @@ class _Found:
 
     def __init__(self) -> None:
         self.optimized: set[int] = set()
+        self.optimizers: dict[int, tuple[str, int]] = {}  # kind and id() of who has it
+        self.memory: dict[int, dict[int, int]] = {}  # of each optimizer: storages of what it has
         self.untracked_in_optimizer: list[int] = []
         self.trainable: list[int] = []
         self.root_of: dict[int, int] = {}

@@ -65,8 +65,58 @@ def container_of(site: Site, owner: ast.expr) -> str | None:
             return of_argument
     else:
         return None
-    kinds = {_kind(value) for value in values}
+    kinds = {_kind(value) or _returned(site, value) for value in values}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+# Of torch, what gives several tensors.
+_GIVES_TUPLES = {
+    *("chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "meshgrid"),
+    *("LSTM", "GRU", "RNN", "LSTMCell", "MultiheadAttention"),
+}
+
+
+def _returned(site: Site, value: ast.expr) -> str | None:
+    """What a call gives, by what is written of the function in the same file."""
+    from gradext.source import syntax
+
+    if not isinstance(value, ast.Call):
+        return None
+    name = ast.unparse(value.func).rsplit(".", 1)[-1]
+    tree = syntax.around(site.frame.file, 1)
+    if name in _GIVES_TUPLES:
+        return "tuple"
+    kinds: set[str | None] = set()
+    for made in _called(tree, name) if tree is not None else ():
+        if isinstance(made, str):
+            kinds.add("tuple" if made in _GIVES_TUPLES else None)
+            continue
+        returned = [node.value for node in _own(made) if isinstance(node, ast.Return)]
+        kinds |= {_kind(given) if given is not None else None for given in returned}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _called(tree: ast.AST, name: str) -> Iterator[_Function | str]:
+    """What `name(...)` may run: functions of that name, or those of an object that is bound to it.
+
+    Of an object of a class that is not written there, the name of the class.
+    """
+    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name:
+            yield node
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+            continue
+        bound = [ast.unparse(target).rsplit(".", 1)[-1] for target in node.targets]
+        if name not in bound:
+            continue
+        kind = ast.unparse(node.value.func).rsplit(".", 1)[-1]
+        if kind not in classes:
+            yield kind
+            continue
+        for method in classes[kind].body:
+            if isinstance(method, ast.FunctionDef) and method.name in ("forward", "__call__"):
+                yield method
 
 
 def _kind(value: ast.expr) -> str | None:
@@ -390,8 +440,13 @@ def _is_result_dropped(site: Site, function: _Function) -> bool:
     return ast.unparse(result.func).rsplit(".", 1)[-1] == function.name
 
 
-def written_name(site: Site) -> str | None:
-    """What the statement calls the tensor that it writes: `radius` of `radius *= 2`."""
+def written_name(site: Site, *, whole: bool = False) -> str | None:
+    """What the statement calls the tensor that it writes: `radius` of `radius *= 2`.
+
+    Args:
+        whole: what it writes is the tensor that is meant, and no part of it, so that an index names
+            an entry of something: `pair[1]` of `pair[1].mul_(2)`.
+    """
     node = statements.statement(site)
     target: ast.expr | None = None
     if isinstance(node, ast.AugAssign):
@@ -405,8 +460,12 @@ def written_name(site: Site) -> str | None:
             target = out
         elif isinstance(called, ast.Attribute) and called.attr.endswith("_"):
             target = statements.receiver(node.value)
+    full = target
     while isinstance(target, ast.Subscript):
-        if container_of(site, target.value) in ("dict", "list", "tuple"):
+        kind = container_of(site, target.value)
+        if (kind == "tuple" or (kind is None and whole)) and isinstance(node, ast.Expr):
+            return ast.unparse(full) if full is not None else None  # a tuple may hold tuples
+        if kind in ("dict", "list", "tuple"):
             return ast.unparse(target)  # an item of it, and not the whole
         target = target.value
     return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None

@@ -6,6 +6,7 @@ The rule works from a copy of the graph (evidence) and a recording's data; it to
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,14 @@ def _blame(data: Data, saved: Saved) -> stale_saved.Blame:
     return stale_saved.Blame(writes, touched, gap, before, after, note)
 
 
+def _is_all_of(write: Write, saved: Saved) -> bool:
+    """Whether a write reached the bytes of what was saved, all of them and no others."""
+    if not saved.is_strided or write.storage != saved.storage or write.geometry is not None:
+        return False
+    begin = saved.offset * saved.itemsize
+    return (write.begin, write.end) == (begin, begin + math.prod(saved.sizes) * saved.itemsize)
+
+
 def _stale_one(
     graph: Graph, node: Node, saved: Saved, data: Data, names: Names, failed: bool
 ) -> tuple[Diagnosis, _Fix]:
@@ -197,7 +206,10 @@ def _stale_one(
         # Nothing that runs holds it any more: the lines that made it and wrote it have a name.
         result = saved_tensors.result_name(victims[0], op_name) if victims else None
         result = result if saved.is_output else None
-        written = bindings.written_name(culprits[0]) if culprits else None
+        whole = bool(blame.writes) and _is_all_of(blame.writes[0], saved)
+        written = bindings.written_name(culprits[0], whole=whole) if culprits else None
+        if whole and written is not None and len(culprits) == 1:
+            culprits = saved_tensors.culprits(data, blame.writes, written, blame.touched)
         if result is not None:
             named = dataclasses.replace(victims[0], label=saved_as(result))
             victims = (named, *victims[1:])

@@ -316,8 +316,9 @@ def _noted(engine: Any, notes: Notes, nudger: Any) -> Any:
 
 def _note(outputs: Any, number: int, meter: Meter) -> tuple[list[Any], dict[str, Any]]:
     """The leaves that a pass reaches, and what is written down before it runs."""
-    leaves = _leaves(outputs)
+    leaves, edges = _leaves(outputs)
     return leaves, {
+        "edges": edges,
         "outputs": [_hash(t) for t in outputs],
         "leaves": [_hash(leaf) for leaf in leaves],
         "raised": False,
@@ -330,11 +331,13 @@ def _given(note: dict[str, Any], names: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(names.get("result") or ()) if "returned" in note else ()
 
 
-def _leaves(outputs: Any) -> list[Any]:
+def _leaves(outputs: Any) -> tuple[list[Any], int]:
+    """Those below, and how many edges lead there from what computed with what."""
     from gradext.rules import graph_copy
 
     rows, _ = graph_copy.rows_below(outputs)
-    return [row[0].variable for row in rows if row[1].endswith("AccumulateGrad")]
+    edges = sum(following >= 0 for row in rows for following in row[4])
+    return [row[0].variable for row in rows if row[1].endswith("AccumulateGrad")], edges
 
 
 def _hash(tensor: Any) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gradext.base import package
-from gradext.fix import cost, notebook, proof, trial
+from gradext.fix import cost, notebook, order, proof, trial
 from gradext.fix.proof import Verdict
 from gradext.fix.stem import Stem
 from gradext.fix.trial import Program, Ran
@@ -28,7 +28,6 @@ _NO_DERIVATIVE = (
     "the write itself has no derivative, as in the program; whether it should, its author knows"
 )
 _MEANT = "what was cut off has gradients; whether the cut was meant, its author knows"
-_ORDER = (proof.VERIFIED, proof.CHANGES, proof.UNPROVED, proof.FAILS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Tried:
     verdict: Verdict
     copies: str = ""  # Candidate.copies
     notebook: str | None = None  # Program.notebook
+    cuts: bool = False  # Candidate.cuts
+    edges: int = 0  # Ran.edges_from the pass that failed
 
     @property
     def diff(self) -> str:
@@ -194,8 +195,7 @@ class Search:
         self._try_all(broken, broken, diagnosis, given, "", tried)
         if not tried:
             return Found(self._why_none(diagnosis), diagnosis, (), self._runs)
-        tried.sort(key=lambda one: _rank(one.verdict))
-        return Found(None, diagnosis, tuple(tried), self._runs)
+        return Found(None, diagnosis, tuple(order.best_first(tried)), self._runs)
 
     def _listed(self, broken: Ran, diagnosis: dict[str, Any], given: Mapping[str, bytes]) -> Found:
         sources = Sources(given, package.is_user_file, self._files)
@@ -250,6 +250,9 @@ class Search:
                 texts = sources.patched(candidate)
             except CannotEdit:
                 continue
+            olds = {path: self._original(sources, path) for path in texts}
+            if order.is_undone(olds, given, texts):
+                continue
             candidate = dataclasses.replace(candidate, undoes_stop=candidate.undoes_stop or undone)
             title = f"{before}; then {candidate.title}" if before else candidate.title
             self.say(f"trying {len(tried) + 1} of at most {self.limits.tries}: {title}")
@@ -259,10 +262,18 @@ class Search:
             if verdict.level == proof.VERIFIED and case.code in _RAW and writes_unrecorded(case):
                 verdict = dataclasses.replace(verdict, level=proof.UNPROVED, why=_NO_DERIVATIVE)
             verdict = dataclasses.replace(verdict, cost=cost.compare(broken, ran))
-            olds = {path: self._original(sources, path) for path in texts}
             changed = {path: text for path, text in texts.items() if text != olds[path]}
             tried.append(
-                Tried(title, changed, olds, verdict, candidate.copies, self.program.notebook)
+                Tried(
+                    title,
+                    changed,
+                    olds,
+                    verdict,
+                    candidate.copies,
+                    self.program.notebook,
+                    candidate.cuts,
+                    ran.edges_from(broken.failed),
+                )
             )
             failed = verdict.level == proof.FAILS
             following = self._chosen(ran)
@@ -334,6 +345,13 @@ class Search:
         code = diagnosis["code"]
         steps = self.limits.steps
         verdict = proof.judge(broken, ran, (), steps)
+        if verdict.level != proof.FAILS:
+            stands = next(
+                (d for d in ran.diagnoses if _is_same(d, diagnosis) or _loses_same(d, diagnosis)),
+                None,
+            )
+            if stands is not None:
+                return Verdict(proof.FAILS, f"{code} is still there: {stands['message']}")
         mode = None if " as `ctx." in diagnosis["message"] else proof.reference_of(chain)
         if verdict.level == proof.UNPROVED and code in proof.BY_DIFFERENCES:
             return self._by_differences(verdict, broken, ran, candidate, texts)
@@ -365,14 +383,6 @@ def _is_verified(one: Tried) -> bool:
     return one.verdict.level == proof.VERIFIED
 
 
-def _rank(verdict: Verdict) -> tuple[float, ...]:
-    level = _ORDER.index(verdict.level)
-    if verdict.level == proof.VERIFIED:
-        return (level, *verdict.cost.key)
-    share = verdict.equal / verdict.gradients if verdict.gradients else 0.0
-    return (level, -share, -verdict.more)
-
-
 def _is_same(following: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> bool:
     """Whether a patched program shows the fault that the patch was for.
 
@@ -382,9 +392,32 @@ def _is_same(following: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> bool
     for one in (following, diagnosis):
         first: dict[str, Any] = next(iter(one.get("culprits") or ()), {})
         texts.append(str(first.get("code") or "").strip())
-    said = [re.sub(r":\d+", "", one["message"]) for one in (following, diagnosis)]
+    said = [re.sub(r"(:|\bline )\d+", "", one["message"]) for one in (following, diagnosis)]
     same = following["code"] == diagnosis["code"] and said[0] == said[1]
     return same and (texts[1] in texts[0] or texts[0] in texts[1])
+
+
+_LOSES = re.compile(
+    r"((?:`[^`]+`|\d+ more)(?:(?:, | and )(?:`[^`]+`|\d+ more))*) gets? no gradient"
+)
+
+
+def _loses_same(following: Mapping[str, Any], diagnosis: Mapping[str, Any]) -> bool:
+    """Whether the same function of a patched program still keeps a gradient from the same leaves.
+
+    By another line, or by another call: the loss is computed there as it was, without them.
+    """
+    if following["code"] != diagnosis["code"]:
+        return False
+    lost, functions = [], []
+    for one in (following, diagnosis):
+        text = " ".join([one["message"], *(one.get("notes") or ())])
+        lost.append(
+            {name for found in _LOSES.findall(text) for name in re.split(", | and ", found)}
+        )
+        first: dict[str, Any] = next(iter(one.get("culprits") or ()), {})
+        functions.append((first.get("file"), first.get("function")))
+    return bool(lost[1]) and lost[0] == lost[1] and functions[0] == functions[1]
 
 
 def _nothing(broken: Ran) -> str:

@@ -122,6 +122,10 @@ class Ran:
         told = [] if self.told is None else [self.told]
         return min([*raised, *told], default=len(self.passes))
 
+    def edges_from(self, index: int) -> int:
+        """Of the graphs of a pass and those after it."""
+        return sum(note.get("edges", 0) for note in self.passes[index:])
+
     @property
     def failed_at(self) -> list[dict[str, Any]]:
         """The user's lines of the pass that raised, or of the last."""

@@ -72,6 +72,11 @@ class Candidate:
     copies: str = ""
     instead: bool = False  # another form of the candidate before it: only if that one fails
 
+    @property
+    def cuts(self) -> bool:
+        """Whether it cuts a history."""
+        return any(".detach" in edit.text for _, edit in self.edits)
+
 
 class Sources:
     """The files of the program that may be changed, as they are and as patched so far.

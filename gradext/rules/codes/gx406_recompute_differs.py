@@ -18,7 +18,7 @@ from gradext.recording import checkpoints
 from gradext.recording.events import SAVES
 from gradext.rules.graph_copy import Saved, saved_of
 from gradext.rules.rewrite import in_place, optimizer_step
-from gradext.rules.wording import saved_tensors
+from gradext.rules.wording import block_state, saved_tensors
 from gradext.source import bindings, sites
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def differs(what: Recomputed, data: Data, names: Names) -> list[Diagnosis]:
         return [_state(what, told, writes, data, names, call)]
     if not what.keeps_random_state:
         return [_random(told, data, names, call)]
-    return [_unexplained(told, data, names, call)]
+    return [_unexplained(what, told, data, names, call)]
 
 
 _OVERWRITES = re.compile(
@@ -181,6 +181,15 @@ def _state_writes(what: Recomputed, data: Data) -> Iterator[Write]:
             yield write
 
 
+def _is_run_by(data: Data, write: Write, forward: Pass) -> bool:
+    """Whether the block itself wrote, in its forward or later."""
+    stack = data.frames(write.stack)
+    own = len(_inner(stack))
+    call = [(frame.file, frame.line) for frame in data.frames(forward.stack) if frame.is_user]
+    outer = [(frame.file, frame.line) for frame in stack[own:] if frame.is_user]
+    return own < len(stack) and write.order > forward.order and outer == call
+
+
 def _is_count(write: Write) -> bool:
     """`num_batches_tracked`, which nothing is computed from."""
     return write.end - write.begin == 8 and write.op.startswith("aten::add_")
@@ -288,7 +297,7 @@ def _state(
     at = sites.where(save.frame) if save is not None else "a line of it"
     line = sites.where(culprits[0].frame) if culprits else "a line"
     which = f"`{state}`" if state else "what it reads"
-    in_block = first.order > what.recompute.order or any(
+    in_block = _is_run_by(data, first, what.forward) or any(
         w.order > what.recompute.order for w in data.writes_of_storage(first.storage)
     )
     if in_block:
@@ -357,10 +366,32 @@ def _random(told: dict[str, Any], data: Data, names: Names, call: Site | None) -
     )
 
 
-def _unexplained(told: dict[str, Any], data: Data, names: Names, call: Site | None) -> Diagnosis:
+def _packed(data: Data, *runs: Pass) -> list[Frame]:
+    stacks = dict.fromkeys(stack for ran in runs for stack, _ in ran.packs)
+    return block_state.lines_within(data.frames(stack) for stack in stacks)
+
+
+def _unexplained(
+    what: Recomputed, told: dict[str, Any], data: Data, names: Names, call: Site | None
+) -> Diagnosis:
     name, spoken = _spoken(saved_of(told["saved"], "saved"), names, None)
     save = _save_of(told, data, name)
     at = f" at {sites.where(save.frame)}" if save is not None else ""
+    state = block_state.changed_by(_packed(data, what.forward), (save,))
+    if state is not None:
+        return Diagnosis(
+            code="GX406",
+            severity="error" if told["is_compared"] else "warning",
+            message=(
+                f"{spoken}, saved for backward{at}, has other values in the recompute of "
+                f"{_place(call)} than in its forward: {block_state.sentence(state)}. Backward uses "
+                f"those of the recompute, and {_SILENT}."
+            ),
+            culprits=sites.distinct([state.site, save]),
+            victims=sites.distinct([call]),
+            fix=block_state.advice(state),
+            notes=(block_state.READ_IN_SOURCE,),
+        )
     return Diagnosis(
         code="GX406",
         severity="error" if told["is_compared"] else "warning",
@@ -418,13 +449,27 @@ def refused(error: BaseException, data: Data | None) -> list[Diagnosis]:
     if ran is None and counts[0] != counts[1]:
         more = "more" if counts[1] > counts[0] else f"{counts[1]}"
         notes.append(f"the forward saved {counts[0]} tensors, the recompute {more}")
+    text, fix = _refused_text(one, other, call, then, now), _refused_fix(then, now, one, other)
+    state = block_state.changed_by(_packed(data, forward, recompute), (one, other))
+    mode = block_state.mode_between(one, other)
+    if mode is not None:
+        text += (
+            f" `self.training` ({sites.where(mode.frame)}) was another one: train() or eval() was "
+            "called between the forward and backward()."
+        )
+        fix = "call train() and eval() before the forward or after backward(), not between them"
+    elif state is not None:
+        text += f" The block itself changes `{state.name}`, which it reads."
+        fix = block_state.advice(state)
+    changes = mode if mode is not None else state.site if state is not None else None
+    found = [_labelled(one, other), _labelled(other, one, again=True)]
     return [
         Diagnosis(
             code="GX406",
-            message=_refused_text(one, other, call, then, now),
-            culprits=sites.distinct([_labelled(one, other), _labelled(other, one, again=True)]),
+            message=text,
+            culprits=sites.distinct([*found, changes]),
             victims=sites.distinct([call]),
-            fix=_refused_fix(then, now, one, other),
+            fix=fix,
             notes=tuple(notes),
         )
     ]

@@ -73,8 +73,12 @@ def verdict_line(verdict: Verdict) -> str:
             said = ["same loss", f"{verdict.equal} of {verdict.gradients} gradients {how}"]
         else:
             other = verdict.gradients - verdict.equal
-            said.append(f"{other} of {verdict.gradients} gradients differ")
-            if verdict.difference != float("inf"):
+            if not other:
+                how = "bit-equal" if not verdict.difference else "equal"
+                said.append(f"{verdict.equal} of {verdict.gradients} gradients {how}")
+            else:
+                said.append(f"{other} of {verdict.gradients} gradients differ")
+            if other and verdict.difference != float("inf"):
                 said.append(f"by up to {verdict.difference:.1e} of their size")
     if verdict.level != "fails":
         passes = "1 more backward pass" if verdict.more == 1 else f"{verdict.more} more passes"

@@ -471,6 +471,24 @@ def written_name(site: Site, *, whole: bool = False) -> str | None:
     return ast.unparse(target) if isinstance(target, (ast.Name, ast.Attribute)) else None
 
 
+def written_part(site: Site) -> str | None:
+    """What the statement writes, as it stands there: `pe[:, :n]` of `pe[:, :n] += 1`."""
+    node = statements.statement(site)
+    target: ast.expr | None = None
+    if isinstance(node, ast.AugAssign):
+        target = node.target
+    elif isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        if isinstance(called, ast.Attribute) and called.attr.endswith("_"):
+            target = called.value
+            if statements.is_namespace(target):
+                target = node.value.args[0] if node.value.args else None
+    text = ast.unparse(target) if target is not None else None
+    return text if text is not None and len(text) <= 40 and "\n" not in text else None
+
+
 def later_writes(site: Site, name: str) -> list[ast.stmt]:
     """The statements of the site's block, from the next one on, that write the same name."""
     held = statements.around(site)

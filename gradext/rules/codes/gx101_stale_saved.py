@@ -214,7 +214,9 @@ def _stale_one(
             named = dataclasses.replace(victims[0], label=saved_as(result))
             victims = (named, *victims[1:])
         if (called := result or written) is not None:
-            spoken = saved_tensors.called(saved, called)
+            part = bindings.written_part(culprits[0]) if result is None else None
+            # What was saved may be another part of it than the line writes.
+            spoken = saved_tensors.called(saved, called, is_part=part not in (None, called))
     message = (
         f"{spoken} was saved for backward by {node.name} at version {saved.saved_version}; "
         f"it has been written in place since and is now at version {saved.version}."

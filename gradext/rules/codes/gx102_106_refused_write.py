@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Frame, Site
-from gradext.rules.wording import leaf_sites, refused_writes
+from gradext.rules.wording import leaf_sites, module_hooks, refused_writes
 from gradext.rules.wording.lost_events import lost
 from gradext.source import bindings, sites
 
@@ -73,18 +73,23 @@ def refused_write(error: BaseException, data: Data | None = None) -> list[Diagno
     if culprit is None:
         return []
     name = bindings.written_name(culprit) if not culprit.stack else None
-    culprit = dataclasses.replace(culprit, label=refused_writes.label(code, op, name))
+    part = bindings.written_part(culprit) if not culprit.stack else None
+    leaf, made = _leaf_of(code, event, error, data)
+    hooked = refused_writes.is_of_hook(seen)
+    label = refused_writes.label(code, op, name, part, leaf, hooked=hooked)
+    culprit = dataclasses.replace(culprit, label=label)
     culprits: tuple[Site, ...] = (culprit,)
     if event is None and data is not None and "has been used in an in-place" in text:
         culprits = _written_in_function(data, culprit) or culprits
     victims = _victims(code, seen, data, culprit)
-    leaf, made = _leaf_of(code, event, error, data)
+    if hooked:
+        victims = sites.distinct([*victims[:2], module_hooks.registered(culprit)])
     if made is not None and sites.line_of(made) != sites.line_of(culprits[0]):
         victims = (*victims[:2], made)
     return [
         Diagnosis(
             code=code,
-            message=refused_writes.message(code, culprits[0], text, leaf, victims),
+            message=refused_writes.message(code, culprits[0], text, leaf, victims, hooked=hooked),
             culprits=culprits,
             victims=victims,
             fix=refused_writes.fix(code, culprit, victims, text, seen),

@@ -7,9 +7,12 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING
 
+import torch
+
 from gradext.base import op_names, source_lines
 from gradext.diagnosis.model import Site
 from gradext.rules.rewrite import detach, in_place
+from gradext.rules.wording import module_hooks
 from gradext.rules.wording.lost_events import lost
 from gradext.source import bindings, sites, statements
 
@@ -77,8 +80,34 @@ def _viewed(maker: Site | None, line: str, mode: str) -> str:
     )
 
 
-def label(code: str, op: str | None, name: str | None = None) -> str:
-    """Beside the line that wrote; `name` is what that line calls the tensor."""
+def label(
+    code: str,
+    op: str | None,
+    name: str | None = None,
+    part: str | None = None,
+    leaf: str | None = None,
+    *,
+    hooked: bool = False,
+) -> str:
+    """Beside the line that wrote.
+
+    Args:
+        name: what that line calls the tensor. part: what of it the line writes, `pe[:, :n]`.
+        leaf: the leaf's name. hooked: the view is of a module's full backward hook.
+    """
+    if code == "GX103" and name is not None and (part is None or part == name or name == leaf):
+        # The name is the leaf's, or may be: what is written is another view of it.
+        what = "writes a view of a leaf that requires grad"
+        if part is not None and part != name:
+            what = f"writes `{part}`, a view of the leaf `{name}`"
+        elif name == leaf:
+            what = f"writes `{name}`, a leaf that requires grad, through a view"
+        elif leaf is not None:
+            what = f"writes `{name}`, a view of the leaf `{leaf}`"
+        return f"{op_names.short(op)} {what}" if op else what
+    if code == "GX106" and hooked:
+        what = f"writes {f'`{name}`, ' if name else ''}a view that a backward hook made"
+        return f"{op_names.short(op)} {what}" if op else what
     kind, how = {
         "GX102": ("a leaf that requires grad", ""),
         "GX103": ("a view of a leaf that requires grad", ""),
@@ -96,6 +125,9 @@ def view_made(maker: Site | None, op: str) -> Site | None:
     if maker is None:
         return None
     names, of = statements.assigned_names(maker), viewed_by(maker)
+    if module_hooks.is_of_hook(op):
+        label = "a module that runs here has a full backward hook, which makes a view"
+        return dataclasses.replace(maker, label=label)
     several = op.lower() in _SEVERAL
     kind = "views" if several else "a view"
     what = f"`{names[0]}`, {kind}" if len(names) == 1 and _is_whole(maker) else kind
@@ -121,8 +153,12 @@ def viewed_by(maker: Site) -> str | None:
         return None
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         of: ast.expr | None = node.func.value
-        if of is not None and statements.is_namespace(of):
+        # `torch.select(x, 0, 0)`, `Window.apply(x)` view an argument.
+        given = statements.is_namespace(node.func.value) or node.func.attr == "apply"
+        if given:
             of = node.args[0] if node.args else None
+        elif not hasattr(torch.Tensor, node.func.attr):
+            return None  # a function of the program
     elif isinstance(node, (ast.Subscript, ast.Attribute)):
         of = node.value
     else:
@@ -157,12 +193,19 @@ def _unparsed(text: str) -> str:
 
 
 def message(
-    code: str, culprit: Site, text: str, leaf: str | None = None, victims: tuple[Site, ...] = ()
+    code: str,
+    culprit: Site,
+    text: str,
+    leaf: str | None = None,
+    victims: tuple[Site, ...] = (),
+    *,
+    hooked: bool = False,
 ) -> str:
     """What was refused, and why.
 
     Args:
         leaf: the name of the leaf that the write is to.
+        hooked: the view is of a module's full backward hook.
     """
     op = op_names.short(culprit.op)
     op = op[0].upper() + op[1:] if op.startswith("the ") else op
@@ -194,7 +237,8 @@ def message(
     of = viewed_by(victims[0]) if victims else None
     if code == "GX103":
         if which:
-            through = f", `{written}`," if written and written != leaf else ""
+            part = bindings.written_part(culprit) if not culprit.stack else None
+            through = f", `{part}`," if part and part != leaf else ""
             return (
                 f"{which} is written in place by {op} through a view of it{through} with grad mode "
                 "on: the write would change the leaf itself."
@@ -218,6 +262,11 @@ def message(
             f"{op} writes in place {into}one of several views{_of(of, written)} that one function "
             f"returned{what}; autograd cannot rewrite the history of its siblings."
         )
+    if hooked:
+        return (
+            f"{op} writes in place {into}a view that the full backward hook of a module made; the "
+            "write would override the backward by which the hook is called."
+        )
     return (
         f"{op} writes in place {into}a view that an autograd.Function returned (or an input that "
         "it returned as it was); the write would override the Function's own backward."
@@ -226,10 +275,6 @@ def message(
 
 def _of(of: str | None, written: str | None) -> str:
     return f" of `{of}`" if of is not None and of != written else ""
-
-
-def _is_hook_function(name: str) -> bool:
-    return "BackwardHookFunction" in name
 
 
 def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Seen | None) -> str:
@@ -266,14 +311,29 @@ def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Se
             f"{_viewed(victims[0] if victims else None, maker, mode)}; or, if the write is to stay "
             f"out of the graph, put it under the same mode: {in_place.under(culprit, mode)}"
         )
+    if code == "GX105" and is_of_hook(seen) and other is not None:
+        return other
     if code == "GX105":
         return _fix_of_several(culprit, victims, other)
-    if seen is not None and any(_is_hook_function(name) for name, _, _ in seen.chain):
-        return in_place.module_inplace(culprit, culprit.op or "") or other or "write out of place"
+    if is_of_hook(seen):
+        return _without_module(culprit) or other or "write out of place"
     cloned = detach.cloned_value(victims[0]) if victims else None
     if cloned:
         return f"clone what the Function returns, at {maker}: `{cloned}`"
     return f"clone what the Function returns, at {maker}; or {other or 'write out of place'}"
+
+
+def is_of_hook(seen: Seen | None) -> bool:
+    """Whether the view is one that a module's full backward hook made."""
+    return seen is not None and any(module_hooks.is_of_hook(name) for name, _, _ in seen.chain)
+
+
+def _without_module(culprit: Site) -> str | None:
+    """The module that wrote, built so that it does not."""
+    text = in_place.module_inplace(culprit, culprit.op or "")
+    kind = re.match(r"build the nn\.(\w+) that runs", text or "")
+    built = module_hooks.built_in_place(kind[1], culprit) if kind is not None else None
+    return f"{text}; {built}" if built else text
 
 
 def _without_grad(culprit: Site) -> str:
@@ -326,11 +386,8 @@ def _one_at_a_time(maker: Site) -> str | None:
 def notes(
     code: str, seen: Seen | None, data: Data | None, victims: tuple[Site, ...]
 ) -> tuple[str, ...]:
-    if code == "GX106" and seen and any(_is_hook_function(name) for name, _, _ in seen.chain):
-        return (
-            "register_full_backward_hook() passes the module's inputs and results through an "
-            "autograd.Function, which makes views of them",
-        )
+    if is_of_hook(seen):
+        return (module_hooks.note(),)
     if code == "GX102" or victims:
         return ()
     if data is None:

@@ -73,9 +73,16 @@ def tensor_text(saved: Saved, names: Names) -> tuple[str | None, str]:
     return name, f"A {shape} alias of `{name}`"
 
 
-def called(saved: Saved, name: str) -> str:
-    """How a sentence speaks of a tensor that only a line of the program has a name for."""
+def called(saved: Saved, name: str, *, is_part: bool = False) -> str:
+    """How a sentence speaks of a tensor that only a line of the program has a name for.
+
+    Args:
+        is_part: the line writes an item or a slice of what has the name.
+    """
     kind = str(saved.dtype).removeprefix("torch.")
+    if is_part:
+        article = "An" if kind.startswith("i") else "A"
+        return f"{article} {kind} {list(saved.sizes)} tensor in the memory of `{name}`"
     return f"Tensor `{name}` ({kind} {list(saved.sizes)})"
 
 

@@ -26,6 +26,21 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture
+def quick_op_db(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what op_db does at each sample, and what takes ten times as long as the op itself.
+
+    It looks for a unittest.TestCase on the stack, which is deep under pytest. And it seeds devices
+    that are not there, for which torch keeps the text of the stack.
+    """
+    from torch.testing._internal import common_utils
+    from torch.testing._internal.opinfo import core
+
+    for module in (common_utils, core):
+        monkeypatch.setattr(module, "extract_test_fn", lambda: None)
+    monkeypatch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") is None or torch.cuda.is_available():
         return

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.testing._internal import common_utils
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_leaves
 
@@ -21,9 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    # op_db looks for a unittest.TestCase on the stack at each sample, which takes long.
-    monkeypatch.setattr(common_utils, "extract_test_fn", lambda: None)
+def told(quick_op_db: None) -> Iterator[list[str]]:
     found: list[str] = []
     stop = incidents.subscribe(lambda incident: found.extend(map(str, incident.diagnoses)))
     yield found

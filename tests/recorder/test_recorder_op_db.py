@@ -18,7 +18,6 @@ import numpy
 import pytest
 import torch
 from events import same_bits
-from torch.testing._internal import common_utils
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -31,13 +30,7 @@ SAMPLES = 2  # per op; 3 in place
 UNINITIALISED = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty",
                  "new_empty_strided"}  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _no_search_for_a_test_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    """op_db looks for a unittest.TestCase on the stack at each sample, which takes 30 ms here."""
-    monkeypatch.setattr(common_utils, "extract_test_fn", lambda: None)
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_op_db")]
 
 
 def ops_by_name() -> dict[str, Any]:

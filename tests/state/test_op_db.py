@@ -45,7 +45,7 @@ in_modes = pytest.mark.parametrize(
     ],
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quick_op_db")]
 
 
 def check(tensors: list[torch.Tensor]) -> None:

@@ -6,8 +6,10 @@ it. Owns the rule of what is the user's code; knows nothing of tensors.
 
 from __future__ import annotations
 
+import array
 import ast
 import functools
+import itertools
 import os
 import re
 import sys
@@ -108,16 +110,30 @@ def _iterated(file: str, line: int, end_line: int) -> tuple[int, int, int | None
     return None
 
 
+# Bytes of code whose places are listed once for all its instructions: CPython unpacks them from the
+# first one on, each time.
+_LONG = 1 << 16
+
+
+@functools.lru_cache(maxsize=1)
+def _places(code: types.CodeType) -> array.array[int]:
+    """Four numbers for each instruction, -1 for none: line, end line, column, end column."""
+    numbers = itertools.chain.from_iterable(code.co_positions())  # type: ignore[attr-defined]
+    return array.array("i", (-1 if number is None else number for number in numbers))
+
+
 def _position(
     code: types.CodeType, instruction: int
 ) -> tuple[int, int | None, int | None, int | None]:
     positions = getattr(code, "co_positions", None)
     if positions is not None and instruction >= 0:
-        for index, (line, end_line, column, end_column) in enumerate(positions()):
-            if index == instruction // 2:
-                if line is not None:
-                    return line, end_line, column, end_column
-                break
+        at = instruction // 2
+        if code.__sizeof__() > _LONG:
+            four = [None if number < 0 else number for number in _places(code)[4 * at : 4 * at + 4]]
+        else:
+            four = list(next(itertools.islice(positions(), at, None), ()))
+        if four and four[0] is not None:
+            return four[0], four[1], four[2], four[3]
     for start, end, line in code.co_lines():
         if start <= instruction < end and line is not None:
             return line, None, None, None

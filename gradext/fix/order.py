@@ -39,7 +39,8 @@ def _rank(verdict: Verdict) -> tuple[float, ...]:
     if verdict.level == proof.VERIFIED:
         return (level, *verdict.cost.key)
     share = verdict.equal / verdict.gradients if verdict.gradients else 0.0
-    return (level, -share, -verdict.more)
+    # Where the loss is another one, something else was computed before the pass, too.
+    return (level, verdict.why == proof.OTHER_LOSS, -share, -verdict.more)
 
 
 def is_undone(
@@ -62,13 +63,14 @@ def is_undone(
 def _cuts_twice(old: bytes, new: bytes) -> bool:
     """Whether a run of new lines detaches one name twice."""
     for kind, lines in _changes(old, new):
-        names = [_DETACHED.match(line) for line in lines] if kind == "insert" else []
+        names = [_DETACHED.match(line) for line in lines] if kind in _PUT_IN else []
         found = [name[1] for name in names if name is not None]
         if len(set(found)) < len(found):
             return True
     return False
 
 
+_PUT_IN = ("insert", "replace")
 _DETACHED = re.compile(r"\s*([\w.]+) = .*\.detach\(\)")
 
 

@@ -219,6 +219,19 @@ SILENT = {
         with torch.no_grad():
             other(body(x)).mean().item()
     """,
+    "gradients_that_the_program_sets_itself": """
+    base, a, b = nn.Linear(4, 4).requires_grad_(False), *torch.rand(2, 4, 4)
+    a, b, prompt = nn.Parameter(a), nn.Parameter(b), nn.Parameter(torch.zeros(4))
+    opt = torch.optim.Adam([a, b, prompt], 1e-2)
+    for x in torch.rand(5, 8, 4):
+        with torch.no_grad():
+            e = torch.randn(4)
+            slope = base(x + prompt + e).pow(2).mean() - base(x + prompt - e).pow(2).mean()
+        opt.zero_grad()
+        (base(x + prompt.detach()) + x @ a @ b).pow(2).mean().backward()
+        prompt.grad = slope * e
+        opt.step()
+    """,
     "one_pass": """
     body, head = nn.Linear(4, 4), nn.Linear(4, 1)
     opt = torch.optim.Adam([*body.parameters(), *head.parameters()])

@@ -482,3 +482,37 @@ def test_a_checkpoint_draws_the_same_numbers_again(given: str) -> None:
     assert changed(case, "preserve_rng_state=True at") == [expected]
     other = case_of(text.replace(given, "True"), "GX406", {1: "runs the block again"})
     assert not any("preserve_rng_state" in title for title in patches(other))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            "loss = f(x)\nif prev is not None:\n    loss = loss + (loss - prev).abs()\n"
+            "loss.backward()\nopt.step()\nprev = loss",
+            "    prev = loss.detach()",
+        ),
+        (
+            "out = net(x, self.last)\nloss = out.sum()\nloss.backward()\nopt.step()\n"
+            "self.last = out",
+            "    self.last = out.detach()",
+        ),
+        (
+            "h = cell(x, old)\nnew = h * 2\n(new - old).sum().backward()\nopt.step()\nold = new",
+            "    old = new.detach()",
+        ),
+        # Bound before it is read: nothing is given on. And what no round computes has no history.
+        ("loss = f(x)\nkept = loss\nkept.backward()\nopt.step()", None),
+        ("loss = f(x, scale)\nloss.backward()\nopt.step()\nscale = start", None),
+    ],
+)
+def test_what_a_round_gives_on_by_another_name(body: str, expected: str | None) -> None:
+    text = "for x in data:\n" + textwrap.indent(body, "    ") + "\n"
+    step = next(n for n, line in enumerate(text.splitlines(), 1) if "opt.step" in line)
+    case = case_of(text, "GX101", {step: "add_ writes"}, {2: "Addmm saves it"}, failed=step - 1)
+    given_on = [t for title, t in patches(case).items() if "without its history at" in title]
+    given_on = [t for t in given_on if "sum values" not in t]
+    if expected is None:
+        assert given_on == []
+    else:
+        assert [expected in t.splitlines() for t in given_on] == [True]

@@ -112,7 +112,10 @@ def _described(data: Data, flow: Flow) -> Cut | None:
 
 
 def _confirmed(
-    group: _Group, held: HeldLeaves, names: Owners, written: set[int] | None
+    group: _Group,
+    held: HeldLeaves,
+    names: Owners,
+    written: set[int] | None,
 ) -> tuple[dict[int, str], str]:
     """Leaves that were as they are at the last look, while their optimizer stepped; and it."""
     sure: dict[int, str] = {}

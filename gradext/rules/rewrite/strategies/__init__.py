@@ -12,6 +12,7 @@ from gradext.rules.rewrite.strategies import (
     anew,
     copies,
     cuts,
+    given_on,
     gradients,
     graph,
     in_place,
@@ -30,6 +31,7 @@ _MODULES = (
     cuts,
     order,
     copies,
+    given_on,
     anew,
     graph,
 )

@@ -58,10 +58,14 @@ def around(file: str, line: int) -> ast.Module | None:
     return tree
 
 
-def statements(file: str, line: int) -> list[ast.stmt]:
-    """Those that hold `line`, outermost first; decorators are held by what they decorate."""
+def statements(file: str, line: int, column: int | None = None) -> list[ast.stmt]:
+    """Those that hold `line`, outermost first; decorators are held by what they decorate.
+
+    Args:
+        column: tells those of one line apart, `a.tanh_(); b.exp_()`.
+    """
     tree = around(file, line)
-    return list(_down(tree, line)) if tree is not None else []
+    return list(_down(tree, line, column)) if tree is not None else []
 
 
 def span(node: ast.stmt) -> tuple[int, int]:
@@ -71,7 +75,7 @@ def span(node: ast.stmt) -> tuple[int, int]:
     return first, node.end_lineno or node.lineno
 
 
-def _down(tree: ast.AST, line: int) -> Iterator[ast.stmt]:
+def _down(tree: ast.AST, line: int, column: int | None = None) -> Iterator[ast.stmt]:
     at: ast.AST | None = tree
     while at is not None:
         inner = None
@@ -80,12 +84,17 @@ def _down(tree: ast.AST, line: int) -> Iterator[ast.stmt]:
             child = pending.pop()
             if isinstance(child, ast.stmt):
                 first, last = span(child)
-                inner = child if first <= line <= last else None
+                if first <= line <= last and not _begins_behind(child, line, column):
+                    inner = child
             elif isinstance(child, (ast.ExceptHandler, ast.match_case)):
                 pending += ast.iter_child_nodes(child)
         if inner is not None:
             yield inner
         at = inner
+
+
+def _begins_behind(node: ast.stmt, line: int, column: int | None) -> bool:
+    return column is not None and node.lineno == line and node.col_offset > column
 
 
 def _holds(tree: ast.Module, line: int) -> bool:

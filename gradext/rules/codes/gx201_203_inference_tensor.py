@@ -102,7 +102,7 @@ def misused(error: BaseException, data: Data | None = None) -> list[Diagnosis]:
             message=_message(code, spoken, op, made, mode, found),
             culprits=culprits,
             victims=victims,
-            fix=_fix(code, found, made, mode, victim),
+            fix=_fix(code, found, made, _typed_at(mode, birth, data), victim),
             notes=tuple(notes),
         )
     ]
@@ -411,6 +411,20 @@ def _message(
             "the write."
         )
     return f"{said}; outside that mode {by} cannot use it: autograd does not follow it."
+
+
+def _typed_at(
+    mode: mode_blocks.Mode | None, birth: Birth | None, data: Data | None
+) -> mode_blocks.Mode | None:
+    """The mode with the line that enters torch's own, within a context manager of the user's."""
+    if mode is None or birth is None or data is None or mode.how != "with":
+        return mode
+    place = sites.site(data.frames(birth.mode))
+    if "inference_mode" in mode.site.frame.code or place is None:
+        return mode
+    if not place.frame.is_user or "inference_mode" not in place.frame.code:
+        return mode
+    return dataclasses.replace(mode, site=place)
 
 
 def _fix(

@@ -123,7 +123,7 @@ def _place(node: ast.expr) -> _Place:
 def expression_of(frame: Frame) -> tuple[ast.stmt, ast.expr, bool] | None:
     """(statement, what ran of it, True); the statement's whole value and False where Python keeps
     no columns (before 3.11)."""
-    held = syntax.statements(frame.file, frame.line)
+    held = syntax.statements(frame.file, frame.line, frame.column)
     if not held or not frame.code.isascii():
         return None
     if frame.column is None or frame.end_column is None:

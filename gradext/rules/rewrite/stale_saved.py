@@ -299,7 +299,9 @@ def _reordered(
 def _again(forward: Frame, step: Frame, backward: Frame) -> str:
     """What is to run a second time: from the first line that saved a parameter to the loss."""
     found = order_of_calls.between(forward, step, backward)
-    frames = [dataclasses.replace(forward, line=node.lineno) for node in found]
+    frames = [
+        dataclasses.replace(forward, line=node.lineno, column=node.col_offset) for node in found
+    ]
     plain = [frame for frame, node in zip(frames, found, strict=True) if _is_plain(node)]
     if not found or frames[0].line > forward.line:
         return f"{order_of_calls.spoken(forward)}, and what is made of it for the loss,"

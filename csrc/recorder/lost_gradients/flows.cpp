@@ -118,10 +118,19 @@ void add_held(const ThreadState& thread, Flow& flow, const Inputs& inputs) {
       state::is_leaf(whole) ? leaves.push_back(&whole) : void(has_graph = true);
     }
   }
-  const uint32_t behind = has_graph ? leaves_behind(inputs, flow.stack) : 0;
+  uint32_t behind = has_graph ? leaves_behind(inputs, flow.stack) : 0;
   Origins& origins = Origins::get();
   std::lock_guard lock(origins.mutex);
-  note_held(origins, flow, has_graph ? behind : origins.leaves.number_of(leaves));
+  if (!has_graph) {
+    // Nearly always: there is room for few sets.
+    if (std::all_of(leaves.begin(), leaves.end(), [&](const c10::TensorImpl* leaf) {
+          return origins.leaves.is_reached(state::opaque_id(leaf));
+        })) {
+      return;
+    }
+    behind = origins.leaves.number_of(leaves);
+  }
+  note_held(origins, flow, behind);
 }
 
 bool is_known(const Flow& flow) {

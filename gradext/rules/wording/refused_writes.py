@@ -238,6 +238,7 @@ def message(
     if code == "GX103":
         if which:
             part = bindings.written_part(culprit) if not culprit.stack else None
+            part = written if written and written != leaf else part
             through = f", `{part}`," if part and part != leaf else ""
             return (
                 f"{which} is written in place by {op} through a view of it{through} with grad mode "

@@ -95,22 +95,22 @@ case(
     text=("`net[0].w` and `net[1].w` were not trained", "`.data`"), fix=("take `.data` out",),
 )  # fmt: skip
 case(
-    "GX304", "layers_in_a_loop_under_a_mode_set_for_them", """
+    "GX304", "layers_in_a_loop_with_grad_mode_off", """
     layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(5)])
     head = nn.Linear(4, 1)
     opt = torch.optim.RMSprop([*layers.parameters(), *head.parameters()], lr=1e-2)
     def body(x):
-        for k, layer in enumerate(layers):
-            with torch.set_grad_enabled(k >= 3):  #C
+        for layer in layers[:3]:
+            with torch.set_grad_enabled(False):  #C
                 x = torch.tanh(layer(x))  #C
-        return head(x)
+        return head(torch.tanh(layers[4](torch.tanh(layers[3](x)))))
     for step in range(6):
         loss = body(torch.rand(3, 4)).pow(2).mean()
         opt.zero_grad()
         loss.backward()  #V
         opt.step()
     """,
-    ("k >= 3", "k >= 0"),
+    ("set_grad_enabled(False)", "set_grad_enabled(True)"),
     text=("6 parameters of `layers` were not trained",),
 )  # fmt: skip
 
@@ -230,6 +230,43 @@ SILENT = {
         opt.zero_grad()
         (base(x + prompt.detach()) + x @ a @ b).pow(2).mean().backward()
         prompt.grad = slope * e
+        opt.step()
+    """,
+    "layers_that_a_number_freezes": """
+    layers, head = nn.ModuleList([nn.Linear(4, 4) for _ in range(5)]), nn.Linear(4, 1)
+    opt = torch.optim.RMSprop([*layers.parameters(), *head.parameters()], lr=1e-2)
+    for x in torch.rand(6, 3, 4):
+        for k, layer in enumerate(layers):
+            with torch.set_grad_enabled(k >= 3):
+                x = torch.tanh(layer(x))
+        opt.zero_grad()
+        head(x).pow(2).mean().backward()
+        opt.step()
+    """,
+    "warm_up_that_does_not_end": """
+    body, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    opt = torch.optim.SGD([*body.parameters(), *head.parameters()], 0.1)
+    for epoch in range(3):
+        for x in torch.rand(4, 3, 4):
+            with torch.set_grad_enabled(epoch >= 5):
+                h = body(x)
+            opt.zero_grad()
+            head(h).pow(2).mean().backward()
+            opt.step()
+    """,
+    "context_manager_that_says_so": """
+    import contextlib
+    @contextlib.contextmanager
+    def constant():
+        with torch.no_grad():
+            yield
+    body, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    opt = torch.optim.SGD([*body.parameters(), *head.parameters()], 0.1)
+    for x in torch.rand(8, 3, 4):
+        with constant():
+            h = body(x)
+        opt.zero_grad()
+        head(h).pow(2).mean().backward()
         opt.step()
     """,
     "one_pass": """

@@ -10,6 +10,7 @@ them. Keeps no tensor.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ from gradext.rules.wording.lost_gradients import folded
 from gradext.rules.wording.meant_cuts import unless_meant
 from gradext.rules.wording.owners import Owners
 from gradext.source import frames, live_frames, sites
+from gradext.source.mode_blocks import Mode
 
 if TYPE_CHECKING:
     from gradext.recording.tables import Data
 
 _KINDS = ("no_grad", "detach")
+_LITERAL = re.compile(r"set_grad_enabled\(\s*(mode\s*=\s*)?(False|0)\s*\)")
 # What is computed past one of these has no gradient for another reason.
 _BARRIERS = events.NOT_FLOATING | events.TO_PYTHON | events.FROM_PYTHON | events.GRAD_CALL
 
@@ -106,9 +109,23 @@ def _described(data: Data, flow: Flow) -> Cut | None:
     if told is None or not told.sites or not told.sites[0].frame.is_user:
         return None
     told = unless_meant(told)
-    if told.kind not in _KINDS or (told.mode is not None and told.mode.how == "call"):
+    if told.kind not in _KINDS or (told.mode is not None and _is_asked_for(told.mode)):
         return None
     return told
+
+
+def _is_asked_for(mode: Mode) -> bool:
+    """Whether the program says of the mode that it is meant.
+
+    It goes on in a library, begins in a context manager of the program's own (which has a name, as
+    `with frozen(encoder):`), or depends on a value (`set_grad_enabled(epoch >= warm_up)`).
+    """
+    if mode.how == "call":
+        return True
+    line = mode.site.frame.code
+    if mode.name == "set_grad_enabled":
+        return _LITERAL.search(line) is None
+    return mode.how == "with" and mode.name not in line
 
 
 def _confirmed(

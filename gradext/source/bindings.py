@@ -11,7 +11,7 @@ import ast
 from collections.abc import Iterator
 
 from gradext.diagnosis.model import Site
-from gradext.source import statements
+from gradext.source import statements, syntax
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -78,8 +78,6 @@ _GIVES_TUPLES = {
 
 def _returned(site: Site, value: ast.expr) -> str | None:
     """What a call gives, by what is written of the function in the same file."""
-    from gradext.source import syntax
-
     if not isinstance(value, ast.Call):
         return None
     name = ast.unparse(value.func).rsplit(".", 1)[-1]
@@ -176,8 +174,6 @@ def _own(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _scope(site: Site) -> ast.AST | None:
-    from gradext.source import syntax
-
     return function_of(site) or syntax.around(site.frame.file, site.frame.line)
 
 
@@ -255,8 +251,6 @@ def _item(value: ast.expr | None, number: int) -> ast.expr | None:
 
 def _attribute_values(site: Site, owner: ast.Attribute) -> list[ast.expr]:
     """The values that the class around a line assigns to `self.name`, or the whole file to it."""
-    from gradext.source import syntax
-
     tree = syntax.around(site.frame.file, site.frame.line)
     found = []
     for node in ast.walk(tree) if tree is not None else ():
@@ -374,8 +368,6 @@ def _inside(node: ast.AST, outer: ast.stmt) -> bool:
 def _is_write_of(site: Site, read: ast.Name, name: str) -> bool:
     """Whether the statement of a read is itself nothing but an in-place write of the name."""
     frame = site.frame
-    from gradext.source import syntax
-
     held = syntax.statements(frame.file, read.lineno)
     return bool(held) and isinstance(held[-1], ast.Expr) and written_in(held[-1]) == name
 

@@ -31,7 +31,9 @@ std::set<uint32_t>& held_sets() {
 }
 
 std::atomic<uint64_t> pending_taken{0};
-std::atomic<uint64_t> backwards_to_skip{0};
+// The first backward is one of them: a program that only evaluates pays nothing for this.
+constexpr uint64_t kFirst = 1;
+std::atomic<uint64_t> backwards_to_skip{kFirst};
 uint64_t looked_at = 0;  // the number of the last backward that was looked at; guarded likewise
 
 }  // namespace
@@ -105,7 +107,7 @@ void forget_held() {
   taking_nodes().clear();
   held_sets().clear();
   pending_taken = 0;
-  backwards_to_skip = 0;
+  backwards_to_skip = kFirst;
   looked_at = 0;
 }
 

@@ -17,7 +17,7 @@ void note_held(Origins& origins, Flow& flow, uint32_t leaves);
 // A value that is kTaintHeld (`known`) went into what `node` has made.
 void note_taken(const OpFacts& op, const std::vector<uint32_t>& known, const NodeId& node);
 // A backward is about to use these nodes: whether it takes in such values, and is one of those
-// that are looked at: the first few, and then each at twice the number of the last.
+// that are looked at: not the first, the next few, and then each at twice the number of the last.
 bool takes_held(const std::vector<NodeId>& nodes);
 void forget_held();
 

@@ -64,7 +64,8 @@ def execute(folder: Path, sources: dict[str, str], **more: str) -> dict[str, lis
     (folder / "sitecustomize.py").write_text(f"exec({line!r})\n")
     path = os.pathsep.join(filter(None, (str(folder), str(ROOT), base.get("PYTHONPATH"))))
     own = {"PYTHONPATH": path, "IPYTHONDIR": str(folder), "COLUMNS": "100", "NO_COLOR": "1"}
-    done: Any = client.execute(cwd=str(folder), env={**base, **own, **more})
+    # A kernel manager that the client has not made is left running, unless asked.
+    done: Any = client.execute(cwd=str(folder), env={**base, **own, **more}, cleanup_kc=True)
     return {name: cell.outputs for name, cell in zip(sources, done.cells, strict=True)}
 
 

@@ -136,7 +136,8 @@ class guard:
 
         if self in _guards:
             raise RuntimeError("gradext.guard: this guard is on already; make another one")
-        if not running.recordings or not running.recordings[-1].saves:
+        recorded = running.innermost()
+        if recorded is None or not recorded.saves:
             self._recording = recording.Recording(RecordOptions(births=False, cuts=False)).start()
             self._recording.known = _known  # a guard in a loop begins a recording each time
         self._wants = _C.guard_wants(
@@ -193,7 +194,9 @@ class guard:
                 if facts is None:
                     continue
                 facts |= {"entered": self._entered, "now": now}
-                recording = running.recordings[-1]
+                recording = running.innermost()
+                if recording is None:
+                    break
                 finding = findings.of_watched(name, facts)
                 again = recording.known.recall(finding, ())
                 if again is None:
@@ -365,12 +368,13 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     )
     from gradext.rules.wording import context_attributes
 
-    if not running.recordings or not _guards:
+    recording = running.innermost()
+    if recording is None or not _guards:
         return None
     is_kept = kind == "saved" and facts["saved"]["kind"] == "context"
     if is_kept and not context_attributes.is_read(facts["node"], facts["attribute"]):
         return None
-    finding, known = findings.of_guard(kind, facts), running.recordings[-1].known
+    finding, known = findings.of_guard(kind, facts), recording.known
     live = live_frames.frames_above()
     again = known.recall(finding, live)
     if again is not None:
@@ -379,7 +383,7 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     if sum(len(one.diagnoses) for one in _guards) >= _MOST:
         own_errors.not_explained()
         return None
-    data = running.recordings[-1].data
+    data = recording.data
     if kind == "saved":
         told = gx401_402_saved_bytes.changed(facts, data, Names(live))
         if told is None:

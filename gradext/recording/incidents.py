@@ -129,7 +129,7 @@ def tell(incident: Incident) -> None:
 def on_error(error: BaseException, outputs: Any) -> None:
     """The engine raised. Called inside its wrapper, while the graph is as it failed."""
     # Kept from here on: while this thread waits for its turn, another may end the recording.
-    recording = next(reversed(running.recordings), None)
+    recording = running.innermost()
     if recording is None:
         return
     if _mark_of(error) is not None and any(incident.matches(error) for incident in incidents):
@@ -254,7 +254,7 @@ HELD_LEAVES = _C.SUSPICIONS["HELD_LEAVES"]
 
 def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
     """Before a backward that may be silently wrong; `why` is a sum of reasons."""
-    recording = next(reversed(running.recordings), None)
+    recording = running.innermost()
     if recording is None:
         return
     try:
@@ -286,7 +286,7 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
 
 def on_empty_grad(tensor: Any) -> None:
     """The program has read the `.grad` of a tensor that is no leaf and keeps none."""
-    recording = next(reversed(running.recordings), None)
+    recording = running.innermost()
     if recording is None:
         return
     try:

@@ -37,7 +37,8 @@ def not_explained() -> None:
 
 def lines() -> list[str]:
     """gradext's own errors so far, and what it left out, one line each."""
-    found = [text if times == 1 else f"{text} ({times} times)" for text, times in _errors.items()]
+    counted = list(_errors.items())  # another thread may add one
+    found = [text if times == 1 else f"{text} ({times} times)" for text, times in counted]
     faults, last = _C.recorder_faults()
     if faults:
         times = "" if faults == 1 else f" ({faults} times)"

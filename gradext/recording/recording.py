@@ -379,4 +379,4 @@ def record(
 
 def current() -> Recording | None:
     """The innermost recording that runs."""
-    return running.recordings[-1] if running.recordings else None
+    return running.innermost()

@@ -15,6 +15,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable
+from typing import Any
 
 from gradext.base import source_lines
 from gradext.base.package import is_user_file
@@ -118,7 +119,8 @@ _LONG = 1 << 16
 @functools.lru_cache(maxsize=1)
 def _places(code: types.CodeType) -> array.array[int]:
     """Four numbers for each instruction, -1 for none: line, end line, column, end column."""
-    numbers = itertools.chain.from_iterable(code.co_positions())  # type: ignore[attr-defined]
+    positions: Any = code
+    numbers = itertools.chain.from_iterable(positions.co_positions())  # since 3.11
     return array.array("i", (-1 if number is None else number for number in numbers))
 
 

@@ -8,7 +8,6 @@ are cut out by their indentation and parsed alone. Where the cut does not parse,
 from __future__ import annotations
 
 import ast
-import collections
 import re
 from collections.abc import Iterator
 
@@ -21,9 +20,9 @@ _HEADER = re.compile(r"[ \t]*(?:(?:async[ \t]+)?def|class)[ \t]")
 
 _Key = tuple[str, int, int]
 # By file and lines: the list of linecache's that it was made from, to know when the file is read
-# anew, and the tree.
-_trees: collections.OrderedDict[_Key, tuple[list[str], ast.Module | None]]
-_trees = collections.OrderedDict()
+# anew, and the tree; the one that was asked for last is the last. Several threads may fail at once,
+# and each step below is one that no other thread can come between.
+_trees: dict[_Key, tuple[list[str], ast.Module | None]] = {}
 # By file and line: what the tree of the line is made from. The lines around one are read one by one
 # to find it, and a diagnosis asks about a few lines again and again.
 _parts: dict[tuple[str, int], tuple[list[str], tuple[int, int]]] = {}
@@ -112,7 +111,8 @@ def _tree(file: str, lines: list[str], first: int, last: int) -> ast.Module | No
     key = (file, first, last)
     known = _trees.get(key)
     if known is not None and known[0] is lines:
-        _trees.move_to_end(key)
+        _trees.pop(key, None)
+        _trees[key] = known
         return known[1]
     text = "".join(lines[first:last])
     is_inner = lines[first][:1] in (" ", "\t")
@@ -126,10 +126,11 @@ def _tree(file: str, lines: list[str], first: int, last: int) -> ast.Module | No
         wrapper = tree.body[0]
         tree = ast.Module(wrapper.body if isinstance(wrapper, ast.If) else tree.body, [])
     _trees[key] = (lines, tree)
-    kept = sum(last - first for _, first, last in _trees)
-    while kept > _MOST_LINES and len(_trees) > 1:
-        (_, first, last), _ = _trees.popitem(last=False)
-        kept -= last - first
+    by_age = list(_trees)
+    kept = sum(last - first for _, first, last in by_age)
+    for old in by_age[:-1]:
+        if kept > _MOST_LINES and _trees.pop(old, None) is not None:
+            kept -= old[2] - old[1]
     return tree
 
 

@@ -77,15 +77,23 @@ def test_what_is_kept_is_bounded_and_what_was_asked_for_last_is_kept(files: list
 def test_errors_that_are_counted_while_they_are_listed(
     monkeypatch: pytest.MonkeyPatch, switching_often: None
 ) -> None:
-    monkeypatch.setattr(own_errors, "_errors", {})
+    long = {f"an error {number}": 1 for number in range(20_000)}
+    monkeypatch.setattr(own_errors, "_errors", long)
+
+    is_over = threading.Event()
 
     def count() -> None:
-        for number in range(2000):
-            own_errors.count(ValueError(number), "a test")
+        number = 0
+        while not is_over.is_set() and number < 50_000:
+            own_errors.count(ValueError(f"{threading.get_ident()} {number}"), "a test")
+            number += 1
 
     def listed() -> None:
-        for _ in range(100):
-            own_errors.lines()
+        try:
+            for _ in range(30):
+                own_errors.lines()
+        finally:
+            is_over.set()
 
-    assert in_threads(count, count, listed, listed) == []
-    assert len(own_errors.lines()) >= 2000
+    assert in_threads(count, count, listed) == []
+    assert own_errors.lines()

@@ -456,6 +456,35 @@ def test_an_entry_that_is_written_is_copied_where_it_is_held() -> None:
         assert not any("copy `x[" in title for title in patches(case))
 
 
+@pytest.mark.parametrize(
+    ("line", "saved_in_call"),
+    [
+        ("h[:, t + 1] = torch.tanh(cell(h[:, t]))", False),
+        ("h[t + 1] += h[t] * h[t]", False),
+        ("h[t + 1] = step(h[t])", True),
+    ],
+)
+def test_no_copy_above_a_statement_that_saves_what_it_writes(
+    line: str, saved_in_call: bool
+) -> None:
+    text = f"""
+    def step(x):
+        return x * x
+    def f(h):
+        for t in range(3):
+            {line}
+        return h
+    """
+    case = case_of(text, "GX101", {5: "writes"}, {2 if saved_in_call else 5: "saves"})
+    if saved_in_call:
+        caller = Place(PATH, 5, None, "f", "", "", "")
+        victim = dataclasses.replace(case.victims[0], callers=(caller,))
+        case = dataclasses.replace(case, victims=(victim,))
+    assert not any("before the write" in title for title in patches(case))
+    elsewhere = case_of(text, "GX101", {5: "writes"}, {2: "saves"})
+    assert changed(elsewhere, "before the write") == ["        h = h.clone()"]
+
+
 def test_what_is_saved_within_a_call_is_handed_in_as_a_copy() -> None:
     text = """
     def attend(q, memory):

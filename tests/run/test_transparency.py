@@ -68,11 +68,14 @@ ENDINGS = {
     "threads": (
         "import threading, time\n"
         "def work():\n"
-        "    time.sleep(0.2)\n"
+        "    for _ in range(3000):\n"  # until the main thread has ended, and said why
+        "        if not threading.main_thread().is_alive(): break\n"
+        "        time.sleep(0.01)\n"
         "    print('thread ends', threading.main_thread().is_alive())\n"
         "threading.Thread(target=work).start()\n"
-        "threading.Thread(target=lambda: 1 / 0).start()\n"
-        "time.sleep(0.1)\n"
+        "failing = threading.Thread(target=lambda: 1 / 0)\n"
+        "failing.start()\n"
+        "failing.join()\n"
         "raise ValueError('main ends')"
     ),
     "thread exits": "import sys, threading\nt = threading.Thread(target=sys.exit); t.start()",

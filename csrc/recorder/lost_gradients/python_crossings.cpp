@@ -513,6 +513,8 @@ void judged(const std::vector<StackId>& stacks) {
 }
 
 void forget_crossings() {
+  // Another thread may be in the middle of an op that it began while a recording ran.
+  std::lock_guard lock(Origins::get().mutex);
   forget_leaves();
   forget_held();
   forget_lost_values();

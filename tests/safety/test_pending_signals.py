@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import ctypes
 import functools
+import gc
 import operator
 import signal
 import time
@@ -38,11 +39,14 @@ send = getattr(ctypes.CDLL(None), "raise")
 def handlers():
     """handlers(number, action) as signal.signal(); all are put back."""
     before = {}
+    gc.collect()
+    gc.disable()  # what a handler raises within a finalizer is lost in plain Python, too
 
     def put(number, action):
         before.setdefault(number, signal.signal(number, action))
 
     yield put
+    gc.enable()
     for number, action in before.items():
         signal.signal(number, action)
 

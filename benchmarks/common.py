@@ -53,7 +53,9 @@ def device(args: argparse.Namespace) -> str:
         refuse("--device cuda: torch finds no CUDA device here")
     if args.against is not None:
         try:
-            overlap.comparable(args.against, Path(sys.argv[0]).stem, machine.record(ROOT))
+            suite = Path(sys.argv[0]).stem
+            names = [suite, f"{suite}_cuda"]  # fingerprint.py makes two
+            overlap.comparable(args.against, names, machine.record(ROOT))
         except overlap.NotComparable as error:
             refuse(f"--against: {error}")
     chosen: str = args.device

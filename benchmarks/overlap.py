@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,18 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
-def comparable(path: Path, name: str, here: Row) -> dict[str, Any]:
+def comparable(path: Path, names: Collection[str], here: Row) -> dict[str, Any]:
     """The result in `path`. NotComparable: it is of another benchmark, or of another machine."""
     old = read(path)
-    if not old["benchmark"].startswith(name):  # fingerprint_cuda is made by fingerprint.py
-        raise NotComparable(f"{path} is a result of {old['benchmark']}, not of {name}")
+    if old["benchmark"] not in names:
+        raise NotComparable(f"{path} is a result of {old['benchmark']}, not of {min(names)}")
     check_machines(old["machine"], here)
     return old
 
 
 def against(path: Path, name: str, rows: list[Row], here: Row) -> str:
     """What changed since the result in `path`: the rows whose intervals lie apart."""
-    old = comparable(path, name, here)
+    old = comparable(path, [name], here)
     both = pairs(old["rows"], rows)
     if not both:
         raise NotComparable(f"{path} has no row of this run")

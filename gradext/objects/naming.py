@@ -50,6 +50,8 @@ class Identity(NamedTuple):
 
 def identity_of(value: Any) -> Identity | None:
     """None for what is no tensor."""
+    if not issubclass(type(value), torch.Tensor):  # `_C` would ask an object for its `__class__`
+        return None
     try:
         return Identity._make(_C.identity(value))
     except TypeError:

@@ -61,10 +61,14 @@ def statements(file: str, line: int, column: int | None = None) -> list[ast.stmt
     """Those that hold `line`, outermost first; decorators are held by what they decorate.
 
     Args:
-        column: tells those of one line apart, `a.tanh_(); b.exp_()`.
+        column: in characters; tells those of one line apart, `a.tanh_(); b.exp_()`.
     """
     tree = around(file, line)
-    return list(_down(tree, line, column)) if tree is not None else []
+    if tree is None:
+        return []
+    if column is not None:  # ast counts bytes of UTF-8
+        column = len(source_lines.getline(file, line)[:column].encode("utf-8", "replace"))
+    return list(_down(tree, line, column))
 
 
 def span(node: ast.stmt) -> tuple[int, int]:

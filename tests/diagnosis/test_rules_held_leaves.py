@@ -30,7 +30,7 @@ case(
     """,
     ("with torch.no_grad():", "if True:"),
     text=("6 parameters of `net.encoder` were not trained", "`no_grad`", "`opt`", "stepped"),
-    fix=("move `h = self.encoder(x)` (", "out of the block"),
+    fix=("take `with torch.no_grad():` (", "away, and leave `h = self.encoder(x)` ("),
 )  # fmt: skip
 case(
     "GX304", "embedding_detached_in_front_of_a_scale", """

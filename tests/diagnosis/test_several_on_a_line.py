@@ -26,6 +26,15 @@ PROGRAMS = {
         """,
         "GX101", "`a = a * 2`",
     ),
+    "behind_letters_of_more_than_one_byte": (
+        """
+        x = torch.ones(3, requires_grad=True)
+        a, b = x.exp(), x * 2
+        größe = "ééé"; a *= 2
+        (a + b).sum().backward()
+        """,
+        "GX101", "`a = a * 2`",
+    ),
     "within_a_branch": (
         """
         w = torch.ones(3, requires_grad=True)

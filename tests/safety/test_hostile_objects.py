@@ -55,6 +55,15 @@ def _getattribute() -> Any:
     return Hostile()
 
 
+def _that_has(name: str) -> Any:
+    """Of a class that has an acting object where Python keeps one of its own."""
+    held = _getattribute()
+    thing = type("Odd", (), {})()
+    thing.h = torch.ones(2, requires_grad=True) * 2
+    setattr(type(thing), name, {"h": held} if name == "__dataclass_fields__" else held)
+    return thing
+
+
 def _dict_property() -> Any:
     class Hostile:
         __slots__ = ("x",)
@@ -239,6 +248,9 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "Python module": _python_module,
     "nn.Module": _nn_module,
     "tensor with __torch_function__": _torch_function,
+    "parameters of a dataclass": lambda: _that_has("__dataclass_params__"),
+    "fields of a dataclass": lambda: _that_has("__dataclass_fields__"),
+    "a __setattr__ of its own": lambda: _that_has("__setattr__"),
 }
 
 
@@ -299,7 +311,29 @@ def _audit_tree(thing: Any) -> None:
     result_trees.flat(thing)
 
 
+def _exchanged(thing: Any) -> None:
+    """What the help of GX302 and GX304 reads of what holds a tensor."""
+    from gradext.rules.rewrite import exchanged
+    from gradext.rules.wording import module_hooks
+
+    h = torch.ones(2, requires_grad=True) * 2
+    pair = (h, thing)  # noqa: F841
+    entries = {"h": h, "thing": thing}  # noqa: F841
+    record = type("Record", (), {})()
+    record.__dict__.update(h=h, thing=thing)
+    module = torch.nn.Linear(2, 2)
+    module.__dict__.update(_backward_hooks=thing, _is_full_backward_hook=thing)
+    frame = sys._getframe()
+    for path in ("thing", "thing.h", "thing['h']", "thing[0]", "pair[0]", "entries['h']", "record"):
+        exchanged.detached_in(frame, path)
+        exchanged.detached_in(frame, path, whole=True)
+    assert exchanged.detached_in(frame, "pair[0]") == "pair = (pair[0].detach(), *pair[1:])"
+    assert exchanged.detached_in(frame, "record.h") == "record.h = record.h.detach()"
+    module_hooks.hooks()
+
+
 READERS = {
+    "exchanged": _exchanged,
     "inspect": _inspect,
     "inspect_tree": _inspect_tree,
     "explain": _explain,

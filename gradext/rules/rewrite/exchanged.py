@@ -6,13 +6,18 @@ whatever holds that. Reads the objects of running frames past their own code, an
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import types
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from gradext.base import raw
 from gradext.objects import naming
 
+_PARAMETERS = type(vars(dataclasses.make_dataclass("_Any", ()))["__dataclass_params__"])
 _PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[('[^']*'|\d+)\])*")
 _STEP = re.compile(r"\.([A-Za-z_]\w*)|\['([^']*)'\]|\[(\d+)\]")
 
@@ -85,7 +90,7 @@ def _step(owner: Any, step: str) -> Any:
             return tuple.__getitem__(owner, at) if at >= 0 else None
         for group in ("_buffers", "_parameters", "_modules"):
             for name, value in naming.group_of(owner, group):
-                if name == attribute:
+                if type(name) is str and name == attribute:
                     return value
         return raw.attribute(owner, attribute)
     if key is not None:
@@ -102,12 +107,10 @@ def _is_named_tuple(value: Any) -> bool:
     return issubclass(type(value), tuple) and raw.field_names(type(value)) is not None
 
 
-def _parameters_of_dataclass(value: Any) -> Any:
-    return raw.class_attribute(type(value), "__dataclass_params__")
-
-
 def _is_frozen(value: Any) -> bool:
-    return getattr(_parameters_of_dataclass(value), "frozen", False) is True
+    found = raw.class_attribute(type(value), "__dataclass_params__")
+    # By its type: any class may have an attribute of this name, which then acts when it is read.
+    return type(found) is _PARAMETERS and found.frozen is True
 
 
 def _is_record(value: Any) -> bool:
@@ -166,12 +169,10 @@ def _replaced(value: Any, path: str, changes: str, names: Sequence[str]) -> str 
     if _is_named_tuple(value):
         return f"{path}._replace({changes})"
     fields = raw.class_attribute(type(value), "__dataclass_fields__")
-    if type(fields) is not dict or not all(
-        getattr(fields.get(name), "init", False) is True for name in names
-    ):
-        return None  # dataclasses.replace() takes what __init__ takes
-    if any(getattr(field, "init", True) is not True for field in fields.values()):
+    if type(fields) is not dict or not all(name in fields for name in names):
         return None
+    if any(type(f) is not dataclasses.Field or f.init is not True for f in fields.values()):
+        return None  # dataclasses.replace() takes what __init__ takes
     return f"dataclasses.replace({path}, {changes})"
 
 
@@ -202,8 +203,8 @@ def _takes(owner: Any, name: str) -> bool:
     """Whether an object takes another value for an attribute."""
     kind = type(owner)
     setter = raw.class_attribute(kind, "__setattr__")
-    of_torch = getattr(setter, "__module__", "").startswith("torch.")
-    if setter is not object.__setattr__ and not of_torch:
+    is_builtin = type(setter) is types.WrapperDescriptorType  # that of object, of a namespace
+    if not is_builtin and setter is not torch.nn.Module.__setattr__:
         return False
     found = raw.class_attribute(kind, name)
     return type(found) is not property or found.fset is not None

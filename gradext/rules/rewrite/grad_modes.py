@@ -40,6 +40,10 @@ def switched_on(mode: mode_blocks.Mode, site: Site, asks: Site | None) -> str:
     is_asked_there = asks is not None and _is_in(asks, site, block)
     if is_asked_there or not _is_line_of(inside[-1], site):
         return f"run it with grad mode on: {within}, in the block that begins at {at}"
+    if len(block.body) == 1 and len(block.items) == 1:
+        # A block that nothing is left in is a SyntaxError.
+        header = ast.unparse(block).partition("\n")[0]
+        return f"take `{header}` ({at}) away, and leave `{text}` ({line}) without it"
     told = f"move `{text}` ({line}) out of the block that begins at {at}"
     needed = [n for n in inside[:-1] if _stores(n) & _loads(inside[-1])]
     if needed:

@@ -28,10 +28,12 @@ def hooks() -> list[str]:
     for _, module in named_modules():
         held = raw.dict_of(module)
         for group in ("_backward_hooks", "_backward_pre_hooks"):
-            registered = held.get(group) if type(held) is dict else None
-            if group == "_backward_hooks" and not held.get("_is_full_backward_hook"):
+            if type(held) is not dict or (
+                group == "_backward_hooks" and held.get("_is_full_backward_hook") is not True
+            ):
                 continue
-            found += [_defined(hook) for hook in dict.values(registered or {})]
+            registered = raw.items_of(held.get(group)) or ()
+            found += [_defined(hook) for _, hook in registered]
     return [place for place in found if place is not None]
 
 

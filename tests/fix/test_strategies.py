@@ -483,6 +483,11 @@ def test_no_copy_above_a_statement_that_saves_what_it_writes(
     assert not any("before the write" in title for title in patches(case))
     elsewhere = case_of(text, "GX101", {5: "writes"}, {2: "saves"})
     assert changed(elsewhere, "before the write") == ["        h = h.clone()"]
+    # What it saves was read above it: a copy of the whole is enough.
+    taken = text.replace(line, "last = h[t]; h[t + 1] = last * last")
+    taken = taken.replace("; ", "\n            ")
+    case = case_of(taken, "GX101", {6: "writes"}, {6: "saves"})
+    assert changed(case, "before the write") == ["        h = h.clone()"]
 
 
 def test_what_is_saved_within_a_call_is_handed_in_as_a_copy() -> None:

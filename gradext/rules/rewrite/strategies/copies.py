@@ -30,12 +30,16 @@ class BeforeTheWrite:
     )
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
         ways = [place for victim in case.victims for place in (victim, *victim.callers)]
         saving = {(source.path, source.span(node)) for _, source, node in case.statements(ways)}
         for place, source, statement in case.statements(case.culprits[:2]):
-            if (source.path, source.span(statement)) in saving:
-                continue  # it saves what it writes: a copy above it would be written as well
             owner = owner_of_write(source, statement)
+            named = [n for n in source.nodes(statement) if isinstance(n, (cst.Name, cst.Attribute))]
+            is_read = sum(source.code(node) == owner for node in named) > 1
+            if is_read and (source.path, source.span(statement)) in saving:
+                continue  # it saves what it writes: a copy above it would be written as well
             if owner is not None and is_read_after(source, statement, owner):
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
                 title = f"copy `{owner}` before the write at {at(place)}"

@@ -9,8 +9,9 @@ names and ids of leaves, and no tensor.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
@@ -80,16 +81,35 @@ class Waiting:
         return told
 
 
+class Holder(NamedTuple):
+    """Who has a leaf.
+
+    Attributes:
+        leaf: its name.
+        place: of the leaf among all that optimizers have.
+        optimizer: its name.
+        has: all that the optimizer has, none of which is kept alive.
+    """
+
+    leaf: str
+    place: int
+    optimizer: str
+    has: Sequence[weakref.ref[Any]]
+
+
 @dataclasses.dataclass
 class HeldLeaves:
     """What one recording has seen of leaves that were used as constants (GX304).
 
     Attributes:
+        holders: of each leaf, by its id; None for one that no optimizer had at its first look. To
+            find that takes a look at every object there is.
         storages: of each leaf, by its id: the memory it had; None once something has written it,
             for a program that gives it values itself does not train it.
         order: of the last look.
     """
 
+    holders: dict[int, Holder | None] = dataclasses.field(default_factory=dict)
     storages: dict[int, int | None] = dataclasses.field(default_factory=dict)
     order: int = 0
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
+from gradext.objects import naming
 from gradext.recording import events
-from gradext.recording.awaited import Awaited, HeldLeaves, Waiting
+from gradext.recording.awaited import Awaited, HeldLeaves, Holder, Waiting
 from gradext.recording.events import Flow
 from gradext.rules.wording import chains
 from gradext.rules.wording.cuts import Cut, describe, fix
@@ -44,7 +45,7 @@ def look(outputs: Any, data: Data, held: HeldLeaves, waiting: Waiting) -> None:
     if not whole:
         return
     live = live_frames.frames_above()
-    names = Owners(live)
+    owned = _Owned(held, live)
     before, held.order = held.order, data.order
     written = data.written_since(before) if before else None
     takers = data.takers_in({(row[2], row[3]) for row in rows if row[3] is not None})
@@ -54,7 +55,7 @@ def look(outputs: Any, data: Data, held: HeldLeaves, waiting: Waiting) -> None:
     )
     groups: dict[tuple[str, int], _Group] = {}
     for taker in takers:
-        for flow, leaves in _holders(data, taker, names):
+        for flow, leaves in _holders(data, taker, owned):
             cut = _described(data, flow)
             if cut is None:
                 continue
@@ -63,32 +64,50 @@ def look(outputs: Any, data: Data, held: HeldLeaves, waiting: Waiting) -> None:
                 data.frames(taker.stack), op=taker.op, label="computes on with it, a constant"
             )
             group = groups.setdefault(line, _Group(cut, sites.distinct([into, backward])))
-            for leaf in leaves:
-                name = names.by_id(leaf)
-                if name is not None:
-                    group.leaves[leaf] = name
+            group.leaves |= leaves
     for line, group in groups.items():
-        sure, has = _confirmed(group, held, names, written)
+        sure = _confirmed(group, held, owned, written)
         if sure:
-            order = {leaf: k for k, leaf in enumerate(names.trainable_ids)}
-            sure = dict(sorted(sure.items(), key=lambda one: order.get(one[0], -1)))
             mend = fix(data, group.cut, backward)
+            has = " and ".join(dict.fromkeys(holder.optimizer for holder in sure.values()))
             said = _Held(group.cut.what, group.cut.sites, group.victims, has, mend)
-            waiting.put((__name__, line), Awaited(sure, said))
+            names = {leaf: holder.leaf for leaf, holder in sure.items()}
+            waiting.put((__name__, line), Awaited(names, said))
         elif any(held.storages.get(leaf) is None for leaf in group.leaves):
             waiting.drop((__name__, line))
 
 
 @dataclasses.dataclass
 class _Group:
-    """Leaves that one line holds constant: their names, by id."""
+    """Leaves that one line holds constant, by id."""
 
     cut: Cut
     victims: tuple[Site, ...]
-    leaves: dict[int, str] = dataclasses.field(default_factory=dict)
+    leaves: dict[int, Holder] = dataclasses.field(default_factory=dict)
 
 
-def _holders(data: Data, taker: Flow, names: Owners) -> Iterator[tuple[Flow, list[int]]]:
+class _Owned:
+    """Who has leaves, and their memory now; for a leaf that is new all objects are looked at."""
+
+    def __init__(self, held: HeldLeaves, live: Sequence[Any]) -> None:
+        self._holders, self._owners = held.holders, Owners(live)
+        self._memory: dict[int, dict[int, int]] = {}
+
+    def holder_of(self, leaf: int) -> Holder | None:
+        if leaf not in self._holders:
+            self._holders[leaf] = self._owners.holder_of(leaf)
+        return self._holders[leaf]
+
+    def memory_of(self, holder: Holder) -> dict[int, int]:
+        """The storage of each leaf that its optimizer has."""
+        key = id(holder.has)
+        if key not in self._memory:
+            found = (naming.identity_of(ref()) for ref in holder.has)
+            self._memory[key] = {who.id: who.storage for who in found if who is not None}
+        return self._memory[key]
+
+
+def _holders(data: Data, taker: Flow, owned: _Owned) -> Iterator[tuple[Flow, dict[int, Holder]]]:
     """What a constant was computed by: (the flow, leaves in an optimizer that it holds)."""
     chain = chains.back_from(data, [data.origin(number) for number in taker.parents])
     for step in chain.steps:
@@ -98,7 +117,8 @@ def _holders(data: Data, taker: Flow, names: Owners) -> Iterator[tuple[Flow, lis
         if any(isinstance(s.origin, Flow) and s.origin.has(_BARRIERS) for s in step.way()):
             continue
         living = [leaf for leaf, _, lives in _C.leaves_held(flow.number) if lives]
-        leaves = [leaf for leaf in _C.leaves_unreached(living) if leaf in names.optimized]
+        unreached = _C.leaves_unreached(living)
+        leaves = {leaf: who for leaf in unreached if (who := owned.holder_of(leaf)) is not None}
         if leaves:
             yield flow, leaves
 
@@ -131,15 +151,14 @@ def _is_asked_for(mode: Mode) -> bool:
 def _confirmed(
     group: _Group,
     held: HeldLeaves,
-    names: Owners,
+    owned: _Owned,
     written: set[int] | None,
-) -> tuple[dict[int, str], str]:
-    """Leaves that were as they are at the last look, while their optimizer stepped; and it."""
-    sure: dict[int, str] = {}
-    has: list[str] = []
-    for leaf, name in group.leaves.items():
-        optimizer, memory = names.optimizer_of(leaf)
-        storage = memory[leaf]
+) -> dict[int, Holder]:
+    """Leaves that were as they are at the last look, while their optimizer stepped."""
+    sure: dict[int, Holder] = {}
+    for leaf, holder in sorted(group.leaves.items(), key=lambda one: one[1].place):
+        memory = owned.memory_of(holder)
+        storage = memory.get(leaf)
         if leaf not in held.storages:
             held.storages[leaf] = storage
             continue
@@ -147,9 +166,8 @@ def _confirmed(
             held.storages[leaf] = None
             continue
         if not written.isdisjoint(memory.values()):
-            sure[leaf] = name
-            has.append(optimizer)
-    return sure, " and ".join(dict.fromkeys(has))
+            sure[leaf] = holder
+    return sure
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from gradext.base import raw
+from gradext.recording.awaited import Holder
 from gradext.recording.events import Birth, Flow
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Owners:
                         continue
                     found.optimized.add(who.id)
                     found.optimizers.setdefault(who.id, (type(optimizer).__name__, id(optimizer)))
-                    found.memory.setdefault(id(optimizer), {})[who.id] = who.storage
+                    found.had_by.setdefault(id(optimizer), []).append(weakref.ref(tensor))
                     if not who.requires_grad:
                         found.untracked_in_optimizer.append(who.id)
         modules = [thing for thing in things if issubclass(type(thing), torch.nn.Module)]
@@ -80,11 +82,19 @@ class Owners:
         """Ids of what an optimizer has."""
         return self._found.optimized
 
-    def optimizer_of(self, leaf: int) -> tuple[str, dict[int, int]]:
-        """Of what an optimizer has: (the optimizer's name, all that it has: their storages)."""
-        kind, optimizer = self._found.optimizers[leaf]
-        name = self._names.of_variable(optimizer)
-        return (f"`{name}`" if name else kind), self._found.memory[optimizer]
+    def holder_of(self, leaf: int) -> Holder | None:
+        """Which optimizer has a leaf; None where none has, or the leaf has no name."""
+        kind, optimizer = self._found.optimizers.get(leaf, ("", 0))
+        name = self.by_id(leaf) if kind else None
+        if name is None:
+            return None
+        called = self._names.of_variable(optimizer)
+        spoken = f"`{called}`" if called else kind
+        return Holder(name, self._places.get(leaf, -1), spoken, self._found.had_by[optimizer])
+
+    @functools.cached_property
+    def _places(self) -> dict[int, int]:
+        return {leaf: place for place, leaf in enumerate(self.trainable_ids)}
 
     @property
     def root_of(self) -> dict[int, int]:
@@ -133,7 +143,7 @@ class _Found:
     def __init__(self) -> None:
         self.optimized: set[int] = set()
         self.optimizers: dict[int, tuple[str, int]] = {}  # kind and id() of who has it
-        self.memory: dict[int, dict[int, int]] = {}  # of each optimizer: storages of what it has
+        self.had_by: dict[int, list[weakref.ref[Any]]] = {}  # what each optimizer has
         self.untracked_in_optimizer: list[int] = []
         self.trainable: list[int] = []
         self.root_of: dict[int, int] = {}

@@ -7,6 +7,8 @@ import textwrap
 import pytest
 from cases import Cases, named_and_mended, run
 
+from gradext.objects import naming
+
 case = Cases()
 
 case(
@@ -285,3 +287,23 @@ def test_what_is_meant(name: str) -> None:
     ran = run("import copy\n" + textwrap.dedent(SILENT[name]).lstrip("\n"), f"held-{name}")
     assert ran.error is None
     assert ran.diagnoses == []
+
+
+def test_all_objects_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a million of them, and the backwards that are looked at are many."""
+    asked: list[int] = []
+    every = naming.every
+    monkeypatch.setattr(naming, "every", lambda *kinds: asked.append(1) or every(*kinds))
+    text = """
+    encoder, head = nn.Linear(4, 4), nn.Linear(4, 2)
+    opt = torch.optim.SGD([*encoder.parameters(), *head.parameters()], 0.1)
+    for x in torch.rand(60, 3, 4):
+        with torch.no_grad():
+            h = encoder(x)
+        opt.zero_grad()
+        head(h).pow(2).sum().backward()
+        opt.step()
+    """
+    ran = run(textwrap.dedent(text).lstrip("\n"), "many_rounds")
+    assert [d.code for d in ran.diagnoses] == ["GX304"]
+    assert len(asked) == 1

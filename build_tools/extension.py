@@ -17,16 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # What is compiled as one, by folders of csrc/ ("." is csrc/ without its folders) or single files;
-# the longest path that fits a file counts. Reading torch's headers takes half a minute of a
-# compiler's time, for each unit anew. A folder that is not here is a unit of its own. What shares a
-# unit must not use one name for two things. In this order, longest first: two compilers are then
-# busy to the end.
+# the longest path that fits a file counts. Each unit reads torch's headers anew and compiles the
+# same functions of theirs and of pybind11's, half a minute of a compiler's time: so there are as
+# few as keep two compilers busy, about alike in length. A folder that is not here is a unit of its
+# own. What shares a unit must not use one name for two things.
 UNITS = {
-    "fast_kernels": ["recorder/kernels/fast_kernels.cpp"],
-    "recorder": ["findings", "journal", "recorder", "stacks"],
+    "recorder": ["call_counts", "findings", "graph", "journal", "recorder", "stacks"],
     "all_others": [
-        *(".", "base", "benchmarks", "call_counts", "example_ops", "fingerprint", "graph", "guard"),
-        "state",
+        *(".", "base", "benchmarks", "example_ops", "fingerprint", "guard", "state"),
+        "recorder/kernels/fast_kernels.cpp",
     ],
     # It compiles one header several times, with other target options each.
     "fingerprint_blocks": ["fingerprint/blocks.cpp"],

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
+#include <vector>
 
 namespace gradext::recorder {
 
@@ -34,7 +35,7 @@ Region region_of(
 // visit(where the run begins in the storage, which run it is).
 template <class Visit>
 void each_run(const Region& region, Visit&& visit) {
-  c10::SmallVector<int64_t, 4> at(region.rows.size(), 0);
+  std::vector<int64_t> at(region.rows.size());
   int64_t where = region.offset;
   for (int64_t number = 0;; ++number) {
     visit(where, number);

@@ -153,12 +153,12 @@ def test_memory_is_limited_by_a_control_group_of_version_1(tmp_path):
 
 def test_jobs_follow_memory_and_max_jobs_wins(monkeypatch):
     monkeypatch.setattr(preflight.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-    for free, expected in ((64 * GIB, 16), (7 * GIB, 3), (GIB * 19 // 10, 1), (None, 16)):
+    for free, expected in ((64 * GIB, 16), (8 * GIB, 3), (GIB * 23 // 10, 1), (None, 16)):
         monkeypatch.setattr(preflight, "free_memory", lambda free=free: free)
         assert preflight.jobs() == expected
     monkeypatch.setattr(preflight, "free_memory", lambda: GIB)
     line = stopped(preflight.jobs)
-    assert "2.0 GiB of memory and 1.0 GiB is free" in line
+    assert "2.5 GiB of memory and 1.0 GiB is free" in line
     assert "MAX_JOBS=1" in line
     monkeypatch.setenv("MAX_JOBS", "5")
     assert preflight.jobs() == 5

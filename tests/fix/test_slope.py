@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from gradext.rules.rewrite.strategies.case import Case, Sources
 from gradext.source.edits import CannotEdit
 
 SIZE = 1e-4
+# Of the random programs; `nox -s fuzz` runs more of them.
+EXAMPLES = 1_000 if os.environ.get("HYPOTHESIS_PROFILE") == "fuzz" else 30
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +184,7 @@ def cases(text: str) -> Iterator[Case]:
         yield Case.of(diagnosis, [site(len(lines))], sources)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(st.sampled_from([*OPS, *WRITES]), min_size=3, max_size=7))
 def test_what_is_verified_is_what_differences_give(body: list[str]) -> None:
     text = "import torch\nw = torch.randn(3, 3, requires_grad=True)\nh = w * 1.5\nv = h\n"
@@ -205,6 +208,9 @@ def test_what_is_verified_is_what_differences_give(body: list[str]) -> None:
                 exec(patched, names)
                 return names["loss"]
 
+            torch.manual_seed(0)
+            if not program().isfinite():
+                continue  # a tower of exp() that has no slope
             # Towers of exp() bend so much that the larger step is no derivative.
             answers = [slope.agree(*points(program, size=s), s) for s in (SIZE, SIZE / 100)]
             assert any(agrees for agrees, _ in answers), (patched, answers)

@@ -195,7 +195,7 @@ def tsan(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """10,000 damaged recordings of each kind, 1,000 programs whose patches are held to differences."""
+    """10,000 damaged recordings of each kind, and 1,000 patched programs; about ten minutes."""
     session.install(f"torch=={TORCH['2.13']}")
     session.install(".[test]")
     session.run(

@@ -146,7 +146,8 @@ def sanitized(session: nox.Session, checks: str, libraries: list[str], **options
     # Diagnoses that ask what was there before a write, what a recompute packed, which leaves lie
     # behind a cut.
     asking = ("recompute", "recompute_quiet", "silent_checkpoint", "silent_put_back", "decisions")
-    rules = [f"tests/diagnosis/test_rules_{name}.py" for name in (*asking, "non_leaf_grad")]
+    asking += ("held_leaves", "non_leaf_grad")
+    rules = [f"tests/diagnosis/test_rules_{name}.py" for name in asking]
     tests = session.posargs or [*(f"tests/{name}" for name in folders), *rules]
     # Tests of resident memory and of an address that is used again: a sanitizer's allocator keeps
     # what was freed and gives each address once. And of a fault that this preload mends.

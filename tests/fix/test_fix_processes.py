@@ -76,7 +76,7 @@ def fix(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_a_child(tmp_path: Path, method: str) -> None:
     (tmp_path / "train.py").write_text(CHILDREN)
     # Each child that is spawned imports torch.
-    tries = {"fork": "8", "spawn": "1"}[method]
+    tries = {"fork": "3", "spawn": "1"}[method]
     done = fix(tmp_path, "--tries", tries, "train.py", method)
     assert done.returncode == 0, done.stderr
     name = {"fork": "ForkProcess-2", "spawn": "SpawnProcess-2"}[method]
@@ -90,7 +90,8 @@ def test_a_child(tmp_path: Path, method: str) -> None:
 def test_a_rank(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(textwrap.dedent(RANKS))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = fix(tmp_path, "--tries", "2", *launcher, "train.py")
+    # Each rank of each run imports torch.
+    done = fix(tmp_path, "--tries", "1", *launcher, "train.py")
     assert done.returncode == 0, done.stderr
     assert "it fails in rank 1, whose gradients are compared from here on" in done.stderr
     assert done.stdout.startswith(

@@ -292,7 +292,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def verdicts(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.chdir(folder)
     (folder / "train.py").write_text(text)
-    found = Search(trial.Program(("train.py",)), Limits(tries=2, steps=1), lambda line: None).look()
+    found = Search(trial.Program(("train.py",)), Limits(tries=1, steps=1), lambda line: None).look()
     assert found.problem is None
     return [(one.title, one.verdict.level, one.diff) for one in found.tried]
 

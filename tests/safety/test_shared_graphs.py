@@ -7,13 +7,12 @@ from under it: each of these programs ended with a segmentation fault.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 import threading
 import warnings
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -22,20 +21,15 @@ import gradext
 PROGRAM = Path(__file__).parent / "programs" / "shared_graphs.py"
 
 
-def end_of(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[3])},
-    )
+def end_of(folder: Path, module: str, *words: str) -> tuple[int, bytes, bytes]:
+    """Exit code, stdout and stderr of `python -m MODULE`, in a fork that has torch imported."""
+    return forks.run(["-m", module, *words], folder, os.environ)
 
 
 @pytest.mark.parametrize("name", ["exposed", "all", "copied", "found", "hooked", "kept", "late"])
 def test_threads_that_use_one_graph_come_to_their_end(name):
-    done = end_of(str(PROGRAM), name)
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-3000:]
+    code, out, err = end_of(PROGRAM.parent, PROGRAM.stem, name)
+    assert (code, out) == (0, b"ok\n"), err.decode()[-3000:]
 
 
 # Two hooks on one node: the first is where the other thread's guard begins.
@@ -76,10 +70,11 @@ print("ok")
 @pytest.mark.parametrize("where", ["elsewhere", "begin"], ids=["other_thread", "same_thread"])
 @pytest.mark.parametrize("reads", ["exposed", "all"])
 @pytest.mark.parametrize("kind", ["register_prehook", "register_hook"])
-def test_a_guard_that_begins_within_a_hook(kind, reads, where):
+def test_a_guard_that_begins_within_a_hook(tmp_path, kind, reads, where):
     program = textwrap.dedent(MEANWHILE).format(kind=kind, reads=reads, where=where)
-    done = end_of("-c", program)
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-3000:]
+    (tmp_path / "meanwhile.py").write_text(program)
+    code, out, err = end_of(tmp_path, "meanwhile")
+    assert (code, out) == (0, b"ok\n"), err.decode()[-3000:]
 
 
 def damped() -> torch.Tensor:

@@ -287,6 +287,9 @@ def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Se
             f"hand the Function a copy at {call} (`.apply(x.clone())`), or let forward() compute a "
             "new tensor and drop mark_dirty()"
         )
+    activation = _activation(culprit, other) if of_leaf else None
+    if activation is not None:
+        return activation
     if code == "GX102":
         update = (
             f"an update or an initialisation belongs outside the graph: {_without_grad(culprit)}"
@@ -322,6 +325,30 @@ def fix(code: str, culprit: Site, victims: tuple[Site, ...], text: str, seen: Se
     if cloned:
         return f"clone what the Function returns, at {maker}: `{cloned}`"
     return f"clone what the Function returns, at {maker}; or {other or 'write out of place'}"
+
+
+# Written by a layer of a network, and never by who updates or initialises a leaf.
+_ACTIVATIONS = {
+    *("relu_", "relu6_", "leaky_relu_", "rrelu_", "prelu_", "elu_", "celu_", "selu_", "silu_"),
+    *("mish_", "hardtanh_", "hardswish_", "hardsigmoid_", "threshold_", "dropout_"),
+    *("alpha_dropout_", "feature_dropout_", "feature_alpha_dropout_"),
+}
+
+
+def _activation(culprit: Site, other: str | None) -> str | None:
+    """For a layer that writes in place and whose result is computed with; None for other writes.
+
+    Under no_grad it would run, and the leaf would get no gradient through it.
+    """
+    node = statements.statement(culprit)
+    in_module = any(_NN.search(frame.file.replace("\\", "/")) for frame in culprit.stack)
+    named = op_names.short(culprit.op) in _ACTIVATIONS
+    if not (in_module or named) or node is None or isinstance(node, ast.Expr):
+        return None
+    return _without_module(culprit) or other
+
+
+_NN = re.compile(r"/torch/nn/(modules|functional)\b")
 
 
 def is_of_hook(seen: Seen | None) -> bool:

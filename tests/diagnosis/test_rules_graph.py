@@ -281,7 +281,7 @@ case(
         ratio.mean().backward()
     """,
     ("- old)", "- old.detach())"),
-    fix=("`old = old.detach()`", ":4"),
+    fix=("`old = log_prob(torch.ones(4, 2)).detach()`", ":4"),
 )  # fmt: skip
 case(
     "GX302", "buffer_written_by_slice", """

@@ -16,6 +16,7 @@ from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
 from gradext.rules.rewrite import carried, detach, exchanged
 from gradext.rules.wording import holders, node_sites
+from gradext.rules.wording.cached_results import kept_by_decorator
 from gradext.rules.wording.held_by_modules import module_with, named_modules
 from gradext.rules.wording.loops import runs_again
 from gradext.rules.wording.lost_events import lost
@@ -428,14 +429,25 @@ def _fix(
             f"`retain_graph=True`{place}"
         )
     if loops and not runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
+        there = detach.detached_where_made(target, made)
+        there = there or (detached if "every" in detached else "`.detach()` it")
+        anew = kept_by_decorator(made)
+        anew = f" ({anew})" if anew is not None else ""
         return (
             f"{spoken} is made once, at {line}, and used by every backward(): compute it again in "
-            f"each iteration; or, if nothing below it is to be trained, {detached} there"
+            f"each iteration{anew}; or, if nothing below it is to be trained, {there} there"
         )
     path = carried.path_of(made, target) if target else ""
     live = live_frames.frames_above()
     cut = carried.cut(path, live) or carried.cut_entries(path, live)
     spoken = f"`{path}`" if cut is not None else spoken
+    emptied = carried.cleared(path, made, linking, live)
+    if emptied is not None:
+        kept = f"; or, where the earlier ones are to count, {cut}" if cut is not None else ""
+        return (
+            f"`{path.rpartition('[')[0]}` still has the entries that the backward(){place} went "
+            f"through: let it begin anew, {emptied}{kept}"
+        )
     cut = cut or f"{detached}{use}"
     return f"cut the history of {spoken}, made at {line}, between the iterations: {cut}"
 

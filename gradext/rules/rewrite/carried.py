@@ -8,6 +8,7 @@ running frames and source text; keeps none of them.
 from __future__ import annotations
 
 import ast
+import collections
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -83,6 +84,69 @@ def cut_entries(name: str, live: Sequence[Any]) -> str | None:
             told = f"{owner}[:] = [{each} for t in {owner}]"
         return f"`{told}` below {_below(place)}"
     return None
+
+
+def cleared(name: str, made: Site, linking: Site | None, live: Sequence[Any]) -> str | None:
+    """For an entry of a list that each round appends to, and of which all entries are used.
+
+    "`agent.log_probs.clear()` below train.py:21"; None where the list is not filled so, or a line
+    asks for certain entries: the last one, which is carried on.
+    """
+    owner = name.rpartition("[")[0]
+    if not owner or not name.endswith("]") or not _PATH.fullmatch(name) or linking is None:
+        return None
+    last = owner.rpartition(".")[2]
+    if not any(_is_appended_to(place, last) for place in (made, linking)):
+        return None
+    if not _goes_over(linking, last):
+        return None
+    root = re.split(r"[.\[]", owner)[0]
+    for frame in live:
+        if not package.is_user_file(frame.f_code.co_filename) or root == "self":
+            continue
+        place = Frame(frame.f_code.co_filename, frame.f_lineno, "")
+        if not _is_known(frame, root):
+            continue
+        if type(exchanged.value_at(frame, owner)) not in (list, collections.deque):
+            return None
+        return f"`{owner}.clear()` below {_below(place)}"
+    return None
+
+
+def _is_appended_to(place: Site, last: str) -> bool:
+    """Whether the file of a line appends to a list of this name, and assigns none of its items."""
+    tree = syntax.around(place.frame.file, place.frame.line)
+    grows = False
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, (ast.Name, ast.Attribute)) and _last_of(node.value) == last:
+                return False
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            if node.func.attr in _GROWING and isinstance(owner, (ast.Name, ast.Attribute)):
+                grows = grows or _last_of(owner) == last
+    return grows
+
+
+_GROWING = ("append", "extend", "appendleft")
+
+
+def _goes_over(linking: Site, last: str) -> bool:
+    """Whether a line, or a loop around it, reads a list as a whole."""
+    held = statements.around(linking)
+    read: list[ast.AST] = [node.iter for node in held if isinstance(node, (ast.For, ast.AsyncFor))]
+    read += [held[-1]] if held and not isinstance(held[-1], statements.BLOCKS) else []
+    nodes = [node for each in read for node in ast.walk(each)]
+    parts = {id(node.value) for node in nodes if isinstance(node, (ast.Subscript, ast.Attribute))}
+    whole = False
+    for node in nodes:
+        if isinstance(node, (ast.Name, ast.Attribute)) and _last_of(node) == last:
+            whole = whole or id(node) not in parts
+    return whole
+
+
+def _last_of(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
 
 
 def _each_detached(container: Any) -> str | None:

@@ -91,6 +91,35 @@ def cloned_value(site: Site) -> str | None:
     return None
 
 
+def detached_where_made(name: str | None, site: Site) -> str | None:
+    """`self.table = self.build().detach()` for the line that gives a tensor to `net.table`.
+
+    `return f(x).detach()` for one that returns it. None where the line gives out more than that
+    tensor: the name of what holds it is another one there, so nothing else can be typed.
+    """
+    node = statements.statement(site)
+    if (name or "").endswith("]"):
+        return None
+    value = node.value if isinstance(node, (ast.Return, ast.Assign)) else None
+    if value is None or isinstance(value, _OF_SEVERAL):
+        return None
+    text = ast.unparse(value)
+    if not isinstance(value, (ast.Call, ast.Name, ast.Attribute, ast.Subscript)):
+        text = f"({text})"
+    if isinstance(node, ast.Return):
+        return f"`return {text}.detach()`"
+    targets = statements.assigned_names(site)
+    given = [target.rpartition(".")[2] for target in targets]
+    own = name is not None and given == [name.rpartition(".")[2]]
+    return f"`{targets[0]} = {text}.detach()`" if own else None
+
+
+_OF_SEVERAL = (
+    *(ast.Tuple, ast.List, ast.Dict, ast.Set),
+    *(ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp),
+)
+
+
 def carried_name(made: Site, linking: Site | None) -> str | None:
     """What the line of `made` assigns and that of `linking` reads: `h` of `o, h = rnn(x, h)`."""
     names = statements.assigned_names(made)

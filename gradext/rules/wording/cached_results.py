@@ -1,12 +1,14 @@
-"""What is said of an inference tensor that a function's lru_cache keeps: it cannot be exchanged.
+"""What is said of what a function's cache keeps: an inference tensor, or a graph that is used up.
 
-The line that fails takes a copy of what the cached function hands out; or the cache is emptied, if
-there is a line below the mode's block that is always reached.
+An inference tensor cannot be exchanged there: the line that fails takes a copy of what the cached
+function hands out; or the cache is emptied, if there is a line below the mode's block that is
+always reached.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -18,6 +20,38 @@ def function_of(holder: str | None) -> str | None:
     """`rope.tables` of `rope.tables.<lru_cache>[1]`; None for what no such cache keeps."""
     found = re.match(r"(.+)\.<lru_cache>", holder or "")
     return found[1] if found is not None else None
+
+
+_CACHES = ("lru_cache", "cache", "cached_property")
+
+
+def kept_by_decorator(made: Site) -> str | None:
+    """How to let a cached function compute again: "`@property` in place of ..., at line 16".
+
+    None where no cache of functools is on one of the functions that the tensor was made in.
+    """
+    for frame in (made.frame, *made.callers):
+        function = next(
+            (
+                node
+                for node in reversed(statements.around(Site(frame)))
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            ),
+            None,
+        )
+        if function is None or frame.function.rpartition(".")[2] != function.name:
+            continue
+        for decorator in function.decorator_list:
+            called = decorator.func if isinstance(decorator, ast.Call) else decorator
+            name = ast.unparse(called).rpartition(".")[2]
+            if name not in _CACHES:
+                continue
+            text = f"`@{ast.unparse(decorator)}`"
+            at = sites.where(dataclasses.replace(frame, line=decorator.lineno))
+            if name == "cached_property":
+                return f"`@property` in place of {text}, at {at}"
+            return f"{function.name}() without {text}, at {at}"
+    return None
 
 
 def copied(function: str, victim: Site | None) -> str | None:

@@ -70,6 +70,37 @@ once(
     twin=(("(torch.ones(4, 3) * tables(4)).sum().backward()",
            "tables.cache_clear()\n(torch.ones(4, 3) * tables(4)).sum().backward()"),),
 )  # fmt: skip
+once(
+    "weights_that_are_no_leaf", """
+    import math
+    def xavier(fan_in, fan_out):
+        return torch.ones(fan_in, fan_out, requires_grad=True) / math.sqrt(fan_in)
+    weight = xavier(4, 2)
+    leaves = [weight]
+    for _ in range(2):
+        (torch.ones(3, 4) @ weight).exp().sum().backward()
+    """,
+    ("return torch.ones(fan_in, fan_out, requires_grad=True) / math.sqrt(fan_in)",
+     "return (torch.ones(fan_in, fan_out) / math.sqrt(fan_in)).requires_grad_()"),
+    never=("detach()",),
+    twin=(("return torch.ones(fan_in, fan_out, requires_grad=True) / math.sqrt(fan_in)",
+           "return torch.full((fan_in, fan_out), 1 / math.sqrt(fan_in), requires_grad=True)"),),
+)  # fmt: skip
+once(
+    "code_that_is_optimised", """
+    decoder = nn.Linear(2, 3)
+    decoder.requires_grad_(False)
+    code = torch.ones(1, 2).requires_grad_() * 0.1
+    leaves = [code]
+    for _ in range(2):
+        decoder(code).exp().sum().backward()
+    """,
+    ("code = torch.ones(1, 2).requires_grad_() * 0.1",
+     "code = (torch.ones(1, 2) * 0.1).requires_grad_()"),
+    never=("detach()",),
+    twin=(("code = torch.ones(1, 2).requires_grad_() * 0.1",
+           "code = torch.full((1, 2), 0.1, requires_grad=True)"),),
+)  # fmt: skip
 listed(
     "log_probabilities_of_all_episodes", """
     class Policy:

@@ -33,9 +33,10 @@ case(
                     self.delta.grad.zero_()
     Attack(torch.ones(2, 3)).step(torch.ones(2, 3))
     """,
-    ("torch.zeros_like(x, requires_grad=True) * 0.1", "torch.zeros_like(x).requires_grad_()"),
-    ("net(x + self.delta)", "net(x + self.delta * 0.1)"),
-    text=("self.delta`",), fix=("`requires_grad=True`",),
+    ("torch.zeros_like(x, requires_grad=True) * 0.1",
+     "(torch.zeros_like(x) * 0.1).requires_grad_()"),
+    text=("self.delta`",),
+    fix=("`requires_grad=True`", "`self.delta = (torch.zeros_like(x) * 0.1).requires_grad_()`"),
 )  # fmt: skip
 case(
     "GX305", "a_batch_dimension_in_a_helper", """
@@ -49,7 +50,43 @@ case(
     """,
     ("image = image.requires_grad_()\n", ""), ("    return image.unsqueeze(0)",
      "return image.unsqueeze(0).requires_grad_()"),
-    text=("`image`",), fix=("`image.retain_grad()`",),
+    text=("`image`",), fix=("call `.retain_grad()` on what",),
+)  # fmt: skip
+case(
+    "GX305", "weights_scaled_in_a_function_that_makes_them", """
+    import math
+    def xavier(fan_in, fan_out):
+        return torch.randn(fan_in, fan_out, requires_grad=True) / math.sqrt(fan_in)  #C
+    weight = xavier(4, 2)
+    for _ in range(1):
+        (torch.ones(3, 4) @ weight).exp().sum().backward()
+        if weight.grad is not None:  #V
+            weight.grad.zero_()
+    """,
+    ("torch.randn(fan_in, fan_out, requires_grad=True) / math.sqrt(fan_in)",
+     "(torch.randn(fan_in, fan_out) / math.sqrt(fan_in)).requires_grad_()"),
+    text=("`weight`",),
+    fix=("`return (torch.randn(fan_in, fan_out) / math.sqrt(fan_in)).requires_grad_()`",
+         "call `.retain_grad()` on what"),
+)  # fmt: skip
+case(
+    "GX305", "flag_set_before_a_cast", """
+    noise = torch.zeros(3).requires_grad_().double()  #C
+    (noise * 2).exp().sum().backward()
+    print(noise.grad)  #V
+    """,
+    ("torch.zeros(3).requires_grad_().double()", "torch.zeros(3).double().requires_grad_()"),
+    text=("`noise`",), fix=("`noise = torch.zeros(3).double().requires_grad_()`",),
+)  # fmt: skip
+case(
+    "GX305", "made_of_two_leaves", """
+    scale = torch.ones(3, requires_grad=True)
+    x = torch.zeros(3, requires_grad=True) + scale  #C
+    x.exp().sum().backward()
+    step = x.grad  #V
+    """,
+    ("x.exp()", "x.retain_grad()\nx.exp()"),
+    text=("`x`",), fix=("`x.retain_grad()` after", "the leaf that it was made from"),
 )  # fmt: skip
 
 

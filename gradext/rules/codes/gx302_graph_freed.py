@@ -14,7 +14,7 @@ from gradext.base import op_names, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
-from gradext.rules.rewrite import carried, detach, exchanged
+from gradext.rules.rewrite import carried, detach, exchanged, leaf_flag
 from gradext.rules.wording import holders, node_sites
 from gradext.rules.wording.cached_results import kept_by_decorator
 from gradext.rules.wording.held_by_modules import module_with, named_modules
@@ -199,7 +199,15 @@ def freed(
             fix=(
                 _one_too_many(taken, other, first)
                 if twice and taken is not None and other is not None and first is not None
-                else _fix(data, node, name, whole, apart, (made, maker, linking, first, again))
+                else _fix(
+                    data,
+                    node,
+                    name,
+                    whole,
+                    apart,
+                    _leaf_instead(graph, index, (made, maker)),
+                    (made, maker, linking, first, again),
+                )
             ),
             notes=tuple(notes),
         )
@@ -360,19 +368,9 @@ def _leads_to_freed(graph: Graph) -> list[bool]:
 
 def _freed_below(graph: Graph, start: int, most: int = 64) -> list[Node]:
     """Nodes at or below `start` that have lost what they saved, the newest first."""
-    seen = {start}
-    pending = [start]
-    found = []
-    next_ones, freed = graph.following(), graph.freed()
-    while pending:
-        number = pending.pop()
-        if freed[number]:
-            found.append(number)
-        for following in next_ones[number]:
-            if following >= 0 and following not in seen:
-                seen.add(following)
-                pending.append(following)
-    return sorted((graph.nodes[k] for k in found), key=graph.order, reverse=True)[:most]
+    freed = graph.freed()
+    found = (graph.nodes[k] for k in _below(graph, start) if freed[k])
+    return sorted(found, key=graph.order, reverse=True)[:most]
 
 
 def _freeing(graph: Graph, earlier: Sequence[Backward]) -> dict[int, int]:
@@ -395,6 +393,7 @@ def _fix(
     name: str | None,
     whole: bool,
     apart: str | None,
+    leaf: str | None,
     lines: tuple[Site | None, Site | None, Site | None, Site | None, Site | None],
 ) -> str:
     made, maker, linking, first, again = lines
@@ -429,6 +428,8 @@ def _fix(
             f"`retain_graph=True`{place}"
         )
     if loops and not runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
+        if leaf is not None:
+            return f"{spoken} is made once, and is no leaf that could be trained: {leaf}"
         there = detach.detached_where_made(target, made)
         there = there or (detached if "every" in detached else "`.detach()` it")
         anew = kept_by_decorator(made)
@@ -450,6 +451,29 @@ def _fix(
         )
     cut = cut or f"{detached}{use}"
     return f"cut the history of {spoken}, made at {line}, between the iterations: {cut}"
+
+
+def _leaf_instead(graph: Graph, index: int, lines: Sequence[Site | None]) -> str | None:
+    """For what was computed from one tensor that a line asks to require grad: who is to ask."""
+    below = (graph.nodes[k] for k in _below(graph, index))
+    if sum(node.name.endswith("AccumulateGrad") for node in below) != 1:
+        return None
+    for place in lines:
+        told = leaf_flag.asked_for_last(statements.statement(place)) if place is not None else None
+        if told is not None and place is not None:
+            return f"{told} ({sites.where(place.frame)})"
+    return None
+
+
+def _below(graph: Graph, start: int) -> set[int]:
+    seen, pending = {start}, [start]
+    next_ones = graph.following()
+    while pending:
+        for following in next_ones[pending.pop()]:
+            if following >= 0 and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return seen
 
 
 def _first_user(graph: Graph, index: int, freeing: dict[int, int], call: Backward) -> Node | None:

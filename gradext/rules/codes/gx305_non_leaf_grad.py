@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis
 from gradext.recording.events import NODES
 from gradext.rules import graph_copy
+from gradext.rules.rewrite import leaf_flag
 from gradext.rules.wording.owners import Owners
 from gradext.source import frames, live_frames, sites, statements
 
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
     from gradext.recording.tables import Data
 
 
+_MOST_NODES = 64  # between a tensor and the leaf that it was to be itself
+
+
 def read(tensor: Any, data: Data) -> list[Diagnosis]:
     """Nothing where no backward has gone through the tensor: then there is no gradient to miss."""
-    rows, _ = graph_copy.rows_below((tensor,), 1)
+    rows, whole = graph_copy.rows_below((tensor,), _MOST_NODES)
     if not rows or rows[0][3] is None:
         return []
     thread, sequence = rows[0][2], rows[0][3]
@@ -53,14 +58,20 @@ def read(tensor: Any, data: Data) -> list[Diagnosis]:
             ),
             culprits=sites.distinct([made]),
             victims=sites.distinct([asked]),
-            fix=_mend(name, made, line),
+            fix=_mend(name, made, line, of_one_leaf=whole and _leaves(rows) == 1),
         )
     ]
 
 
-def _mend(name: str | None, made: Site | None, line: str) -> str:
+def _leaves(rows: Sequence[Sequence[Any]]) -> int:
+    return sum(row[1].endswith("AccumulateGrad") for row in rows)
+
+
+def _mend(name: str | None, made: Site | None, line: str, *, of_one_leaf: bool) -> str:
     keep = f"to keep its gradient, call `{name or 'x'}.retain_grad()` after {line}"
-    earlier = _requires_grad_before(made)
+    if made is not None and name not in statements.assigned_names(made):
+        keep = f"to keep its gradient, call `.retain_grad()` on what {line} makes"
+    earlier = _requires_grad_before(made) if of_one_leaf else None
     if earlier:
         return f"{earlier} ({line}); or {keep}, before backward()"
     return f"{keep}, before backward(); or read the .grad of the leaf that it was made from"
@@ -69,17 +80,9 @@ def _mend(name: str | None, made: Site | None, line: str) -> str:
 def _requires_grad_before(made: Site | None) -> str | None:
     """`x = torch.zeros(3, requires_grad=True).to(dev)`: the flag belongs on what comes last."""
     node = statements.statement(made) if made is not None else None
-    if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-        return None
-    for part in ast.walk(node.value):
-        if isinstance(part, ast.Call) and part is not node.value:
-            named = ast.unparse(part.func).rsplit(".", 1)[-1]
-            flagged = any(word.arg == "requires_grad" for word in part.keywords)
-            if named == "requires_grad_" or flagged:
-                flag = (
-                    "`.requires_grad_()`" if named == "requires_grad_" else "`requires_grad=True`"
-                )
-                return f"take {flag} off, and put `.requires_grad_()` at the end of the statement"
+    last = leaf_flag.asked_for_last(node)
+    if last is not None or not isinstance(node, ast.Assign) or len(node.targets) != 1:
+        return last
     target, value = ast.unparse(node.targets[0]), node.value
     while isinstance(value, (ast.Call, ast.Attribute)):
         value = value.func if isinstance(value, ast.Call) else value.value

@@ -1,0 +1,51 @@
+"""Where `requires_grad` is asked for: of a result, and not of what it is computed from.
+
+Works on source text through `ast` only.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+
+
+def asked_for_last(node: ast.stmt | None) -> str | None:
+    """`w = (torch.randn(3) / 2).requires_grad_()` for `w = torch.randn(3, requires_grad=True) / 2`.
+
+    None where nothing within the statement asks for it, or it gives out several values.
+    """
+    if isinstance(node, ast.Assign):
+        if len(node.targets) != 1:
+            return None
+    elif not isinstance(node, ast.Return) or node.value is None:
+        return None
+    change = _WithoutFlag()
+    rewritten = change.visit(copy.deepcopy(node))
+    value = rewritten.value
+    if not change.flags or isinstance(value, (ast.Tuple, ast.List, ast.Dict)):
+        return None
+    tight = isinstance(value, (ast.Call, ast.Name, ast.Attribute, ast.Subscript))
+    text = ast.unparse(value) if tight else f"({ast.unparse(value)})"
+    rewritten.value = ast.Name(f"{text}.requires_grad_()", ast.Load())
+    new = ast.unparse(ast.fix_missing_locations(rewritten))
+    return (
+        f"take {change.flags[0]} off what is computed with, and make a leaf of the result: `{new}`"
+    )
+
+
+class _WithoutFlag(ast.NodeTransformer):
+    """Drops `requires_grad=True` and `.requires_grad_()`."""
+
+    def __init__(self) -> None:
+        self.flags: list[str] = []
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = node.func
+        if isinstance(called, ast.Attribute) and called.attr == "requires_grad_":
+            self.flags.append("`.requires_grad_()`")
+            return called.value
+        if any(word.arg == "requires_grad" for word in node.keywords):
+            self.flags.append("`requires_grad=True`")
+            node.keywords = [word for word in node.keywords if word.arg != "requires_grad"]
+        return node

@@ -15,7 +15,7 @@ from gradext.base import package
 from gradext.diagnosis.model import Diagnosis, Frame, Site
 from gradext.rules.graph_copy import Graph, Node, Saved
 from gradext.rules.rewrite import in_place, optimizer_step, shared_memory
-from gradext.source import bindings, sites, statements
+from gradext.source import bindings, live_frames, sites, statements
 
 if TYPE_CHECKING:
     from gradext.objects.naming import Names
@@ -211,14 +211,24 @@ def why_unseen(write: Write) -> str:
 
 def later_step(culprit: Site, victims: tuple[Site, ...], write: Write | None) -> str:
     """The fix where an optimizer's step wrote what a graph still needs."""
-    step, line = optimizer_step.step_call(culprit), sites.where(optimizer_step.step_frame(culprit))
-    fix = (
-        f"move `{step}` ({line}) below the last backward() that uses this graph, or run the "
-        f"forward ({place(victims)}), and its loss, again after it"
-    )
+    step, called = optimizer_step.step_call(culprit), optimizer_step.step_frame(culprit)
+    again = f"run the forward ({place(victims)}), and its loss, again after it"
+    if _is_within(called, victims):
+        # Nothing can be moved out: what it wrote is used by a backward that it calls itself.
+        wrote = f"`{statements.text_of(culprit)}` ({sites.where(culprit.frame)})"
+        return f"{wrote} has changed what the graph needs: {again}"
+    line = sites.where(called)
+    fix = f"move `{step}` ({line}) below the last backward() that uses this graph, or {again}"
     if write is not None and write.declared_only:
         fix += "; without fused=True torch raises here"
     return fix
+
+
+def _is_within(step: Frame, victims: tuple[Site, ...]) -> bool:
+    """Whether the call of a step() runs now, or has run the forward that saved the tensor."""
+    live = ((f.f_code.co_filename, f.f_lineno) for f in live_frames.frames_above())
+    saved = ((f.file, f.line) for victim in victims[:1] for f in victim.callers)
+    return (step.file, step.line) in {*live, *saved}
 
 
 def without_data(culprit: Site, victims: tuple[Site, ...], *, is_held: bool) -> str:

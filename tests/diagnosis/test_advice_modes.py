@@ -96,6 +96,63 @@ advice(
     words=("`with torch.inference_mode(False):` around `loss = step(torch.ones(1, 2))`",),
     twin=(("with torch.inference_mode():", "if True:"),),
 )  # fmt: skip
+advice(
+    "all_lines_of_a_block", """
+    net = nn.Linear(2, 3)
+    leaves = list(net.parameters())
+    x, y = torch.ones(4, 2), torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        out = net(x)
+        loss = nn.functional.cross_entropy(out, y)
+    loss.backward()
+    """,
+    ("with torch.no_grad():", "if True:"),
+    words=("take `with torch.no_grad():`", "away, and leave the lines"),
+    never=("move `",),
+    twin=(("out = net(x)", "with torch.enable_grad(): out = net(x)"),
+          ("loss = nn.functional.cross_entropy(out, y)",
+           "with torch.enable_grad(): loss = nn.functional.cross_entropy(out, y)")),
+)  # fmt: skip
+advice(
+    "lines_at_the_end_of_a_block", """
+    body, head = nn.Linear(2, 2), nn.Linear(2, 3)
+    leaves = list(head.parameters())
+    def step(x):
+        with torch.no_grad():
+            h = body(x)
+            out = head(h)
+            score = out.log_softmax(-1)
+            loss = -score[:, 0].mean()
+        loss.backward()
+    step(torch.ones(4, 2))
+    """,
+    ("out = head(h)", "pass"),
+    ("score = out.log_softmax(-1)", "pass"),
+    ("loss = -score[:, 0].mean()", "pass"),
+    ("loss.backward()", "out = head(h)\nscore = out.log_softmax(-1)\n"
+     "loss = -score[:, 0].mean()\nloss.backward()"),
+    words=("move the lines from lines_at_the_end_of_a_block.py:6 to "
+           "lines_at_the_end_of_a_block.py:8 out of the block",),
+    twin=(("with torch.no_grad():", "if True:"),),
+)  # fmt: skip
+advice(
+    "condition_of_a_block", """
+    net = nn.Linear(2, 3)
+    leaves = list(net.parameters())
+    def run(phase, x, y):
+        with torch.set_grad_enabled(phase == "train"):
+            out = net(x)
+            loss = nn.functional.cross_entropy(out, y)
+        if phase == "training":
+            loss.backward()
+    run("training", torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
+    """,
+    ('with torch.set_grad_enabled(phase == "train"):',
+     'with torch.set_grad_enabled(phase == "training"):'),
+    words=("let `phase == 'train'` (condition_of_a_block.py:4) be true",),
+    never=("move", "out of the block"),
+    twin=(('with torch.set_grad_enabled(phase == "train"):', "if True:"),),
+)  # fmt: skip
 
 
 @advice.each()

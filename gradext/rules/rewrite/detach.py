@@ -46,6 +46,25 @@ def without_call(site: Site, name: str) -> str | None:
     return text if change.count == 1 and not text.endswith("...") else None
 
 
+def with_argument(site: Site, method: str, word: str, value: object) -> str | None:
+    """The statement with a keyword more in its one call of a method; None if that is not one."""
+    node = copy.deepcopy(statements.statement(site))
+    if node is None or isinstance(node, statements.BLOCKS):
+        return None
+    calls = [
+        part
+        for part in ast.walk(node)
+        if isinstance(part, ast.Call)
+        and isinstance(part.func, ast.Attribute)
+        and part.func.attr == method
+    ]
+    if len(calls) != 1 or calls[0].args or any(k.arg in (word, None) for k in calls[0].keywords):
+        return None
+    calls[0].keywords.append(ast.keyword(word, ast.Constant(value)))
+    text = statements.first_line(ast.unparse(node))
+    return None if text.endswith("...") else f"`{text}`"
+
+
 _MAKES_LEAVES = {"Variable", "tensor", "as_tensor", "Tensor", "Parameter"}
 
 

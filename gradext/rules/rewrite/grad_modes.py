@@ -6,6 +6,7 @@ Works on source text and frames only.
 from __future__ import annotations
 
 import ast
+import dataclasses
 
 from gradext.diagnosis.model import Site
 from gradext.source import mode_blocks, sites, statements
@@ -36,6 +37,12 @@ def switched_on(mode: mode_blocks.Mode, site: Site, asks: Site | None) -> str:
     block = _block_at(site, mode)
     if block is None:
         return f"run it with grad mode on: {within}"
+    asked_for = _condition(block)
+    if asked_for is not None:
+        return (
+            f"let `{asked_for}` ({at}) be true where the result is trained through: it was false, "
+            "and switched grad mode off"
+        )
     inside = [node for node in block.body if node.lineno <= site.frame.line]
     is_asked_there = asks is not None and _is_in(asks, site, block)
     if is_asked_there or not _is_line_of(inside[-1], site):
@@ -44,12 +51,46 @@ def switched_on(mode: mode_blocks.Mode, site: Site, asks: Site | None) -> str:
         # A block that nothing is left in is a SyntaxError.
         header = ast.unparse(block).partition("\n")[0]
         return f"take `{header}` ({at}) away, and leave `{text}` ({line}) without it"
-    told = f"move `{text}` ({line}) out of the block that begins at {at}"
+    last = _last_made_of(inside[-1], block.body[len(inside) :])
+    if last is not None:
+        if len(inside) == 1 and last is block.body[-1] and len(block.items) == 1:
+            header = ast.unparse(block).partition("\n")[0]
+            return f"take `{header}` ({at}) away, and leave the lines of its block without it"
+        end = dataclasses.replace(site.frame, line=last.end_lineno or last.lineno)
+        told = (
+            f"move the lines from {line} to {sites.where(end)} out of the block that begins at {at}"
+        )
+    else:
+        told = f"move `{text}` ({line}) out of the block that begins at {at}"
     needed = [n for n in inside[:-1] if _stores(n) & _loads(inside[-1])]
     if needed:
         made = f"`{statements.first_line(ast.unparse(needed[-1]))}`"
         told += f"; and {made} too, if a gradient is to reach what it uses"
     return told
+
+
+def _condition(block: ast.With | ast.AsyncWith) -> str | None:
+    """`training` of `with torch.set_grad_enabled(training):`; None where it says False itself."""
+    for item in block.items:
+        call = item.context_expr
+        if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith(
+            "set_grad_enabled"
+        ):
+            continue
+        given = [*call.args, *(word.value for word in call.keywords)]
+        if len(given) == 1 and not isinstance(given[0], ast.Constant):
+            return ast.unparse(given[0])
+    return None
+
+
+def _last_made_of(node: ast.stmt, later: list[ast.stmt]) -> ast.stmt | None:
+    """The last of the statements below one in its block that compute with what it gives a name."""
+    made, last = _stores(node), None
+    for each in later:
+        if made & _loads(each):
+            made |= _stores(each)
+            last = each
+    return last
 
 
 def _runs_below(asks: Site, site: Site) -> bool:

@@ -60,6 +60,7 @@ class Cut:
         sites: the line, then where the mode was entered and the op within it, where there is one.
         what: "`.detach()`", for a sentence. why: the rest of it.
         kind: what the fix depends on.
+        by: the function of a library that detached, where the program's line has no detach().
     """
 
     step: Step
@@ -67,6 +68,7 @@ class Cut:
     what: str
     kind: str
     mode: mode_blocks.Mode | None = None
+    by: str | None = None
 
 
 def describe(data: Data, step: Step) -> Cut | None:
@@ -124,6 +126,10 @@ def describe(data: Data, step: Step) -> Cut | None:
             )
             return Cut(step, (here,), f"`{left[0]}`", "read")
         name = {"aten::detach": ".detach()", "aten::detach_": ".detach_()"}.get(op, ".data")
+        by = _library_function(here, name.strip(".()"))
+        if by is not None:
+            here = dataclasses.replace(here, label=f"{by}() hands out detached tensors")
+            return Cut(step, (here,), f"`.{by}()`", "detach", by=by)
         here = dataclasses.replace(here, label=f"{name} leaves the graph here")
         after = step.after.origin if step.after is not None else None
         # numpy() takes no tensor that requires grad: detach() alone is not to blame.
@@ -144,6 +150,14 @@ def describe(data: Data, step: Step) -> Cut | None:
         return Cut(step, (here,), f"`{op_names.bare(op)}`", "step")
     here = dataclasses.replace(here, label=f"{op_names.bare(op)} is not differentiable")
     return Cut(step, (here,), f"`{op_names.bare(op)}`", "op")
+
+
+def _library_function(here: Site, word: str) -> str | None:
+    """The library's function that a line called, by its name there, where that detaches."""
+    if not here.stack or word in here.frame.code:
+        return None
+    name = here.stack[-1].function.rpartition(".")[2]
+    return name if re.search(rf"\.{re.escape(name)}\(", here.frame.code) else None
 
 
 def _function_of(data: Data, flow: Flow) -> tuple[str, str] | None:
@@ -228,6 +242,21 @@ def _way_back(data: Data, cut: Cut) -> str | None:
     return None
 
 
+def _without_library(name: str, site: Site) -> str:
+    line, inner = sites.where(site.frame), sites.where(site.stack[0])
+    if name == "state_dict":
+        kept = detach.with_argument(site, name, "keep_vars", True)
+        kept = kept or "`.state_dict(keep_vars=True)`"
+        return (
+            f"let it hand out the parameters themselves, at {line}: {kept} (without the buffers: "
+            "`dict(module.named_parameters())`)"
+        )
+    return (
+        f"`{name}()`, at {line}, detaches what it gives ({inner}): compute the loss with what it "
+        "is given, or with another function"
+    )
+
+
 def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
     """What mends a cut; `asks` is the call of backward() that it was found at."""
     site = cut.sites[0] if cut.sites else None
@@ -279,6 +308,8 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
         )
     if cut.kind == "grad":
         return f"pass `create_graph=True` to torch.autograd.grad at {line}"
+    if cut.by is not None:
+        return _without_library(cut.by, site)
     if cut.kind == "detach":
         without = detach.without_call(site, cut.what.strip("`.()"))
         if without == "":

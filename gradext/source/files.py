@@ -33,6 +33,14 @@ def read_lines(file: str) -> list[str] | None:
     return _split(text)
 
 
+_TORCH = re.compile(r"\btorch\.|\bimport\b[^#\n]*\btorch\b|\bas\s+torch\b")
+
+
+def knows_torch(text: str) -> bool:
+    """Whether the text of a file imports torch, or speaks of it: `torch.` can be typed there."""
+    return _TORCH.search(text) is not None
+
+
 def _read(file: str) -> str | None:
     laid = overlay.bytes_of(file)
     if laid is not None:

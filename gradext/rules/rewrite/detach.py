@@ -46,7 +46,7 @@ def without_call(site: Site, name: str) -> str | None:
     return text if change.count == 1 and not text.endswith("...") else None
 
 
-def with_argument(site: Site, method: str, word: str, value: object) -> str | None:
+def with_argument(site: Site, method: str, word: str, value: bool) -> str | None:
     """The statement with a keyword more in its one call of a method; None if that is not one."""
     node = copy.deepcopy(statements.statement(site))
     if node is None or isinstance(node, statements.BLOCKS):

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from gradext.base import op_names
+from gradext.base import op_names, source_lines
 from gradext.diagnosis.model import Site
-from gradext.source import bindings, statements
+from gradext.source import bindings, files, statements
 from gradext.source.sites import where
 
 # In-place methods with no out-of-place twin, and what does the same. {0}: the receiver, {1}: the
@@ -328,5 +328,12 @@ def under(site: Site, mode: str) -> str:
     more = bindings.later_writes(site, name) if name is not None else []
     if more:
         last = where(dataclasses.replace(site.frame, line=more[-1].end_lineno or more[-1].lineno))
-        return f"`with torch.{mode}():` around the lines from {where(site.frame)} to {last}"
-    return f"`with torch.{mode}(): {statements.text_of(site) or '...'}`"
+        told = f"`with torch.{mode}():` around the lines from {where(site.frame)} to {last}"
+    else:
+        told = f"`with torch.{mode}(): {statements.text_of(site) or '...'}`"
+    file = site.frame.file
+    is_file = not file.startswith("<") and not source_lines.typed(file)
+    text = "".join(source_lines.getlines(file)) if is_file else ""
+    if text and not files.knows_torch(text):
+        told += ", and `import torch` at the top of that file"
+    return told

@@ -15,7 +15,9 @@ from gradext.rules.rewrite.strategies import (
     given_on,
     gradients,
     graph,
+    imports,
     in_place,
+    kept,
     leaves,
     modes,
     order,
@@ -32,6 +34,7 @@ _MODULES = (
     order,
     copies,
     given_on,
+    kept,
     anew,
     graph,
 )
@@ -47,4 +50,4 @@ def propose(case: Case) -> Iterator[Candidate]:
         for found in strategy.propose(case):
             if found is not None and found.edits and found.edits not in seen:
                 seen.add(found.edits)
-                yield found
+                yield imports.with_torch(case.sources, found)

@@ -20,7 +20,8 @@ class ComputeAnew:
         used = case.victims[:2] if case.code == "GX101" else case.culprits[:1]
         for place in used:
             for inner, outer in case.together(place):
-                yield self._of(case, inner, outer)
+                if not _is_in_constructor(place, inner):
+                    yield self._of(case, inner, outer)
                 break
 
     def _of(self, case: Case, save: Place, backward: Place) -> Candidate | None:
@@ -86,6 +87,16 @@ class ComputeAnew:
         target = source.lines_span(body[end])[0]
         edits.append(Edit(target, target, text))
         return Candidate(title, tuple((source.path, edit) for edit in edits))
+
+
+def _is_in_constructor(place: Place, caller: Place) -> bool:
+    """Whether a line below one of its callers is in an `__init__`.
+
+    Computed anew there would be an object: a module has other parameters then, which the optimizer
+    does not have.
+    """
+    below = place.way[: place.way.index(caller)]
+    return any(each.function.rpartition(".")[2] == "__init__" for each in below)
 
 
 def _bound(source: Source, statement: Any) -> set[str]:

@@ -464,10 +464,15 @@ class RetainGraph:
             for node in source.nodes(statement) if source and statement is not None else ():
                 if not isinstance(node, cst.Call) or source is None:
                     continue
-                if any(a.keyword and a.keyword.value == "retain_graph" for a in node.args):
+                asked = next(
+                    (a for a in node.args if a.keyword and a.keyword.value == "retain_graph"), None
+                )
+                if asked is not None and source.code(asked.value) == "True":
                     continue
                 if source.code(node.func).rsplit(".", 1)[-1] in {"backward", "grad"}:
                     edit = with_keyword(source, node, "retain_graph=True")
+                    if asked is not None:  # `retain_graph=k < 2`, which was false
+                        edit = source.replace(asked.value, "True")
                     title = f"keep the graph at {at(place)}"
                     yield candidate(title, source.path, [edit])
                     break

@@ -133,3 +133,22 @@ def test_a_file_that_does_not_know_torch_imports_it() -> None:
     for known in ("import torch\n", "import torch as t\nimport numpy, torch\n", "x = torch.e\n"):
         line = 3 + known.count("\n")
         assert _in_a_file(known + body, line) == known + mended
+
+
+def test_what_is_read_by_two_names_is_copied_as_a_whole() -> None:
+    text = """
+    for frame in frames:
+        below = frame
+        for k in range(2):
+            hidden[k] = cell(below, hidden[k], hidden[k - 1][0])
+            below = hidden[k]
+    hidden.sum().backward()
+    """
+    case = case_of(text, "GX101", {4: "writes"}, {4: "saves"}, failed=6)
+    assert changed(case, "and what it reads of it") == [
+        "        hidden = hidden.clone()",
+        "        hidden[k] = cell(below, hidden[k].clone(), hidden[k - 1][0].clone())",
+    ]
+    alone = text.replace("below = hidden[k]", "seen = hidden[k]")
+    case = case_of(alone, "GX101", {4: "writes"}, {4: "saves"}, failed=6)
+    assert not [title for title in patches(case) if "and what it reads" in title]

@@ -30,10 +30,13 @@ class ReadCopy:
         help: all that is to be done, where nothing else saves what it writes.
         statement: the statement with its own copies, to be typed below a copy of the whole; None
             where a copy of the whole is of no use.
+        is_aliased: it reads what it writes under another name too, which a later round writes:
+            copies where the statement reads are not enough without one of the whole.
     """
 
     help: str | None
     statement: str | None
+    is_aliased: bool = False
 
 
 def within(culprit: Site, savers: Iterable[Site]) -> list[Site]:
@@ -61,6 +64,8 @@ def read_copy(culprit: Site, savers: Sequence[Site]) -> ReadCopy | None:
     wanted = wanted or _reads(values, written)
     if wanted:
         text = saver_copy.with_copies(node, wanted)
+        if _reads_alias(culprit, values, written):
+            return ReadCopy(None, text, is_aliased=True)
         return ReadCopy(saver_copy.told(node, wanted, culprit.frame), text)
     inner = [
         frame
@@ -145,6 +150,21 @@ def _is_part(node: ast.expr, written: str) -> bool:
             return False
         at = at.value
     return False
+
+
+def _reads_alias(culprit: Site, values: Sequence[ast.expr], written: str) -> bool:
+    """Whether a statement in a loop reads a name that the loop gives a part of what is written.
+
+    `below` of `h[k] = cell(below, h[k])`, which `below = h[k]` follows.
+    """
+    loops = [n for n in statements.around(culprit) if isinstance(n, (ast.For, ast.While))]
+    read = {n.id for value in values for n in ast.walk(value) if isinstance(n, ast.Name)}
+    return any(
+        isinstance(node, ast.Assign)
+        and _is_part(node.value, written)
+        and any(isinstance(target, ast.Name) and target.id in read for target in node.targets)
+        for node in (ast.walk(loops[0]) if loops else ())
+    )
 
 
 def _in_function(frame: Frame, written: str) -> str | None:

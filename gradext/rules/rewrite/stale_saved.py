@@ -125,7 +125,8 @@ def fix(
     instead = _mended(data, blame, culprits, reading, is_held=is_held)
     if reading is not None:
         is_copied = (instead or "").startswith(in_place.COPY_BEFORE)
-        if is_copied and (reading.statement is None or all(saver in own for saver in savers)):
+        alone = not reading.is_aliased and all(saver in own for saver in savers)
+        if is_copied and (reading.statement is None or alone):
             instead = None  # the statement would save the copy, which it writes as well
         if instead is None and victims and victims[0] in own:
             what = f"`{name}`" if name else "it"

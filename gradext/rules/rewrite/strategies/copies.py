@@ -39,12 +39,26 @@ class BeforeTheWrite:
             named = [n for n in source.nodes(statement) if isinstance(n, (cst.Name, cst.Attribute))]
             is_read = sum(source.code(node) == owner for node in named) > 1
             if is_read and (source.path, source.span(statement)) in saving:
-                continue  # it saves what it writes: a copy above it would be written as well
+                # It saves what it writes: a copy above it would be written as well.
+                if owner is not None and _reads_alias(source, statement, owner):
+                    yield self._of_both(source, statement, owner, place)
+                continue
             if owner is not None and is_read_after(source, statement, owner):
                 edit = source.insert_before(statement, f"{owner} = {owner}.clone()")
                 title = f"copy `{owner}` before the write at {at(place)}"
                 yield candidate(title, source.path, [edit], copies=WRITTEN)
             yield from self._entry(source, statement, place)
+
+    def _of_both(
+        self, source: Source, statement: Any, owner: str, place: Place
+    ) -> Candidate | None:
+        """A copy of the whole above the statement, and of what the statement reads of it."""
+        edits = [source.insert_before(statement, f"{owner} = {owner}.clone()")]
+        for node in _parts_read(source, statement.value, owner):
+            end = source.outer_span(node)[1]
+            edits.append(Edit(end, end, ".clone()"))
+        title = f"copy `{owner}` before the write at {at(place)}, and what it reads of it"
+        return candidate(title, source.path, edits, copies=WRITTEN)
 
     def _entry(self, source: Source, statement: Any, place: Place) -> Iterator[Candidate | None]:
         """Where what is written is an entry of a list, a dict or a tuple."""
@@ -64,6 +78,36 @@ class BeforeTheWrite:
         edit = source.insert_before(statement, f"{held} = ({made})")
         found = candidate(f"{title} (of a tuple)", source.path, [edit], copies=WRITTEN)
         yield found and dataclasses.replace(found, instead=True)
+
+
+def _parts_read(source: Source, root: Any, owner: str) -> Iterator[Any]:
+    """`h[k]` and `h` within an expression, the outermost ones."""
+    import libcst as cst
+
+    node = root
+    while isinstance(node, cst.Subscript):
+        node = node.value
+    if isinstance(node, (cst.Name, cst.Attribute)) and source.code(node) == owner:
+        yield root
+        return
+    for child in root.children:
+        yield from _parts_read(source, child, owner)
+
+
+def _reads_alias(source: Source, statement: Any, owner: str) -> bool:
+    """Whether a loop gives a name that the statement reads a part of what is written."""
+    import libcst as cst
+
+    loops, value = source.loops_around(statement), getattr(statement, "value", None)
+    if not loops or value is None or not isinstance(statement, cst.Assign):
+        return False
+    read = {node.value for node in source.nodes(value) if isinstance(node, cst.Name)}
+    for node in source.nodes(loops[-1]):
+        if isinstance(node, cst.Assign) and isinstance(node.value, (cst.Name, cst.Subscript)):
+            names = {source.code(target.target) for target in node.targets}
+            if names & read and node.value in _parts_read(source, node.value, owner):
+                return True
+    return False
 
 
 class WhereItIsHandedIn:

@@ -152,3 +152,33 @@ def test_what_is_read_by_two_names_is_copied_as_a_whole() -> None:
     alone = text.replace("below = hidden[k]", "seen = hidden[k]")
     case = case_of(alone, "GX101", {4: "writes"}, {4: "saves"}, failed=6)
     assert not [title for title in patches(case) if "and what it reads" in title]
+
+
+def test_a_condition_that_switches_grad_mode_off_is_true() -> None:
+    text = """
+    with torch.set_grad_enabled(phase == "train"):
+        loss = net(x).sum()
+    loss.backward()
+    """
+    case = case_of(text, "GX301", {2: "runs under it", 1: "switches grad mode off"}, failed=3)
+    assert changed(case, "leave grad mode on") == ["with torch.set_grad_enabled(True):"]
+    on = text.replace('phase == "train"', "True")
+    case = case_of(on, "GX301", {2: "runs under it", 1: "switches grad mode off"}, failed=3)
+    assert not [title for title in patches(case) if "leave grad mode on" in title]
+
+
+def test_parameters_are_taken_where_a_state_was() -> None:
+    over = "for n, p in net.state_dict().items():"
+    for line, body in (("params = dict(net.state_dict())", ""), (over, "    f(p)\n")):
+        case = case_of(f"{line}\n{body}loss.backward()\n", "GX301", {1: "detached"}, failed=2)
+        kept = line.replace("state_dict()", "state_dict(keep_vars=True)")
+        assert changed(case, "the parameters themselves") == [kept]
+    held = "params = net.state_dict(keep_vars=True)\nloss.backward()\n"
+    assert not patches(case_of(held, "GX301", {1: "detached"}, failed=2))
+
+
+def test_a_gradient_that_asked_for_no_graph_gets_one() -> None:
+    text = "g = torch.autograd.grad(y, x, create_graph=self.second)\nloss.backward()\n"
+    case = case_of(text, "GX304", {1: "gives gradients that are constants"}, failed=2)
+    kept = "g = torch.autograd.grad(y, x, create_graph=True)"
+    assert changed(case, "keep the graph of the gradient") == [kept]

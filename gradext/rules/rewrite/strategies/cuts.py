@@ -121,13 +121,48 @@ class CreateGraph:
                     continue
                 if source.code(node.func).rsplit(".", 1)[-1] not in {"grad", "backward"}:
                     continue
-                if any(a.keyword and a.keyword.value == "create_graph" for a in node.args):
-                    continue
-                yield candidate(
-                    f"keep the graph of the gradient at {at(place)}",
-                    source.path,
-                    [with_keyword(source, node, "create_graph=True")],
+                asked = next(
+                    (a for a in node.args if a.keyword and a.keyword.value == "create_graph"), None
                 )
+                if asked is not None and source.code(asked.value) == "True":
+                    continue
+                edit = with_keyword(source, node, "create_graph=True")
+                if asked is not None:  # `create_graph=self.second_order`, which was false
+                    edit = source.replace(asked.value, "True")
+                yield candidate(
+                    f"keep the graph of the gradient at {at(place)}", source.path, [edit]
+                )
+
+
+class ParametersThemselves:
+    """`module.state_dict(keep_vars=True)`: its tensors are the parameters, and not detached."""
+
+    codes = frozenset({"GX301", "GX304"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:1]:
+            source = case.source(place)
+            statement: Any = source.small_statement_at(place.line) if source is not None else None
+            if source is None:
+                continue
+            if statement is None:  # `for name, value in model.state_dict().items():`
+                held = source.compound_at(place.line)
+                statement = held.iter if isinstance(held, cst.For) else None
+            for node in source.nodes(statement) if statement is not None else ():
+                if (
+                    isinstance(node, cst.Call)
+                    and not node.args
+                    and isinstance(node.func, cst.Attribute)
+                    and node.func.attr.value == "state_dict"
+                ):
+                    yield candidate(
+                        f"take the parameters themselves at {at(place)}",
+                        source.path,
+                        [with_keyword(source, node, "keep_vars=True")],
+                        undoes_stop=True,
+                    )
 
 
 # What torch computes under the name that numpy has for it, and under another one.
@@ -331,6 +366,7 @@ def with_keyword(source: Source, call: Any, text: str) -> Edit:
 
 STRATEGIES = (
     CreateGraph(),
+    ParametersThemselves(),
     Reparametrised(),
     WithoutTheCut(),
     TorchForNumpy(),

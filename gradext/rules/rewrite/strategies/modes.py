@@ -104,6 +104,14 @@ def _without_mode(source: Source, node: Any) -> list[Edit | None]:
         for item in node.items:
             if any(name in source.code(item.item) for name in _OFF):
                 edits.append(source.replace(item.item, "torch.enable_grad()"))
+            call: Any = item.item
+            if (
+                isinstance(call, cst.Call)
+                and source.code(call.func).rpartition(".")[2] == "set_grad_enabled"
+                and len(call.args) == 1
+                and source.code(call.args[0].value) != "True"
+            ):
+                edits.append(source.replace(call.args[0].value, "True"))
     return edits
 
 

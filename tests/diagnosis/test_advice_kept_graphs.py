@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from advice import Advice, Advices, check
 
-once, listed = Advices(), Advices()
+once, listed, asked = Advices(), Advices(), Advices()
 
 once(
     "matrix_made_by_the_constructor", """
@@ -181,6 +181,63 @@ listed(
     twin=(("states[-1].sum().backward()",
            "states[-1].sum().backward()\nstates = [torch.tensor(states[-1].tolist())]"),),
 )  # fmt: skip
+asked(
+    "norms_of_each_loss", """
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
+    leaves = list(net.parameters())
+    out = net(torch.ones(4, 2))
+    losses = [out.pow(2).mean(), out.exp().mean()]
+    norms = []
+    for loss in losses:
+        (g,) = torch.autograd.grad(loss, net[0].weight, retain_graph=loss is losses[0])
+        norms.append(g.norm())
+    total = sum(loss / norm for loss, norm in zip(losses, norms))
+    total.backward()
+    """,
+    ("(g,) = torch.autograd.grad(loss, net[0].weight, retain_graph=loss is losses[0])",
+     "(g,) = torch.autograd.grad(loss, net[0].weight, retain_graph=True)"),
+    words=("keep the graph at norms_of_each_loss.py:7", "`retain_graph=True`"),
+    never=("add them", "backward() once"),
+    twin=(("norms.append(g.norm())",
+           "norms.append(g.norm()); out = net(torch.ones(4, 2)); "
+           "losses[:] = [out.pow(2).mean(), out.exp().mean()]"),),
+)  # fmt: skip
+asked(
+    "saliency_before_the_loss", """
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    leaves = list(net.parameters())
+    x = torch.ones(4, 2, requires_grad=True)
+    score = net(x).exp()
+    saliency = torch.autograd.grad(score.sum(), x)[0]
+    (score * saliency.abs().sum(1, keepdim=True)).mean().backward()
+    """,
+    ("saliency = torch.autograd.grad(score.sum(), x)[0]",
+     "saliency = torch.autograd.grad(score.sum(), x, retain_graph=True)[0]"),
+    words=("keep the graph at saliency_before_the_loss.py:5", "`retain_graph=True`"),
+    never=("add them",),
+    twin=(("saliency = torch.autograd.grad(score.sum(), x)[0]",
+           "saliency = torch.autograd.grad(net(x).exp().sum(), x)[0]"),),
+)  # fmt: skip
+asked(
+    "gradient_asked_for_after_the_backward", """
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    leaves = list(net.parameters())
+    z = net(torch.ones(4, 2))
+    loss = z.exp().mean()
+    loss.backward()
+    slope = torch.autograd.grad((z * 2).sigmoid().sum(), net[0].bias)
+    """,
+    ("loss.backward()", "loss.backward(retain_graph=True)"),
+    words=("keep the graph at gradient_asked_for_after_the_backward.py:5",
+           "`retain_graph=True`"),
+    never=("add them",),
+    twin=(("loss.backward()", "net(torch.ones(4, 2)).exp().mean().backward()"),),
+)  # fmt: skip
+
+
+@asked.each()
+def test_gradients_that_were_asked_for(each: Advice) -> None:
+    check(each, "GX302")
 
 
 @once.each()

@@ -227,10 +227,14 @@ def _adds_twice(
     own = call.nodes[call.nodes[:, NODES.thread] == node.thread]
     is_root = len(own) > 0 and node.sequence == int(own[:, NODES.sequence].max())
     return (whole or is_root) and all(
-        not any(frame.function == "grad" for frame in site.stack)
-        and "inputs=" not in statements.text_of(site)
+        not _is_grad_call(site) and "inputs=" not in statements.text_of(site)
         for site in (first, again)
     )
+
+
+def _is_grad_call(site: Site) -> bool:
+    """Whether a call of the engine is one of torch.autograd.grad()."""
+    return any(frame.function == "grad" for frame in site.stack)
 
 
 def _is_carried_on(linking: Site) -> bool:
@@ -415,6 +419,14 @@ def _fix(
                 f"{spoken} still holds the sum that the backward(){place} went through: let it "
                 f"begin anew, {fresh} (`{target} = 0` where its value is not needed); or call "
                 "backward() once, for the whole sum"
+            )
+        if any(_is_grad_call(call) for call in (first, again)):
+            # It hands out gradients for a purpose of its own: the two are no sum.
+            apart = None if _is_grad_call(again) else apart
+            return (
+                f"keep the graph{place}, for {sites.where(again.frame)}, which goes through "
+                f"{spoken} (made at {line}) again: `retain_graph=True`"
+                f"{'' if apart is None else f'; or, if that is not to train what made it, {apart}'}"
             )
         once = carried.once(first, again) or "add them and call backward() once"
         if apart is None:

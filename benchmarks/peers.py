@@ -105,8 +105,21 @@ def gpt2_step() -> Step:
     return train_step(optimizer, lambda: model(input_ids=tokens, labels=tokens).loss)
 
 
-def decode_step() -> Step:
-    """One token of a small Llama with a KV cache of 64 tokens, under inference_mode."""
+def vit_step() -> Step:
+    """ViT-B/16 as transformers builds it: 86 million random weights, one 224×224 image."""
+    import transformers
+
+    model = transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False).eval()
+    image = torch.randn(1, 3, 224, 224)
+
+    @torch.inference_mode()
+    def step() -> None:
+        model(image)
+
+    return step
+
+
+def _llama() -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -118,7 +131,23 @@ def decode_step() -> Step:
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    model = transformers.LlamaForCausalLM(config).eval()
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def prefill_step() -> Step:
+    """128 tokens of a small Llama at once, into a new KV cache, under inference_mode."""
+    model, prompt = _llama(), torch.randint(256, (1, 128))
+
+    @torch.inference_mode()
+    def step() -> None:
+        model(input_ids=prompt, use_cache=True)
+
+    return step
+
+
+def decode_step() -> Step:
+    """One token of a small Llama with a KV cache of 64 tokens, under inference_mode."""
+    model = _llama()
     prompt = torch.randint(256, (1, 64))
     with torch.inference_mode():
         cache = model(input_ids=prompt, use_cache=True).past_key_values
@@ -269,6 +298,13 @@ SUBJECTS = {
     "decode": Subject(
         "Llama 2 layers d=64, decode of one token, inference_mode", "small", decode_step, 5e-3, 40
     ),
+    "prefill": Subject(
+        "Llama 2 layers d=64, prefill of 128 tokens, inference_mode",
+        "small",
+        prefill_step,
+        5e-3,
+        40,
+    ),
     "transformer-256": Subject(
         "transformer 4 layers d=256 batch 8×128, AdamW",
         "large",
@@ -277,5 +313,6 @@ SUBJECTS = {
         300,
         FEW,
     ),
-    "gpt2": Subject("GPT-2 small batch 1×64, SGD", "large", gpt2_step, 0.0, 600, FEW),
+    "vit": Subject("ViT-B/16, one image, inference_mode", "large", vit_step, 0.0, 150, FEW),
+    "gpt2": Subject("GPT-2 small batch 1×64, SGD", "large", gpt2_step, 0.0, 400, FEW),
 }

@@ -278,15 +278,16 @@ def test_the_picture_holds_the_numbers_of_the_json(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["recorder.json", "recorder.png"]
 
     figure = plot_recorder.draw(GOOD, MACHINE)
-    assert [ax.get_title() for ax in figure.axes] == list(plot_recorder.PANELS.values())
+    titles = [*plot_recorder.PANELS.values(), plot_recorder.BY_SIZE]
+    assert [ax.get_title() for ax in figure.axes] == titles
     small = figure.axes[1]
     ways = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert ways == [ANOMALY, FULL, LIGHT]  # nothing is the axis
     (markers, *_) = small.containers[0]
     assert dict(zip(ways, markers.get_xdata(), strict=True)) == pytest.approx(
-        {ANOMALY: 300.0, FULL: 24.0, LIGHT: 11.0}
+        {ANOMALY: 300.0, FULL: 14.0, LIGHT: 9.0}
     )
-    assert {"4×", "1.24×", "1.11×"} <= {text.get_text() for text in small.texts}
+    assert {"4×", "1.14×", "1.09×"} <= {text.get_text() for text in small.texts}
 
 
 def test_the_bars_of_the_picture_are_the_intervals():

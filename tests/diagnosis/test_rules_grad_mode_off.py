@@ -147,7 +147,53 @@ case(
     h.sum().backward()  #V
     """,
     ("with frozen(net) as module:", "if module := net:"),
-    fix=("out of the block that begins at", ":7"),
+    fix=("move the lines from", "out of the block that begins at", ":7", "leave `pass` in it"),
+)  # fmt: skip
+case(
+    "GX301", "one_line_that_computes_with_what_its_block_gave_a_name", """
+    import contextlib
+    @contextlib.contextmanager
+    def frozen(module):
+        with torch.no_grad():
+            yield module
+    net = nn.Linear(2, 2)
+    with frozen(net) as module:
+        h = module(torch.ones(1, 2))  #C
+    h.sum().backward()  #V
+    """,
+    ("with frozen(net) as module:", "if module := net:"),
+    fix=("move `h = module(", "out of the block that begins at", ":7", "leave `pass` in it"),
+)  # fmt: skip
+case(
+    "GX301", "two_names_of_a_block", """
+    import contextlib
+    @contextlib.contextmanager
+    def both(*modules):
+        with torch.no_grad():
+            yield modules
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    with both(a, b) as (first, second):
+        h = first(torch.ones(1, 2))  #C
+        h = second(h)  #C
+    h.sum().backward()  #V
+    """,
+    ("with both(a, b) as (first, second):", "if (first := a) and (second := b):"),
+    fix=("move `h = second(h)`", "out of the block that begins at", ":7", "too, if a gradient"),
+)  # fmt: skip
+case(
+    "GX301", "a_name_of_a_block_that_no_line_uses", """
+    import contextlib
+    @contextlib.contextmanager
+    def constant():
+        with torch.no_grad():
+            yield 1
+    net = nn.Linear(2, 2)
+    with constant() as _:
+        h = net(torch.ones(1, 2))  #C
+    h.sum().backward()  #V
+    """,
+    ("with constant() as _:", "if True:"),
+    fix=("take `with constant() as _:` (", "away, and leave `h = net("),
 )  # fmt: skip
 case(
     "GX301", "two_cuts_one_after_another", """

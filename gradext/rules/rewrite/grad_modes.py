@@ -47,26 +47,41 @@ def switched_on(mode: mode_blocks.Mode, site: Site, asks: Site | None) -> str:
     is_asked_there = asks is not None and _is_in(asks, site, block)
     if is_asked_there or not _is_line_of(inside[-1], site):
         return f"run it with grad mode on: {within}, in the block that begins at {at}"
-    if len(block.body) == 1 and len(block.items) == 1:
-        # A block that nothing is left in is a SyntaxError.
+    goes = len(block.items) == 1 and not _uses_its_name(block)
+    # A block that nothing is left in is a SyntaxError.
+    emptied = ", and leave `pass` in it"
+    if len(block.body) == 1 and goes:
         header = ast.unparse(block).partition("\n")[0]
         return f"take `{header}` ({at}) away, and leave `{text}` ({line}) without it"
     last = _last_made_of(inside[-1], block.body[len(inside) :])
     if last is not None:
-        if len(inside) == 1 and last is block.body[-1] and len(block.items) == 1:
+        whole = len(inside) == 1 and last is block.body[-1]
+        if whole and goes:
             header = ast.unparse(block).partition("\n")[0]
             return f"take `{header}` ({at}) away, and leave the lines of its block without it"
         end = dataclasses.replace(site.frame, line=last.end_lineno or last.lineno)
         told = (
             f"move the lines from {line} to {sites.where(end)} out of the block that begins at {at}"
+            f"{emptied if whole else ''}"
         )
     else:
         told = f"move `{text}` ({line}) out of the block that begins at {at}"
+        told += emptied if len(block.body) == 1 else ""
     needed = [n for n in inside[:-1] if _stores(n) & _loads(inside[-1])]
     if needed:
         made = f"`{statements.first_line(ast.unparse(needed[-1]))}`"
         told += f"; and {made} too, if a gradient is to reach what it uses"
     return told
+
+
+def _uses_its_name(block: ast.With | ast.AsyncWith) -> bool:
+    """Whether the lines of a block compute with what its `as` gives a name: they need the block."""
+    given: set[str] = set()
+    for item in block.items:
+        if item.optional_vars is not None:
+            names = ast.walk(item.optional_vars)
+            given |= {node.id for node in names if isinstance(node, ast.Name)}
+    return any(given & _loads(node) for node in block.body)
 
 
 def _condition(block: ast.With | ast.AsyncWith) -> str | None:

@@ -71,6 +71,10 @@ def find(
             site, inside = outer
         elif _waits_within(site):
             how = "suspended"
+    elif how == "switch" and inside is None and site.frame.is_user:
+        outer = _of_class(entered, running)
+        if outer is not None:
+            how, (site, inside) = "with", outer
     if how in ("with", "suspended"):
         # The instruction's place is that of the whole block.
         end = (site.frame.column or 0) + len(site.frame.code)
@@ -194,6 +198,25 @@ def _around(entered: Sequence[Frame], running: Sequence[Frame]) -> tuple[Site, S
         if inside is not None:
             return site, inside
     return None
+
+
+def _of_class(entered: Sequence[Frame], running: Sequence[Frame]) -> tuple[Site, Site] | None:
+    """The caller's `with Frozen(net):`, where `__enter__` of that class switched the mode.
+
+    None for a line below the block: `__exit__` has left the mode on then, or another switch has.
+    """
+    outer = _around(entered, running)
+    if outer is None:
+        return None
+    site, inside = outer
+    called = entered[entered.index(site.frame) - 1]
+    block = statements.statement(site)
+    if called.function.rpartition(".")[2] not in ("__enter__", "__init__"):
+        return None
+    if not isinstance(block, (ast.With, ast.AsyncWith)):
+        return None
+    last = block.end_lineno or block.lineno
+    return outer if block.lineno < inside.frame.line <= last else None
 
 
 def _waits_within(site: Site) -> bool:

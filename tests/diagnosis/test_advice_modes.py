@@ -153,6 +153,67 @@ advice(
     never=("move", "out of the block"),
     twin=(('with torch.set_grad_enabled(phase == "train"):', "if True:"),),
 )  # fmt: skip
+advice(
+    "lines_that_use_the_name_of_their_block", """
+    import contextlib
+    @contextlib.contextmanager
+    def frozen(module):
+        with torch.no_grad():
+            yield module
+    net = nn.Linear(2, 3)
+    leaves = list(net.parameters())
+    with frozen(net) as module:
+        h = module(torch.ones(1, 2))
+        h = h * 2
+    h.sum().backward()
+    """,
+    ("h = h * 2", "pass"),
+    ("h = module(torch.ones(1, 2))", "pass"),
+    ("h.sum().backward()", "h = module(torch.ones(1, 2))\nh = h * 2\nh.sum().backward()"),
+    words=("move the lines from", "out of the block that begins at", "leave `pass` in it"),
+    never=("away",),
+    twin=(("with frozen(net) as module:", "if module := net:"),),
+)  # fmt: skip
+advice(
+    "one_line_that_uses_the_name_of_its_block", """
+    class Quiet(torch.no_grad):
+        def __enter__(self):
+            super().__enter__()
+            return net
+    net = nn.Linear(2, 3)
+    leaves = list(net.parameters())
+    with Quiet() as module:
+        h = module(torch.ones(1, 2))
+    h.exp().sum().backward()
+    """,
+    ("h = module(torch.ones(1, 2))", "pass"),
+    ("h.exp().sum().backward()", "h = module(torch.ones(1, 2))\nh.exp().sum().backward()"),
+    words=("move `h = module(torch.ones(1, 2))`", "leave `pass` in it"),
+    never=("away",),
+    twin=(("with Quiet() as module:", "if module := net:"),),
+)  # fmt: skip
+advice(
+    "two_names_of_a_block", """
+    import contextlib
+    @contextlib.contextmanager
+    def both(*modules):
+        with torch.no_grad():
+            yield modules
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    leaves = [*a.parameters(), *b.parameters()]
+    with both(a, b) as (first, second):
+        h = first(torch.ones(1, 2))
+        h = second(h)
+    h.exp().sum().backward()
+    """,
+    ("h = second(h)", "pass"),
+    ("h = first(torch.ones(1, 2))", "pass"),
+    ("h.exp().sum().backward()",
+     "h = first(torch.ones(1, 2))\nh = second(h)\nh.exp().sum().backward()"),
+    words=("move `h = second(h)`", "`h = first(torch.ones(1, 2))` too"),
+    never=("away",),
+    twin=(("with both(a, b) as (first, second):", "if (first := a) and (second := b):"),),
+)  # fmt: skip
 
 
 @advice.each()

@@ -151,18 +151,67 @@ case(
 )  # fmt: skip
 case(
     "GX301", "one_line_that_computes_with_what_its_block_gave_a_name", """
-    import contextlib
-    @contextlib.contextmanager
-    def frozen(module):
-        with torch.no_grad():
-            yield module
+    class Quiet(torch.no_grad):
+        def __enter__(self):
+            super().__enter__()
+            return net
     net = nn.Linear(2, 2)
-    with frozen(net) as module:
+    with Quiet() as module:
         h = module(torch.ones(1, 2))  #C
     h.sum().backward()  #V
     """,
-    ("with frozen(net) as module:", "if module := net:"),
-    fix=("move `h = module(", "out of the block that begins at", ":7", "leave `pass` in it"),
+    ("with Quiet() as module:", "if module := net:"),
+    fix=("move `h = module(", "out of the block that begins at", ":6", "leave `pass` in it"),
+)  # fmt: skip
+case(
+    "GX301", "class_that_switches_when_it_is_entered", """
+    class Frozen:
+        def __enter__(self):
+            self.before = torch.is_grad_enabled()
+            torch.set_grad_enabled(False)
+        def __exit__(self, *_):
+            torch.set_grad_enabled(self.before)
+    net = nn.Linear(2, 2)
+    with Frozen():
+        h = net(torch.ones(1, 2))  #C
+    h.sum().backward()  #V
+    """,
+    ("with Frozen():", "if True:"),
+    fix=("take `with Frozen():` (", ":8)", "away, and leave `h = net("),
+)  # fmt: skip
+case(
+    "GX301", "class_that_switches_when_it_is_made", """
+    class Off:
+        def __init__(self):
+            self.before = torch.is_grad_enabled()
+            torch.set_grad_enabled(False)
+        def __enter__(self):
+            return self
+        def __exit__(self, *_):
+            torch.set_grad_enabled(self.before)
+    net = nn.Linear(2, 2)
+    with Off():
+        h = net(torch.ones(1, 2))  #C
+    h.sum().backward()  #V
+    """,
+    ("with Off():", "if True:"),
+    fix=("take `with Off():` (", "away, and leave `h = net("),
+)  # fmt: skip
+case(
+    "GX301", "class_that_does_not_switch_back", """
+    class Once:
+        def __enter__(self):
+            torch.set_grad_enabled(False)  #C
+        def __exit__(self, *_):
+            pass
+    net = nn.Linear(2, 2)
+    with Once():
+        y = torch.zeros(1, 2)
+    h = net(torch.ones(1, 2)) - y  #C
+    h.sum().backward()  #V
+    """,
+    ("        pass", "        torch.set_grad_enabled(True)"),
+    fix=("switch grad mode on again",),
 )  # fmt: skip
 case(
     "GX301", "two_names_of_a_block", """

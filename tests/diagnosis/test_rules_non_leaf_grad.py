@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import textwrap
 
 import pytest
 from cases import Case, Cases, check_broken, check_mended, run
+
+from gradext.rules.rewrite import leaf_flag
 
 case = Cases()
 
@@ -190,3 +193,20 @@ def test_who_called_the_reader_tells_findings_apart(name: str) -> None:
     assert {d.code for d in ran.diagnoses} == {"GX305"}
     lines = [d.victims[0].callers[0].line for d in ran.diagnoses]
     assert {line: lines.count(line) for line in lines} == callers
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("w = torch.zeros(3, requires_grad=True) + 1", "w = (torch.zeros(3) + 1).requires_grad_()"),
+        ("w = x.requires_grad_(True).to(y)", "w = x.to(y).requires_grad_()"),
+        ("w = f(torch.ones(2, requires_grad=False), torch.ones(2, requires_grad=True))",
+         "w = f(torch.ones(2, requires_grad=False), torch.ones(2)).requires_grad_()"),
+        ("w = base * torch.ones(3, requires_grad=False)", None),
+        ("w = base.requires_grad_(False) + other", None),
+        ("w = torch.zeros(3, requires_grad=trains) / 2", None),
+    ],
+)  # fmt: skip
+def test_only_a_line_that_asks_for_it_is_rewritten(line: str, new: str | None) -> None:
+    told = leaf_flag.asked_for_last(ast.parse(line).body[0])
+    assert told is None if new is None else (told or "").endswith(f": `{new}`")

@@ -467,12 +467,12 @@ def _fix(
 
 def _leaf_instead(graph: Graph, index: int, lines: Sequence[Site | None]) -> str | None:
     """For what was computed from one tensor that a line asks to require grad: who is to ask."""
-    below = (graph.nodes[k] for k in _below(graph, index))
-    if sum(node.name.endswith("AccumulateGrad") for node in below) != 1:
-        return None
     for place in lines:
         told = leaf_flag.asked_for_last(statements.statement(place)) if place is not None else None
         if told is not None and place is not None:
+            below = (graph.nodes[k] for k in _below(graph, index))
+            if sum(node.name.endswith("AccumulateGrad") for node in below) != 1:
+                return None
             return f"{told} ({sites.where(place.frame)})"
     return None
 

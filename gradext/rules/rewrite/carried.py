@@ -123,12 +123,15 @@ def _is_appended_to(place: Site, last: str) -> bool:
                 return False
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             owner = node.func.value
-            if node.func.attr in _GROWING and isinstance(owner, (ast.Name, ast.Attribute)):
+            if node.func.attr in GROWING and isinstance(owner, (ast.Name, ast.Attribute)):
                 grows = grows or _last_of(owner) == last
     return grows
 
 
-_GROWING = ("append", "extend", "appendleft")
+# Methods of a list or a deque that add to it.
+GROWING = ("append", "extend", "appendleft")
+# Decorators of functools that keep what a function has returned.
+CACHES = ("lru_cache", "cache", "cached_property")
 
 
 def _goes_over(linking: Site, last: str) -> bool:

@@ -43,9 +43,18 @@ class _WithoutFlag(ast.NodeTransformer):
         self.generic_visit(node)
         called = node.func
         if isinstance(called, ast.Attribute) and called.attr == "requires_grad_":
-            self.flags.append("`.requires_grad_()`")
-            return called.value
-        if any(word.arg == "requires_grad" for word in node.keywords):
-            self.flags.append("`requires_grad=True`")
-            node.keywords = [word for word in node.keywords if word.arg != "requires_grad"]
+            given = [*node.args, *(word.value for word in node.keywords)]
+            if all(_is_true(value) for value in given):
+                self.flags.append(f"`{ast.unparse(node)[len(ast.unparse(called.value)) :]}`")
+                return called.value
+        for word in node.keywords:
+            if word.arg == "requires_grad" and _is_true(word.value):
+                self.flags.append("`requires_grad=True`")
+                node.keywords = [other for other in node.keywords if other is not word]
+                break
         return node
+
+
+def _is_true(value: ast.expr) -> bool:
+    """Whether an argument is the word True: of any other it is not known what it was."""
+    return isinstance(value, ast.Constant) and value.value is True

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 
 from gradext.diagnosis.model import Site
+from gradext.rules.rewrite import carried
 from gradext.source import mode_blocks, sites, statements
 
 
@@ -20,9 +21,6 @@ def function_of(holder: str | None) -> str | None:
     """`rope.tables` of `rope.tables.<lru_cache>[1]`; None for what no such cache keeps."""
     found = re.match(r"(.+)\.<lru_cache>", holder or "")
     return found[1] if found is not None else None
-
-
-_CACHES = ("lru_cache", "cache", "cached_property")
 
 
 def kept_by_decorator(made: Site) -> str | None:
@@ -44,7 +42,7 @@ def kept_by_decorator(made: Site) -> str | None:
         for decorator in function.decorator_list:
             called = decorator.func if isinstance(decorator, ast.Call) else decorator
             name = ast.unparse(called).rpartition(".")[2]
-            if name not in _CACHES:
+            if name not in carried.CACHES:
                 continue
             text = f"`@{ast.unparse(decorator)}`"
             at = sites.where(dataclasses.replace(frame, line=decorator.lineno))

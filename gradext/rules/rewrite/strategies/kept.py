@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from gradext.rules.rewrite import carried
 from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
 from gradext.source.edits import Edit, Source, written
 
 _ENTRY = re.compile(r"`([\w.]+)\[\d+\]`, an entry of `\1`")
-_GROWING = ("append", "extend", "appendleft")
-_CACHES = ("lru_cache", "cache", "cached_property")
 
 
 class EmptyTheList:
@@ -43,7 +42,7 @@ def _is_appended_to(source: Source, owner: str) -> bool:
         if not isinstance(node, cst.Call) or not isinstance(node.func, cst.Attribute):
             continue
         name = written(source, node.func.value)
-        if node.func.attr.value in _GROWING and name and name.rpartition(".")[2] == last:
+        if node.func.attr.value in carried.GROWING and name and name.rpartition(".")[2] == last:
             return True
     return False
 
@@ -75,7 +74,7 @@ class WithoutTheCache:
             called: Any = decorator.decorator
             called = called.func if isinstance(called, cst.Call) else called
             name = (written(source, called) or "").rpartition(".")[2]
-            if name not in _CACHES or not isinstance(function, cst.FunctionDef):
+            if name not in carried.CACHES or not isinstance(function, cst.FunctionDef):
                 continue
             title = f"let {function.name.value}() compute again: not by `@{name}`"
             edit = Edit(*source.lines_span(decorator), "")

@@ -1,4 +1,4 @@
-"""Runs `python -m gradext run ...`, or `fix`, in a fork of a process that has imported torch.
+"""Runs `python -m gradext ...`, or a script, in a fork of a process that has imported torch.
 
 Importing torch is most of what such a run takes, and hundreds of tests start one. For tests of what
 is reported; how a process begins, and what it must not import, is tested in processes of their own.
@@ -20,6 +20,12 @@ from gradext.fix.stem import NoStem, Stem
 _AS_HERE = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 
 
+class _StemOfScripts(Stem):
+    """Of which `python SCRIPT` is a fork."""
+
+    PROGRAM = (str(Path(__file__).with_name("script_in_forks.py")),)
+
+
 class _StemOfFix(Stem):
     """Of which the command is a fork, and each of the command's runs."""
 
@@ -30,6 +36,7 @@ class _StemOfFix(Stem):
 # command itself.
 _PARTS: dict[type[Stem], list[str]] = {
     Stem: ["torch"],
+    _StemOfScripts: ["torch"],
     _StemOfFix: ["torch", "torch._dynamo", "libcst.metadata"],
 }
 
@@ -48,6 +55,12 @@ def _stem(kind: type[Stem]) -> Stem:
     return stem
 
 
+def _kind(words: Sequence[str]) -> type[Stem]:
+    if words[0] != "-m":
+        return _StemOfScripts
+    return _StemOfFix if words[1:3] == ["gradext", "fix"] else Stem
+
+
 def _is_for_the_start(environment: Mapping[str, str]) -> bool:
     """Whether a variable is set that Python itself reads, and only when it starts."""
     names = {name for name in environment if name.startswith("PYTHON")} - {"PYTHONPATH"}
@@ -61,7 +74,9 @@ def run(
     stdin: bytes = b"",
     merged: bool = False,
 ) -> tuple[int, bytes, bytes]:
-    """Exit code, stdout and stderr of `python WORDS`, which begin with -m; 180 seconds at most.
+    """Exit code, stdout and stderr of `python WORDS`; 180 seconds at most.
+
+    They begin with -m, or with the path of a script.
 
     Of `gradext fix`, each run of the program is such a fork as well.
 
@@ -81,8 +96,8 @@ def run(
             if _is_for_the_start(given):
                 raise NoStem
             streams = (start.fileno(), out.fileno(), second.fileno())
-            kind = _StemOfFix if words[1:3] == ["gradext", "fix"] else Stem
-            code = _stem(kind).run(words, given, streams, 180, str(folder))
+            asked = words if words[0] == "-m" else ["", *words]  # a stem takes the first for -m
+            code = _stem(_kind(words)).run(asked, given, streams, 180, str(folder))
         except NoStem:
             command = [sys.executable, *words]
             code = subprocess.run(
@@ -92,6 +107,12 @@ def run(
         out.seek(0)
         err.seek(0)
         return code, out.read(), err.read()
+
+
+def script(path: Path, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`python PATH WORDS` in `folder`."""
+    code, out, err = run([str(path), *words], folder, os.environ)
+    return subprocess.CompletedProcess([str(path), *words], code, out.decode(), err.decode())
 
 
 def gradext(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -51,6 +52,25 @@ def test_quick_measures_ops_models_and_a_compiled_one(quick):
         *("grad", "no_grad", "inference_mode", "detached", "no_grad_frozen"),
     }
     assert all(row["processes"] >= 3 for row in measured)
+
+
+def test_quick_has_every_layer_of_every_op_in_every_mode(quick, load_script):
+    layers = load_script("layers")
+    rows = json.loads((quick[3] / "layers.json").read_text())["rows"]
+    expected = [
+        (op, mode, layer)
+        for op, mode in itertools.product(layers.OPS, layers.MODES)
+        for layer in layers.layers_of(op, "cpu")
+    ]
+    assert [(row["op"], row["mode"], row["layer"]) for row in rows] == expected
+    assert len({tuple(row) for row in rows}) == 1
+    assert all(row["low"] <= row["ns"] <= row["high"] for row in rows)
+    assert {row["processes"] for row in rows} == {layers.PROCESSES}
+    assert layers.LAUNCH not in {row["layer"] for row in rows}  # nothing is launched on a CPU
+    found = {(row["op"], row["mode"], row["layer"]): row for row in rows}
+    # What no noise can hide: a node is made, a view is tracked.
+    assert found["axpby", layers.MODES[0], layers.AUTOGRAD]["low"] > 0
+    assert found["window", "grad", layers.ADINPLACEORVIEW]["low"] > 0
 
 
 def test_the_committed_results_of_the_suites_are_what_the_schema_says():

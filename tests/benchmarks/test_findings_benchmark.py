@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -85,12 +84,12 @@ def test_a_step_that_is_right_and_is_told_of_is_no_measurement(benchmark, tmp_pa
         benchmark.again("wrong", tmp_path, 0.01)
 
 
-def test_help_and_a_wrong_option():
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+def test_help_and_a_wrong_option(tmp_path):
+    done = forks.script(SCRIPT, "--help", folder=tmp_path)
     assert done.returncode == 0
     assert "--check" in done.stdout
     assert "--first" not in done.stdout
-    done = subprocess.run([sys.executable, SCRIPT, "--nonsense"], capture_output=True, text=True)
+    done = forks.script(SCRIPT, "--nonsense", folder=tmp_path)
     assert done.returncode == 2
 
 

@@ -1,13 +1,11 @@
-"""benchmarks/layers.py: its arithmetic on times that are known, and what a quick run writes."""
+"""benchmarks/layers.py: its arithmetic on times that are known, and what it refuses."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -107,33 +105,11 @@ def test_an_interval_below_zero_is_a_measurement() -> None:
     assert row["note"] == ""
 
 
-def test_a_quick_run_has_every_layer_of_every_op_in_every_mode(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "layers.py"), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "layers.json").read_text())["rows"]
-    expected = [
-        (op, mode, layer)
-        for op, mode in itertools.product(layers.OPS, layers.MODES)
-        for layer in layers.layers_of(op, "cpu")
-    ]
-    assert [(row["op"], row["mode"], row["layer"]) for row in rows] == expected
-    assert len({tuple(row) for row in rows}) == 1
-    assert all(row["low"] <= row["ns"] <= row["high"] for row in rows)
-    assert {row["processes"] for row in rows} == {layers.PROCESSES}
-    assert layers.LAUNCH not in {row["layer"] for row in rows}  # nothing is launched on a CPU
-    found = {(row["op"], row["mode"], row["layer"]): row for row in rows}
-    # What no noise can hide: a node is made, a view is tracked.
-    assert found["axpby", layers.MODES[0], layers.AUTOGRAD]["low"] > 0
-    assert found["window", "grad", layers.ADINPLACEORVIEW]["low"] > 0
-
-
-def test_cuda_is_refused_in_one_line_where_there_is_none() -> None:
+def test_cuda_is_refused_in_one_line_where_there_is_none(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    command = [sys.executable, str(BENCHMARKS / "layers.py"), "--device", "cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    done = forks.script(BENCHMARKS / "layers.py", "--device", "cuda", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "layers.py: --device cuda: torch finds no CUDA device here\n"

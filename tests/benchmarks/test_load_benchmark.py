@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -81,12 +80,12 @@ def test_a_kind_is_measured_in_processes_of_its_own(benchmark):
     assert row["held"] <= benchmark.MEMORY
 
 
-def test_help_and_a_wrong_option():
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+def test_help_and_a_wrong_option(tmp_path):
+    done = forks.script(SCRIPT, "--help", folder=tmp_path)
     assert done.returncode == 0
     assert "--check" in done.stdout
     assert "--here" not in done.stdout
-    done = subprocess.run([sys.executable, SCRIPT, "--nonsense"], capture_output=True, text=True)
+    done = forks.script(SCRIPT, "--nonsense", folder=tmp_path)
     assert done.returncode == 2
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -149,8 +150,7 @@ def test_a_row_that_would_take_longer_than_its_limit_is_skipped():
 
 
 def script(*words):
-    command = [sys.executable, str(BENCHMARKS / "modes.py"), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forks.script(BENCHMARKS / "modes.py", *map(str, words), folder=BENCHMARKS)
     # torch's CUDA wheel says where it has looked for CUDA, on a machine that has none.
     lines = done.stderr.splitlines(keepends=True)
     err = "".join(line for line in lines if "torch/utils/cpp_extension.py" not in line)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
@@ -31,8 +32,13 @@ NOTHING, ANOMALY, FULL, LIGHT = (
 MACHINE = {"processor": "a machine", "torch": "2.0", "date": "2000-01-01", "commit": "abc"}
 
 
-def script(*words, name="recorder.py"):
-    command = [sys.executable, str(BENCHMARKS / name), *map(str, words)]
+def script(*words):
+    return forks.script(BENCHMARKS / "recorder.py", *map(str, words), folder=ROOT)
+
+
+def child(*words):
+    """What recorder.py starts to measure memory, or what is there before gradext is imported."""
+    command = [sys.executable, str(BENCHMARKS / "recorder_child.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
 
 
@@ -335,7 +341,7 @@ def test_a_wrong_word_is_one_line(words, said, monkeypatch, capsys):
 
 
 def test_idle_is_measured_in_forks_of_a_process_without_gradext():
-    done = script("idle", "in-place", 6, name="recorder_child.py")
+    done = child("idle", "in-place", 6)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert list(found["ratios"]) == list(found["seconds"]) == list(recorder_child.STATES)
@@ -348,7 +354,7 @@ def test_idle_is_measured_in_forks_of_a_process_without_gradext():
 
 @pytest.mark.parametrize("event", recorder_child.EVENTS)
 def test_an_event_takes_the_memory_that_the_recorder_says(event):
-    done = script("memory", event, 20_000, name="recorder_child.py")
+    done = child("memory", event, 20_000)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["events"] > 0

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 import gradext
@@ -65,11 +64,11 @@ def test_a_row_over_its_bar_is_named(benchmark: Any) -> None:
     assert benchmark.over(rows) == said
 
 
-def test_help_and_a_wrong_option() -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+def test_help_and_a_wrong_option(tmp_path: Path) -> None:
+    done = forks.script(SCRIPT, "--help", folder=tmp_path)
     assert done.returncode == 0
     assert "--check" in done.stdout
-    done = subprocess.run([sys.executable, SCRIPT, "--nonsense"], capture_output=True, text=True)
+    done = forks.script(SCRIPT, "--nonsense", folder=tmp_path)
     assert done.returncode == 2
 
 

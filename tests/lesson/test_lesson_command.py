@@ -45,9 +45,11 @@ sys.exit(main())
 
 
 def lesson(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    words = ("-m", "gradext", "lesson", *arguments)
-    given = {**ENVIRONMENT, **environment}
-    code, out, err = forks.run(words, Path.cwd(), given)
+    return run("-m", "gradext", "lesson", *arguments, **environment)
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code, out, err = forks.run(words, Path.cwd(), {**ENVIRONMENT, **environment})
     return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
 
 
@@ -163,13 +165,7 @@ def test_the_exit_code_is_0_only_if_all_came_out_as_stated(
 ) -> None:
     script = tmp_path / "one_claim.py"
     script.write_text(ONE_CLAIM)
-    done = subprocess.run(
-        [sys.executable, str(script), stated, "lesson", *arguments],
-        capture_output=True,
-        encoding="utf-8",
-        env=ENVIRONMENT,
-        timeout=120,
-    )
+    done = run(str(script), stated, "lesson", *arguments)
     assert done.stderr == ""
     assert done.returncode == code
     if arguments:

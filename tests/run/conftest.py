@@ -34,8 +34,16 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def plain(tmp_path: Path) -> Callable[..., Ended]:
     """plain(*words): what plain python does with them."""
 
-    def plain(*words: str, flags: Sequence[str] = (), cwd: Path | None = None, **how: Any) -> Ended:
-        return start([*flags, *words], cwd or tmp_path, **how)
+    def plain(
+        *words: str,
+        flags: Sequence[str] = (),
+        cwd: Path | None = None,
+        forked: bool = True,
+        **how: Any,
+    ) -> Ended:
+        # Variables of gradext's are read when Python starts.
+        forked = forked and not any(name[:8] == "GRADEXT_" for name in how)
+        return start([*flags, *words], cwd or tmp_path, forked=forked, **how)
 
     return plain
 
@@ -72,7 +80,7 @@ def alike(
     """alike(*words): run both; same exit code, stdout and stderr, byte for byte."""
 
     def alike(*words: str, **how: Any) -> tuple[Ended, dict[str, Any]]:
-        expected = plain(*words, **how)
+        expected = plain(*words, forked=False, **how)
         found, report = recorded(*words, forked=False, **how)
         assert without_addresses(found.out) == without_addresses(expected.out)
         assert without_addresses(found.err) == without_addresses(expected.err)

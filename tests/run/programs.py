@@ -54,7 +54,7 @@ def start(
     """
     base = {k: v for k, v in os.environ.items() if k not in HIDDEN and k[:8] != "GRADEXT_"}
     environment = {**base, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **env}
-    if forked and tuple(words[:3]) == RUN:
+    if forked and (tuple(words[:3]) == RUN or words[0].endswith(".py")):
         return Ended(*forks.run(words, cwd, environment, stdin, merged))
     done = subprocess.run(
         [sys.executable, *words],

@@ -29,7 +29,7 @@ y.sum().backward()
 
 def start(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "NO_COLOR": "1", **variables}
-    if words[:1] == ("-m",):
+    if words[0] == "-m" or (not variables and words[0].endswith(".py")):
         code, out, err = forks.run(words, folder, environment)
         return subprocess.CompletedProcess(words, code, out.decode(), err.decode())
     return subprocess.run(

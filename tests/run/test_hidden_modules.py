@@ -35,7 +35,7 @@ def test_a_folder_of_data_hides_nothing(alike: Any, write: Any) -> None:
 def test_torch_fails_as_it_does_alone(plain: Any, recorded: Any, write: Any) -> None:
     write(PRINTS, "d/random.py")
     write("import torch\nprint(torch.ones(1))\n", "d/train.py")
-    expected = plain("d/train.py")
+    expected = plain("d/train.py", forked=False)
     found, _ = recorded("d/train.py", forked=False)
     assert expected.code == found.code
     assert found.out == expected.out

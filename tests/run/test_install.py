@@ -97,8 +97,8 @@ def test_a_program(write, mistakes, tmp_path, call, expected):
     source = "import os, threading\nimport mistakes\n{}\nprint('before')\n" + call
     write(source.format("import gradext; gradext.install()"))
     write(source.format(""), "plain.py")
-    plain = start(["plain.py"], tmp_path)
-    found = start(["train.py"], tmp_path)
+    plain = start(["plain.py"], tmp_path, forked=True)
+    found = start(["train.py"], tmp_path, forked=True)
     assert (found.code, found.out) == (plain.code, plain.out)
     assert found.errors.replace("train.py", "plain.py").startswith(plain.errors)
     assert found.errors.count(expected) == 1
@@ -119,7 +119,7 @@ def test_with_the_options_of_gradext_run(write, tmp_path):
         z.sum().backward()
         """
     )
-    done = start(["train.py"], tmp_path)
+    done = start(["train.py"], tmp_path, forked=True)
     assert (done.code, done.errors) == (0, "")
     (found,) = json.loads((tmp_path / "a.json").read_text())["diagnoses"]
     assert (found["code"], found["culprits"][0]["line"]) == ("GX401", 8)
@@ -166,7 +166,7 @@ def test_the_programs_own_hook_is_called_first(write, mistakes, tmp_path):
         mistakes.stale()
         """
     )
-    done = start(["train.py"], tmp_path)
+    done = start(["train.py"], tmp_path, forked=True)
     assert done.errors.startswith("mine\n\nerror[GX101]")
 
 
@@ -196,7 +196,7 @@ def test_it_records_the_children_that_it_forks(write, mistakes, tmp_path):
         process.join()
         """
     )
-    done = start(["train.py"], tmp_path)
+    done = start(["train.py"], tmp_path, forked=True)
     assert done.errors.count("error[GX101]") == 1
     assert "in the child process" in done.errors
 

@@ -160,7 +160,22 @@ def test_no_mode(refused: Any, value: str) -> None:
     assert len(said) < 200
 
 
-@pytest.mark.parametrize("value", ["1", "full", "yes", "TRUE", " on ", "light"])
+def test_words_for_one_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradext.run import variables
+
+    def read(value: str) -> Any:
+        monkeypatch.setenv("GRADEXT_RECORD", value)
+        found = variables.settings() if not variables.is_off() else None
+        return found and (found.options, found.outputs, found.shown)
+
+    monkeypatch.delenv("GRADEXT_JSON", raising=False)
+    assert read("1")[0].saves
+    assert all(read(word) == read("1") for word in ("full", "yes", "TRUE", " on "))
+    assert not read("light")[0].saves
+    assert [read(word) for word in ("0", "", "off", "no", "False")] == [None] * 5
+
+
+@pytest.mark.parametrize("value", ["yes", "light"])
 def test_the_modes(value: str, tmp_path: Path, with_pth: dict[str, str]) -> None:
     (tmp_path / "train.py").write_text(PROGRAM)
     done = start(["train.py"], tmp_path, **with_pth, GRADEXT_RECORD=value)

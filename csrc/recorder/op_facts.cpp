@@ -163,6 +163,7 @@ std::unique_ptr<OpFacts> facts_of(const c10::FunctionSchema& schema) {
   facts->secret = secret_arguments(schema);
   facts->metadata_only = metadata_ops().count(name) != 0;
   facts->detaches = name == "aten::detach_";
+  facts->is_detach = name == "aten::detach";
   facts->is_factory = std::none_of(
       schema.arguments().begin(), schema.arguments().end(), [](const c10::Argument& argument) {
         return argument.type()->str().find("Tensor") != std::string::npos;

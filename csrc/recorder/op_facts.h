@@ -25,6 +25,7 @@ struct OpFacts {
   bool makes_many_views = false;
   bool writes_lists = false;   // as the ops of optimizers do
   bool detaches = false;       // detach_
+  bool is_detach = false;      // detach
   bool is_factory = false;     // takes no tensor
   bool carries_data = true;    // false: only shape and type of its inputs matter (zeros_like)
   bool gives_indices = false;  // beside its first result

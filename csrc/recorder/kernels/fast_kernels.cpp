@@ -173,7 +173,7 @@ template <class Signature>
 struct FastResult;
 
 template <class Result, class... Arguments>
-struct FastResult<Result(Arguments...)> {
+struct FastResult<Result(Arguments...)> : c10::OperatorKernel {
   Target<Result, Arguments...> op;
 
   Result operator()(c10::DispatchKeySet keys, Arguments... arguments) const {
@@ -226,11 +226,9 @@ template <class Signature>
 struct FastView;
 
 template <class Result, class... Arguments>
-struct FastView<Result(const at::Tensor&, Arguments...)> {
+struct FastView<Result(const at::Tensor&, Arguments...)> : c10::OperatorKernel {
   static constexpr bool kMany = !std::is_same_v<Result, at::Tensor>;
   Target<Result, const at::Tensor&, Arguments...> op;
-  // A parameter that is made under inference_mode is a detached alias of its data.
-  bool is_detach;
 
   Result operator()(
       c10::DispatchKeySet keys, const at::Tensor& self, Arguments... arguments) const {
@@ -242,8 +240,9 @@ struct FastView<Result(const at::Tensor&, Arguments...)> {
     before_nodes(thread, keys);
     const bool wanted = view_is_wanted(thread, keys, kMany);
     const Watch watch = how_to_watch(thread, keys);
+    // A parameter that is made under inference_mode is a detached alias of its data.
     const bool follows =
-        watch == Watch::kBirths ? is_detach : watch != Watch::kNone && may_be_known(self);
+        watch == Watch::kBirths ? op.facts->is_detach : watch != Watch::kNone && may_be_known(self);
     const OpTaps* taps = op_listener();
     Result result = [&] {
       Closed closed(thread, *op.facts, keys);
@@ -269,7 +268,7 @@ struct FastView<Result(const at::Tensor&, Arguments...)> {
 };
 
 // `item()` and what calls it: a value leaves for Python.
-struct FastExit {
+struct FastExit : c10::OperatorKernel {
   Target<at::Scalar, const at::Tensor&> op;
 
   at::Scalar operator()(c10::DispatchKeySet keys, const at::Tensor& self) const {
@@ -293,7 +292,7 @@ template <class Signature>
 struct FastWrite;
 
 template <class... Arguments>
-struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
+struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> : c10::OperatorKernel {
   Target<at::Tensor&, at::Tensor&, Arguments...> op;
 
   at::Tensor& operator()(c10::DispatchKeySet keys, at::Tensor& self, Arguments... arguments) const {
@@ -344,59 +343,48 @@ struct FastWrite<at::Tensor&(at::Tensor&, Arguments...)> {
   }
 };
 
-template <class Op>
-std::string full_name() {
-  std::string name = Op::name;
-  if (*Op::overload_name != 0) {
-    name += std::string(".") + Op::overload_name;
+// Makes a kernel of one signature from what is data: see Target.
+template <class Kernel, class Result, class... Arguments>
+FastKernel kernel_of(
+    Result (*call)(Arguments...), Result (*redispatch)(c10::DispatchKeySet, Arguments...)) {
+  const auto make = [](std::unique_ptr<OpFacts> facts, AnyFunction call, AnyFunction redispatch) {
+    auto kernel = std::make_unique<Kernel>();
+    kernel->op = {
+        facts.release(),
+        reinterpret_cast<Result (*)(Arguments...)>(call),
+        reinterpret_cast<Result (*)(c10::DispatchKeySet, Arguments...)>(redispatch)};
+    return c10::KernelFunction::makeFromUnboxedFunctor<false, Kernel>(std::move(kernel));
+  };
+  return {
+      make,
+      reinterpret_cast<AnyFunction>(call),
+      reinterpret_cast<AnyFunction>(redispatch),
+      c10::impl::CppSignature::make<Result(Arguments...)>()};
+}
+
+void add(FastKernels& kernels, const char* name, const char* overload, FastKernel kernel) {
+  std::string full = name;
+  if (*overload != 0) {
+    full += std::string(".") + overload;
   }
-  return name;
+  kernels.emplace(std::move(full), std::move(kernel));
 }
 
-template <class Op>
-torch::CppFunction result_kernel(std::unique_ptr<OpFacts> facts) {
-  return torch::CppFunction(
-      FastResult<typename Op::schema>{{facts.release(), &Op::call, &Op::redispatch}});
-}
-
-template <class Op>
-torch::CppFunction view_kernel(std::unique_ptr<OpFacts> facts) {
-  return torch::CppFunction(
-      FastView<typename Op::schema>{
-          {facts.release(), &Op::call, &Op::redispatch}, std::is_same_v<Op, ops::detach>});
-}
-
-template <class Op>
-torch::CppFunction write_kernel(std::unique_ptr<OpFacts> facts) {
-  return torch::CppFunction(
-      FastWrite<typename Op::schema>{{facts.release(), &Op::call, &Op::redispatch}});
-}
-
-torch::CppFunction exit_kernel(std::unique_ptr<OpFacts> facts) {
-  using Op = ops::_local_scalar_dense;
-  return torch::CppFunction(FastExit{{facts.release(), &Op::call, &Op::redispatch}});
-}
-
-template <class... Ops>
-void add_results(FastKernels& kernels) {
-  (kernels.emplace(full_name<Ops>(), &result_kernel<Ops>), ...);
-}
-
-template <class... Ops>
-void add_views(FastKernels& kernels) {
-  (kernels.emplace(full_name<Ops>(), &view_kernel<Ops>), ...);
-}
-
-template <class... Ops>
-void add_writes(FastKernels& kernels) {
-  (kernels.emplace(full_name<Ops>(), &write_kernel<Ops>), ...);
+template <template <class> class Kernel, class... Ops>
+void add_all(FastKernels& kernels) {
+  (add(kernels,
+       Ops::name,
+       Ops::overload_name,
+       kernel_of<Kernel<typename Ops::schema>>(&Ops::call, &Ops::redispatch)),
+   ...);
 }
 
 }  // namespace
 
 FastKernels fast_kernels() {
   FastKernels kernels;
-  add_writes<
+  add_all<
+      FastWrite,
       ops::copy_,
       ops::fill__Scalar,
       ops::fill__Tensor,
@@ -415,7 +403,8 @@ FastKernels fast_kernels() {
       ops::relu_,
       ops::sqrt_,
       ops::neg_>(kernels);
-  add_views<
+  add_all<
+      FastView,
       ops::t,
       ops::transpose_int,
       ops::permute,
@@ -435,7 +424,8 @@ FastKernels fast_kernels() {
       ops::unbind_int,
       ops::split_Tensor,
       ops::split_with_sizes>(kernels);
-  add_results<
+  add_all<
+      FastResult,
       ops::add_Tensor,
       ops::sub_Tensor,
       ops::rsub_Scalar,
@@ -575,7 +565,11 @@ FastKernels fast_kernels() {
       ops::bitwise_and_Tensor,
       ops::_scaled_dot_product_flash_attention_for_cpu,
       ops::_scaled_dot_product_flash_attention_for_cpu_backward>(kernels);
-  kernels.emplace(full_name<ops::_local_scalar_dense>(), &exit_kernel);
+  using Exit = ops::_local_scalar_dense;
+  add(kernels,
+      Exit::name,
+      Exit::overload_name,
+      kernel_of<FastExit>(&Exit::call, &Exit::redispatch));
   return kernels;
 }
 

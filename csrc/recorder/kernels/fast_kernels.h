@@ -3,7 +3,7 @@
 
 #include "recorder/op_facts.h"
 
-#include <torch/library.h>
+#include <ATen/core/boxing/KernelFunction.h>
 
 #include <memory>
 #include <string>
@@ -11,8 +11,18 @@
 
 namespace gradext::recorder {
 
+using AnyFunction = void (*)();
+
+// What makes the kernel of an op: a function that all ops of its signature share, and the op's own
+// `call` and `redispatch` of at::_ops.
+struct FastKernel {
+  c10::KernelFunction (*make)(std::unique_ptr<OpFacts>, AnyFunction call, AnyFunction redispatch);
+  AnyFunction call;
+  AnyFunction redispatch;
+  c10::impl::CppSignature signature;
+};
+
 // By the full names of the ops.
-using FastKernel = torch::CppFunction (*)(std::unique_ptr<OpFacts>);
 using FastKernels = std::unordered_map<std::string, FastKernel>;
 FastKernels fast_kernels();
 

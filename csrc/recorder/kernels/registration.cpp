@@ -58,6 +58,22 @@ void register_kernels() {
     return *place;
   };
   c10::Dispatcher& dispatcher = c10::Dispatcher::singleton();
+  // Not through torch::Library, whose impl() derives a schema from the kernel's signature: that is
+  // a tenth of the compiler's work on this library, for a check that the signature makes as well.
+  static auto* fast_registrations = new std::vector<c10::RegistrationHandleRAII>;
+  const auto add_fast = [&dispatcher](
+                            const c10::OperatorName& name,
+                            c10::DispatchKey key,
+                            const FastKernel& kernel,
+                            std::unique_ptr<OpFacts> facts) {
+    fast_registrations->push_back(dispatcher.registerImpl(
+        name,
+        key,
+        kernel.make(std::move(facts), kernel.call, kernel.redispatch),
+        kernel.signature,
+        nullptr,
+        "gradext: csrc/recorder/kernels/fast_kernels.cpp"));
+  };
   const FastKernels fast_ones = fast_kernels();
   library("_", kKey).fallback(boxed_fallback());
   library("_", kNodeKey).fallback(torch::CppFunction::makeFallthrough());
@@ -72,16 +88,15 @@ void register_kernels() {
     std::unique_ptr<OpFacts> facts = facts_of(op->schema());
     torch::Library& target = library(std::string(*space), kKey);
     const auto fast = fast_ones.find(full);
-    if (!facts->written.empty()) {
-      target.impl(
-          short_name.c_str(),
-          fast != fast_ones.end() ? fast->second(std::move(facts)) : boxed_write(std::move(facts)));
-    } else if (
-        facts->makes_views &&
-        !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) {
-      target.impl(
-          short_name.c_str(),
-          fast != fast_ones.end() ? fast->second(std::move(facts)) : boxed_view(std::move(facts)));
+    const bool is_fast = fast != fast_ones.end();
+    const bool is_view = facts->makes_views &&
+                         !op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+    if (is_fast && (!facts->written.empty() || is_view)) {
+      add_fast(name, kKey, fast->second, std::move(facts));
+    } else if (!facts->written.empty()) {
+      target.impl(short_name.c_str(), boxed_write(std::move(facts)));
+    } else if (is_view) {
+      target.impl(short_name.c_str(), boxed_view(std::move(facts)));
     } else {
       // Composites: the ops that they call are seen themselves. What an op that is not torch's may
       // write in C++ is not.
@@ -90,9 +105,8 @@ void register_kernels() {
       } else {
         target.impl(short_name.c_str(), torch::CppFunction::makeFallthrough());
       }
-      if (fast != fast_ones.end()) {
-        library(std::string(*space), kNodeKey)
-            .impl(short_name.c_str(), fast->second(std::move(facts)));
+      if (is_fast) {
+        add_fast(name, kNodeKey, fast->second, std::move(facts));
       } else if (!facts->makes_views && is_wanted(*op)) {
         library(std::string(*space), kNodeKey)
             .impl(short_name.c_str(), boxed_result(std::move(facts)));

@@ -17,6 +17,7 @@
 #include "recorder/uncounted_writes.h"
 #include "state/state.h"
 
+#include <c10/util/FunctionRef.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
@@ -233,6 +234,21 @@ PyObject* data_argument(PyObject* const* values, Py_ssize_t count, PyObject* key
   return nullptr;
 }
 
+// Tells of a call that has ended; `first()`: what the tensor is made of, in the arguments. A
+// function of its own, not a part of each of the hundred trampolines.
+PyObject* beside(
+    Entry entry,
+    PyObject* self,
+    PyObject* result,
+    bool grad_mode,
+    c10::function_ref<PyObject*()> first) {
+  if (!active()) {
+    return result;
+  }
+  PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
+  return unless(aside([&] { after(entry, self, first(), result, error, grad_mode); }), result);
+}
+
 // The functions that stand in the places of the originals, one for each calling convention.
 template <Entry entry>
 struct Trampoline {
@@ -243,7 +259,8 @@ struct Trampoline {
         reinterpret_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t, PyObject*)>(
             reinterpret_cast<void (*)()>(patched[entry].original->ml_meth));
     PyObject* result = original(self, values, count, keywords);
-    return beside(self, result, grad_mode, [&] { return data_argument(values, count, keywords); });
+    return beside(
+        entry, self, result, grad_mode, [&] { return data_argument(values, count, keywords); });
   }
 
   static PyObject* with_keywords(PyObject* self, PyObject* values, PyObject* keywords) {
@@ -251,7 +268,7 @@ struct Trampoline {
     auto original = reinterpret_cast<PyCFunctionWithKeywords>(
         reinterpret_cast<void (*)()>(patched[entry].original->ml_meth));
     PyObject* result = original(self, values, keywords);
-    return beside(self, result, grad_mode, [&]() -> PyObject* {
+    return beside(entry, self, result, grad_mode, [&]() -> PyObject* {
       if (values != nullptr && PyTuple_GET_SIZE(values) > 0) {
         return PyTuple_GET_ITEM(values, 0);
       }
@@ -269,24 +286,13 @@ struct Trampoline {
   static PyObject* plain(PyObject* self, PyObject* argument) {
     const bool grad_mode = c10::GradMode::is_enabled();
     PyObject* result = patched[entry].original->ml_meth(self, argument);
-    return beside(self, result, grad_mode, [&]() -> PyObject* {
+    return beside(entry, self, result, grad_mode, [&]() -> PyObject* {
       if ((patched[entry].original->ml_flags & METH_VARARGS) == 0) {
         return argument;
       }
       return argument != nullptr && PyTuple_GET_SIZE(argument) > 0 ? PyTuple_GET_ITEM(argument, 0)
                                                                    : nullptr;
     });
-  }
-
- private:
-  // `first()`: what the tensor is made of, in the arguments.
-  template <class First>
-  static PyObject* beside(PyObject* self, PyObject* result, bool grad_mode, First&& first) {
-    if (!active()) {
-      return result;
-    }
-    PyObject* error = result == nullptr ? error_that_is_set() : nullptr;
-    return unless(aside([&] { after(entry, self, first(), result, error, grad_mode); }), result);
   }
 };
 

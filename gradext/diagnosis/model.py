@@ -153,8 +153,8 @@ class Diagnosis(display.Shown):
             "name": self.name,
             "severity": self.severity,
             "message": self.message,
-            "culprits": [_site(site) for site in self.culprits],
-            "victims": [_site(site) for site in self.victims],
+            "culprits": [site_to_dict(site) for site in self.culprits],
+            "victims": [site_to_dict(site) for site in self.victims],
             "fix": self.fix,
         }
         if self.notes:
@@ -191,7 +191,8 @@ def _frame(frame: Frame) -> dict[str, Any]:
     }
 
 
-def _site(site: Site) -> dict[str, Any]:
+def site_to_dict(site: Site) -> dict[str, Any]:
+    """A site as the report's JSON has it."""
     report = {
         **_frame(site.frame),
         "op": site.op,

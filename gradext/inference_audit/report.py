@@ -14,7 +14,7 @@ import torch
 
 from gradext._version import __version__
 from gradext.base import display
-from gradext.diagnosis.model import Diagnosis, Site, _site
+from gradext.diagnosis.model import Diagnosis, Site, site_to_dict
 
 SECONDS = 600.0  # for one experiment
 
@@ -51,7 +51,7 @@ class Check:
             "name": self.name,
             "status": self.status,
             "message": self.message,
-            "sites": [_site(site) for site in self.sites],
+            "sites": [site_to_dict(site) for site in self.sites],
             "paths": list(self.paths),
             "fix": self.fix,
             "diagnoses": [diagnosis.to_json() for diagnosis in self.diagnoses],

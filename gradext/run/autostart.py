@@ -7,12 +7,11 @@ GRADEXT_RECORD is set, so nothing heavy is imported before torch is.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 from gradext.base import terminal
-from gradext.run import excepthook, variables
+from gradext.run import excepthook, upper, variables
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
 
@@ -62,5 +61,4 @@ def _start() -> None:
     session.settings.to_environment()
     excepthook.hook(session)
     if os.environ.get(TRIAL) and not session.is_root:
-        # By name: it lies above, and only a trial of `gradext fix` has it.
-        importlib.import_module("gradext.fix.child").join(session)
+        upper.join_trial(session)

@@ -6,12 +6,11 @@ a program that something else starts.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 
 from gradext.recording.options import GUARDS
-from gradext.run import joint
+from gradext.run import joint, upper
 from gradext.run.settings import BadVariable, Settings
 
 # 1 (or full), light, guard, guard=all, or options; 0 and nothing: off
@@ -45,10 +44,9 @@ def settings() -> Settings:
         short = value if len(value) <= 40 else value[:37] + "..."
         known = "1 (or full), light, guard, guard=all, options of gradext run, or 0"
         raise BadVariable(f"{RECORD} is {short!r}; it can be {known}")
-    # By name: it lies above, and only a program with such a value has it.
-    run = importlib.import_module("gradext.commands.run")
     try:
-        outputs, options, shown = run.of_variable(shlex.split(value) if words is None else words)
+        words = shlex.split(value) if words is None else words
+        outputs, options, shown = upper.parse_options(words)
     except ValueError as error:
         raise BadVariable(f"{RECORD}: {error}") from None
     return Settings.new(_outputs(outputs), options)._replace(shown=shown)

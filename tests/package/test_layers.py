@@ -25,9 +25,50 @@ ROOT = Path(__file__).parents[2]
 USES_THE_FACE = ("gradext.lesson", "gradext.commands.lesson", "gradext.__main__")
 
 
+def named_in(source: str) -> set[str]:
+    """The modules of gradext that a text imports by name: import_module("gradext.…")."""
+    return {
+        argument.value
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).split(".")[-1] in ("import_module", "__import__", "run_module")
+        for argument in [*call.args, *(keyword.value for keyword in call.keywords)]
+        if isinstance(argument, ast.Constant) and str(argument.value).startswith("gradext.")
+    }
+
+
+def private_in(source: str) -> set[str]:
+    """What a text imports from another module that this module has for itself: `_names`."""
+    return {
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradext")
+        for alias in node.names
+        if alias.name.startswith("_") and alias.name not in ("_C", "_version", "_wiring")
+        if not alias.name.startswith("__")
+    }
+
+
+def sources() -> dict[str, str]:
+    """The text of each module, by its name."""
+    found = {}
+    for path in (ROOT / "gradext").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path.read_text(encoding="utf-8")
+    return found
+
+
+def with_named_imports(graph: grimp.ImportGraph, texts: dict[str, str]) -> grimp.ImportGraph:
+    for module, text in texts.items():
+        for name in named_in(text):
+            graph.add_import(importer=module, imported=name)
+    return graph
+
+
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph("gradext", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("gradext", exclude_type_checking_imports=True)
+    return with_named_imports(graph, sources())
 
 
 def circles(graph: grimp.ImportGraph) -> list[list[str]]:
@@ -87,17 +128,83 @@ def test_a_circle_would_be_found(graph):
     assert {"gradext.base.text", "gradext.run.session"} <= set(circle)
 
 
+def leading_up(texts: dict[str, str], rooms: list[list[str]]) -> list[tuple[str, str]]:
+    """(importer, imported) of each import by name that leads to a room above, or to its like."""
+    floor = {room: number for number, row in enumerate(rooms) for room in row}
+
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[:2])
+
+    return [
+        (module, name)
+        for module, text in texts.items()
+        for name in sorted(named_in(text))
+        if room(module) in floor and room(module) != room(name)
+        if floor.get(room(name), -1) <= floor[room(module)]
+    ]
+
+
+def test_no_import_by_name_leads_up(floors):
+    assert leading_up(sources(), floors) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "name"),
+    [
+        ("gradext.run.ending", 'importlib.import_module("gradext.fix.child").join()', "fix.child"),
+        ("gradext.base.text", 'x = __import__("gradext.run.session")', "run.session"),
+        ("gradext.opcheck", 'import_module(name="gradext.byte_guard.guard")', "byte_guard.guard"),
+        ("gradext.fix.stem", 'runpy.run_module("gradext.commands.run")', "commands.run"),
+    ],
+)
+def test_an_import_by_name_that_leads_up_would_be_found(floors, module, line, name):
+    text = f"def later():\n    {line}\n"
+    assert leading_up({module: text}, floors) == [(module, f"gradext.{name}")]
+
+
+def test_a_circle_of_imports_by_name_would_be_found():
+    own = grimp.build_graph("gradext", exclude_type_checking_imports=True)
+    text = 'importlib.import_module("gradext.run.session")'
+    (circle,) = circles(with_named_imports(own, {"gradext.base.text": text}))
+    assert {"gradext.base.text", "gradext.run.session"} <= set(circle)
+
+
+def test_nobody_imports_a_private_name():
+    """What ruff's SLF001 does not look at: it knows `module._name` only."""
+    found = {module: private_in(text) for module, text in sources().items()}
+    assert {module: names for module, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("from gradext.diagnosis.model import Site, _site", {"_site"}),
+        ("def f():\n    from gradext.base.text import _x as x", {"_x"}),
+        ("from gradext import _C, _wiring\nfrom gradext._version import __version__", set()),
+        ("from torch._C import _cuda_init", set()),
+    ],
+)
+def test_an_import_of_a_private_name_would_be_found(line, found):
+    assert private_in(line) == found
+
+
 def test_nobody_imports_the_face(graph):
     users = graph.find_modules_that_directly_import("gradext")
     assert [user for user in sorted(users) if not user.startswith(USES_THE_FACE)] == []
 
 
 @pytest.fixture(scope="module")
-def rooms() -> list[str]:
-    """Those of the contract, the top floor first."""
+def floors() -> list[list[str]]:
+    """The rooms of the contract, the top floor first; a row for those that share one."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (floors,) = (c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
-    return [room.strip() for floor in floors for room in floor.split("|")]
+    return [[room.strip() for room in floor.split("|")] for floor in floors]
+
+
+@pytest.fixture(scope="module")
+def rooms(floors) -> list[str]:
+    """Those of the contract, the top floor first."""
+    return [room for floor in floors for room in floor]
 
 
 def test_the_page_lists_the_rooms_in_their_order(rooms):

@@ -45,7 +45,8 @@ def refuse(what: str) -> NoReturn:
 def device(args: argparse.Namespace) -> str:
     """The device that was asked for; ends the program in one line where there is none.
 
-    Also where --against names a result that this run cannot be compared with: not after the run.
+    Ends it, too, where --against names a result that this run cannot be compared with: now, so that
+    nobody waits for the whole run to learn of it.
     """
     if args.device not in ("cpu", "cuda"):
         refuse(f"--device is cpu or cuda, not {args.device!r}")
@@ -63,14 +64,15 @@ def device(args: argparse.Namespace) -> str:
 
 
 def budget(seconds: float) -> float:
-    """Seconds for a comparison: those that are given, and none where GRADEXT_BENCH_LEAST is set.
+    """Seconds for a comparison: `seconds`, or 0 where GRADEXT_BENCH_LEAST is set.
 
-    Then each takes as few rounds as have an interval: tests of the suites want rows, not figures.
+    With 0 a comparison takes the fewest rounds that give an interval. That is enough for the tests
+    of the suites, which look at the rows and not at the figures in them.
     """
     return 0.0 if os.environ.get("GRADEXT_BENCH_LEAST") else seconds
 
 
-INTERNAL = argparse.SUPPRESS  # an option that is no business of a person's
+INTERNAL = argparse.SUPPRESS  # the help of an option that only tests use
 
 
 def finish(

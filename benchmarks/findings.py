@@ -7,8 +7,8 @@ without gradext; the difference is what one more occurrence of a known finding c
 included. `first`: the step on which a finding is explained, in a process of its own with a million
 objects and with a source of 13,000 lines, over the same step without gradext. Where nothing is
 wrong but a check has to look each time, the same two numbers. `large graph`: a backward that fails
-over 320,000 nodes, which have all that they saved, in a process of its own. Processor time. The
-faults, at least one for each code that a running program meets, are in findings_faults.py.
+over 320,000 nodes that still hold all their saved tensors, in a process of its own. Processor time.
+The faults, at least one for each code that a running program meets, are in findings_faults.py.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def row(fault: str, which: str, cost: timing.Estimate, bar: float) -> dict[str, 
 
 
 def first_here(fault: str, objects: int, lines: int) -> float:
-    """In this process, which is there for nothing else: seconds of the first finding."""
+    """Seconds of the first finding in this process, which does nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         without = load(fault, Path(folder), nothing, lines)
         x = torch.linspace(0.0, 1.0, 8, requires_grad=True)
@@ -183,7 +183,7 @@ SHAPES = ("one after another", "side by side")
 
 
 def large_here(nodes: int, shape: str) -> float:
-    """In this process, which is there for nothing else: seconds of an error over a large graph."""
+    """Seconds of an error over a large graph, in this process, which does nothing else."""
 
     def failing() -> float:
         x = torch.linspace(0.0, 1.0, 8, requires_grad=True)

@@ -1,8 +1,8 @@
 """The programs of places.py: one training, written as people write it in each place.
 
 Each has a clean form and a broken one, in which a tensor that a layer has saved is written before
-backward. `prints` nothing that differs from run to run; the seconds of its loop and a hash of what
-it has learnt go into files.
+backward. A program prints nothing that differs from run to run: the seconds of its loop
+and a hash of what it has learnt go into files.
 """
 
 from __future__ import annotations

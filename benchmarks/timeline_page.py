@@ -4,7 +4,7 @@
 
 Opened by a headless Chromium through chromedriver (both have to be on PATH), from the navigation's
 start to the end of its load event, script included; beside it a page without anything, opened in
-turns. Of each row the slowest of the rounds is given too, for the bar is one for every time.
+turns. Each row also has its slowest round: the bar is for every opening, not for the median.
 """
 
 from __future__ import annotations

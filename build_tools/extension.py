@@ -78,7 +78,8 @@ def compile_flags(torch_folder: Path, cuda: bool) -> dict[str, list[str]]:
     host = [*maps, "-fvisibility=hidden"]
     device = ["-Xcompiler", ",".join(host)]
     if os.environ.get("GRADEXT_OLD_GLIBC") == "1":  # for wheels that other machines install
-        # Not for nvcc, which gives the compiler its options again for what is preprocessed already.
+        # Not for nvcc: it passes its options on to the compilation of what is preprocessed already,
+        # where the header would be included a second time.
         host = [*host, "-include", str(ROOT / "build_tools" / "old_glibc.h")]
     checks = sanitizers()
     if checks:

@@ -9,7 +9,7 @@ WITH_CUDA: bool
 STATE_COLUMNS: tuple[str, ...]
 EVENT_FLAGS: dict[str, dict[str, int]]  # bits of the columns `flags`, by name
 SUSPICIONS: dict[str, int]  # bits of why wrap_backward's on_suspicion is called
-EVENT_COLUMNS: dict[str, tuple[str, ...]]  # of each table, see gradext.recording.columns
+EVENT_COLUMNS: dict[str, tuple[str, ...]]  # of each table, see gradext.recording.events
 
 def inspect(tensor: torch.Tensor) -> tuple[Any, ...]: ...
 def states(tensors: Iterable[torch.Tensor]) -> numpy.ndarray[Any, numpy.dtype[numpy.int64]]: ...

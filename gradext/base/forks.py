@@ -1,7 +1,7 @@
 """Forked processes for what must not touch the program: how one begins, and how it stays quiet.
 
-What runs in it, its time limit and the way of its results belong to who forks (audit.isolation, one
-experiment; opcheck.workers, many small jobs).
+What runs in it, its time limit and the way of its results belong to who forks:
+inference_audit.isolation (one experiment), opcheck.workers (many small jobs).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def when_settled(callback: Callable[[], None]) -> None:
 
 
 def settle() -> None:
-    """The first thing in a child."""
+    """Make a new child safe to work in: one thread, and the callbacks of when_settled()."""
     # Before the first parallel op: the threads of the parent's pool do not exist here, and OpenMP
     # would wait for them.
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def settle() -> None:
 
 
 def silence() -> None:
-    """Standard input, output and errors lead nowhere from now on."""
+    """Point standard input, output and error at the null device."""
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)

@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 def deferring(function: Callable[P, T]) -> Callable[P, T | None]:
-    """`function` with the program's signal handlers called after it; they cut it short.
+    """`function`, wrapped: a signal ends it early, and the program's handler is called after it.
 
-    It then returns None. What a handler raises is raised by the call.
+    A call that a signal has ended returns None. What a handler raises is raised by the call.
     """
 
     @functools.wraps(function)
@@ -39,7 +39,7 @@ def deferring(function: Callable[P, T]) -> Callable[P, T | None]:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """A block that is finished before a signal cuts short what it is in: a file, a lock's facts."""
+    """A block that a signal does not end early: the writing of a file, facts under a lock."""
     compiled = sys.modules.get("gradext._C")
     mark = getattr(compiled, "call_back_whole", None)
     if mark is None:
@@ -57,8 +57,8 @@ def is_the_programs(error: BaseException) -> bool:
 
     Signals' are kept out of gradext. What is left comes from PyThreadState_SetAsyncExc, by which
     frameworks end threads: it is raised in gradext's own line, of a class that gradext does not
-    raise. What user code has raised that gradext touched, of whatever class, is none: the program
-    would not have seen it.
+    raise. An exception that user code raised because gradext touched it is not the program's,
+    whatever its class: without gradext it would not have been raised.
     """
     compiled = sys.modules.get("gradext._C")
     if isinstance(error, getattr(compiled, "CutShort", ())):

@@ -1,4 +1,4 @@
-"""The generators that a program draws from, kept and put back."""
+"""Saves and restores the state of the random number generators that a program uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradext.base.forks import uses_cuda
 
 @dataclasses.dataclass(frozen=True)
 class RandomNumbers:
-    """The state of the random number generators that a model may draw from."""
+    """The state of the random number generators that a model may draw from, at one moment."""
 
     torch_state: torch.Tensor
     cuda_states: tuple[torch.Tensor, ...]
@@ -39,7 +39,7 @@ class RandomNumbers:
         numpy.random.set_state(self.numpy_state)
 
     def is_now(self) -> bool:
-        """Whether nobody has drawn since."""
+        """Whether no random number has been drawn since then."""
         state = numpy.random.get_state()
         return (
             torch.equal(self.torch_state, torch.get_rng_state())
@@ -50,7 +50,7 @@ class RandomNumbers:
     @staticmethod
     @contextlib.contextmanager
     def kept() -> Iterator[None]:
-        """What is drawn in the block is not missed after it."""
+        """A block after which the generators are as they were before it."""
         state = RandomNumbers.now()
         try:
             yield

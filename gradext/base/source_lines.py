@@ -14,7 +14,7 @@ _codes: set[CodeType] = set()
 
 
 def remember(code: CodeType, text: str) -> None:
-    """`code` was compiled from `text`, under a name that is none of a file's: "<stdin>"."""
+    """Keep `text`, from which `code` was compiled under a name that is no file's: "<stdin>"."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     _texts[code.co_filename] = [line + "\n" for line in lines]
     waiting = [code]

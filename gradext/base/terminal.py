@@ -116,7 +116,7 @@ _in_color: contextvars.ContextVar[bool] = contextvars.ContextVar("in_color", def
 
 @contextlib.contextmanager
 def in_color() -> Iterator[None]:
-    """A block in which rendered() has colour: for who makes something else of it than text."""
+    """A block in which rendered() has colour, for a caller that turns the text into HTML."""
     token = _in_color.set(True)
     try:
         yield
@@ -153,7 +153,7 @@ def stderr_mark() -> tuple[int, int] | None:
 
 
 def is_stderr(mark: tuple[int, int] | None) -> bool:
-    """Whether what is printed now goes to the stderr that was marked, as nobody has redirected."""
+    """Whether stderr is still the file that stderr_mark() saw: nobody has redirected it since."""
     return mark is not None and sys.stderr is sys.__stderr__ and stderr_mark() == mark
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 def when_imported(callback: Callable[[], None]) -> Callable[[], None]:
     """Call `callback` once, at once if torch is there, else on the thread that imports it.
 
-    Returns what takes the wish back.
+    Returns a function that cancels this.
     """
     module = sys.modules.get("torch")
     if module is not None and not is_initializing(module):
@@ -83,7 +83,8 @@ class _Watcher:
     ) -> ModuleSpec | None:
         if name != "torch" or self._callback is None:
             return None
-        # The one that asked last stands first, and is the only one that is asked.
+        # In the order of the calls, for each was put at the head of the list. The import system
+        # asks the first of them only, which serves all.
         watchers = [one for one in reversed(sys.meta_path) if isinstance(one, _Watcher)]
 
         def done() -> None:

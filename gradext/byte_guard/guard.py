@@ -114,8 +114,8 @@ class guard:
         self._recording: Recording | None = None
         self._entered = 0
         self._wants: Any = None
-        self.whole_program = False  # it begins before the program has made a tensor
-        self.quiet = False  # under `gradext run`: the report tells it
+        self.whole_program = False  # whether it begins before the program has made a tensor
+        self.quiet = False  # under `gradext run`, whose report has what is found
         self.counts: dict[Any, int] = {}
 
     def __enter__(self) -> guard:
@@ -230,7 +230,7 @@ class _Packed:
 
 
 def _shared(pack: Any, unpack: Any) -> tuple[Any, Any]:
-    """The program's hooks, with a look at the bytes: what they keep may be the same memory.
+    """The program's pack and unpack hooks, wrapped so that the bytes they pass on are compared.
 
     The user's hooks stay installed. A hook may return a copy, which is ignored: only memory that
     comes back from `unpack` as it went into `pack` is compared.
@@ -286,7 +286,7 @@ def _wrap_hooks() -> None:
     register = owner.SavedTensor.register_hooks
 
     def register_hooks(saved: Any, *hooks: Any, **named: Any) -> Any:
-        """Hooks on one saved tensor switch torch's check off: its bytes are taken before.
+        """Register hooks on a saved tensor, fingerprinted before: torch does not check it any more.
 
         `data` is what was saved, with no hook run; `data_ptr()` tells the guard that it is exposed.
         """
@@ -347,7 +347,7 @@ def _tensors_of(watched: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def _on_finding(kind: str, facts: dict[str, Any]) -> None:
-    """From C++, under the GIL. What it raises stops the program: nothing else may be raised."""
+    """Called by C++ under the GIL, with a finding. Raises only what is meant for the program."""
     try:
         diagnosis = _diagnosis(kind, facts)
     except BaseException as error:
@@ -410,7 +410,7 @@ def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) ->
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
             one.counts[key] = one.counts.get(key, 0) + 1
-    # The journal alone may have told of the same write already.
+    # The recording may have reported the same write already, without a guard.
     known = incidents.silent_places
     fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)
     if fresh:

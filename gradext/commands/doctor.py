@@ -1,7 +1,7 @@
 """`gradext doctor`: what is installed, what the compiled part was built for, and whether they fit.
 
-Must work when the compiled part does not load, so it imports nothing of gradext but native.build,
-native.versions and _version.
+Must work when the compiled part does not load, so of gradext it imports only the version, base.text
+and what in native/ needs no compiled part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is said to whoever puts the words of a command line in another order than gradext takes.
+"""Hints for a command line whose words are in an order that gradext does not take.
 
 Reads source text only, and imports nothing of the program's.
 """
@@ -17,7 +17,7 @@ PARSERS = {"argparse", "cmd", "fileinput", "getopt", "optparse", "runpy", "subpr
 
 
 def command(word: str, commands: Collection[str]) -> str | None:
-    """One line for a word that stands where a command is expected and is none."""
+    """One line about a word that stands where a command is expected, and is not one."""
     if word in commands:
         return None
     if word.endswith(".py") or Path(word).is_file():

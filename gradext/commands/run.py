@@ -279,7 +279,7 @@ def _shown(args: argparse.Namespace, parser: argparse.ArgumentParser) -> Shown:
 
 
 def _failure(args: argparse.Namespace, recorded: session.Session) -> int:
-    """The exit code of a program that has ended well, by what was silently wrong in it."""
+    """The exit code for a program that ended with 0, by --fail-on and --error-exitcode."""
     if args.fail_on is None and args.error_exitcode is None:
         return 0
     if not recorded.fails_by(args.fail_on or ()):
@@ -317,7 +317,7 @@ def _exit_code(text: str) -> int:
 
 
 class _Hint(NamedTuple):
-    """What is said of an option behind the program, and whether only of one that ended for it."""
+    """A hint about an option behind the program, and whether it is only for a usage error."""
 
     line: str
     only_after_an_error: bool

@@ -20,9 +20,9 @@ _COMMENT = re.compile(r"#\s*gradext:\s*ignore\s*(?:\[\s*(?P<codes>[A-Z0-9,\s]*)\
 
 
 def kept(diagnoses: Iterable[Diagnosis]) -> list[Diagnosis]:
-    """Without the warnings that a comment on a culprit's or a victim's line silences.
+    """The diagnoses, without the warnings that a comment on one of their lines silences.
 
-    And without the codes that are ignored in the whole run (gradext.base.chosen).
+    And without those whose code is ignored in the whole run (gradext.base.chosen).
     """
     told = (d for d in diagnoses if not chosen.is_ignored(d.code))
     return [d for d in told if d.severity != "warning" or not silences(d)]

@@ -59,7 +59,7 @@ class RunReport(NamedTuple):
 
 
 def alike(told: Iterable[Told]) -> list[list[Told]]:
-    """What several processes met alike, in the order in which it was first told."""
+    """Groups of what several processes met alike, in the order in which it was first told."""
     groups: dict[tuple[object, ...], list[Told]] = {}
     for one in told:
         key = (*one.diagnosis.key(), one.diagnosis.severity)

@@ -1,7 +1,7 @@
 """check_replicas(): do all ranks of a process group hold the same tensors?
 
-Owns the exchange of fingerprints and the report. Every rank takes part in exactly one collective
-whatever its tree looks like or goes wrong with it, so no rank waits for another in vain.
+Owns the exchange of fingerprints and the report. Every rank takes part in exactly one collective,
+whatever its tree looks like and even if reading it fails, so no rank waits for another in vain.
 """
 
 from __future__ import annotations

@@ -76,10 +76,10 @@ class Notes:
         self.lock = threading.Lock()
         self.meter = Meter()
         self.circumstances = Circumstances()
-        self.doubtful: list[Any] = []  # what a reference is made by, each with its `doubt`
+        self.doubtful: list[Any] = []  # what changes how a reference runs; each has a `doubt`
 
     def forked(self) -> None:
-        """This process is a fork: what it computes is its own."""
+        """Begin new notes in a child of fork(): the parent has the passes until now."""
         self.lock = threading.Lock()
         self.pid, self.is_first = os.getpid(), False
         self.meter = Meter()
@@ -117,7 +117,7 @@ class Notes:
             self.values.append([_kept(t, self) for t in (*gradients, *returned)])
         count = len(self.passes)
         if not self.is_first and (note["raised"] or count <= 8 or not count & (count - 1)):
-            self.write()  # nobody may hear of its end
+            self.write()  # it may be killed before it can write at its end
 
     def diagnosed(self, incident: Any) -> None:
         if incident.kind == "backward" or self.told is not None:
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def _prepare(spec: Spec) -> Notes:
-    """Before the program begins, and before torch is imported."""
+    """Set up this process before the program begins and before torch is imported."""
     overlay.lay({path: base64.b64decode(text) for path, text in spec.texts})
     import random
 
@@ -189,7 +189,7 @@ _SCRIPT = "--script"
 
 
 def join(session: Any) -> None:
-    """This process was started by the program, and records for `session`: note its passes too."""
+    """Note the passes of this process, which the program has started and `session` records."""
     with open(os.environ[autostart.TRIAL], encoding="utf-8") as file:
         spec = Spec(**json.load(file))
     words = fixes.program_of(sys.orig_argv)
@@ -220,7 +220,7 @@ def _run_script(words: list[str]) -> NoReturn:
 
 
 def _arm(notes: Notes) -> None:
-    """torch is there, and the program has not begun to use it."""
+    """Install what notes the passes: torch is imported, and the program has not used it yet."""
     import torch
 
     from gradext.recording import incidents
@@ -332,7 +332,7 @@ def _given(note: dict[str, Any], names: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _leaves(outputs: Any) -> tuple[list[Any], int]:
-    """Those below, and how many edges lead there from what computed with what."""
+    """The leaves below `outputs`, and the number of edges of the graph."""
     from gradext.rules import graph_copy
 
     rows, _ = graph_copy.rows_below(outputs)

@@ -26,7 +26,7 @@ def origins() -> dict[str, str]:
 
 
 class Circumstances:
-    """Taken before a program begins; says later how torch was imported in it."""
+    """What was there before a program began; says later how torch was imported in it."""
 
     def __init__(self) -> None:
         self._environment = _environment()
@@ -34,7 +34,7 @@ class Circumstances:
         self._unchanged = False
 
     def imported(self) -> None:
-        """torch's import has ended, on the thread that runs the program."""
+        """Note the state right after torch's import, on the thread that runs the program."""
         self._origins = origins()
         self._unchanged = _environment() == self._environment
 

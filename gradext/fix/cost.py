@@ -31,7 +31,10 @@ class Meter:
         self._modules = len(sys.modules)
 
     def arm(self) -> None:
-        """torch is there. From the first call of a module on it is a step, and no preparation."""
+        """Begin, once torch is imported, and anew at the first call of a module.
+
+        So the program's preparations are no part of its first step.
+        """
         from torch.nn.modules import module
 
         def first_call(called: Any, given: Any) -> None:
@@ -55,7 +58,7 @@ class Meter:
         return time.process_time() - self._own
 
     def aside(self, work: Callable[[], Any]) -> Any:
-        """What `work()` returns; its time and its imports are none of the program's."""
+        """Call `work` and return its result; its time and its imports are not counted."""
         begun, loaded = time.process_time(), len(sys.modules)
         try:
             return work()
@@ -129,7 +132,7 @@ class Cost:
 
     @property
     def key(self) -> tuple[float, int]:
-        """Smaller is cheaper. A time counts where it is another one beyond doubt."""
+        """A sort key: smaller is cheaper. Times that are too close to tell apart count as equal."""
         ratio = self.ratio
         slower = int(math.log(ratio, _SAME_TIME)) if ratio is not None and ratio > 0 else 0
         return (float(slower), self.bytes or 0)

@@ -20,10 +20,10 @@ _LEVELS = (proof.VERIFIED, proof.CHANGES, proof.UNPROVED, proof.FAILS)
 
 
 def best_first(tried: Sequence[Tried]) -> list[Tried]:
-    """By their verdicts; of those that cut a history, the one that cuts the least comes first.
+    """The patches by their verdicts; of those that cut a graph, the one that cuts least is first.
 
     What a program carries from one backward pass to the next has to be cut between the two. A patch
-    that cuts it at each time step, too, leaves graphs in which less is computed from what.
+    that also cuts it at each time step leaves graphs with fewer edges.
     """
     ordered = sorted(tried, key=lambda one: _rank(one.verdict))
     for level in (proof.CHANGES, proof.UNPROVED):
@@ -39,7 +39,7 @@ def _rank(verdict: Verdict) -> tuple[float, ...]:
     if verdict.level == proof.VERIFIED:
         return (level, *verdict.cost.key)
     share = verdict.equal / verdict.gradients if verdict.gradients else 0.0
-    # Where the loss is another one, something else was computed before the pass, too.
+    # If the loss changed, what was computed before the pass changed too: such a patch comes later.
     return (level, verdict.why == proof.OTHER_LOSS, -share, -verdict.more)
 
 

@@ -59,7 +59,7 @@ def load() -> ModuleType:
 
 
 def _level() -> int:
-    """So that a warning names the line that imported gradext."""
+    """The stacklevel with which a warning names the line that imported gradext."""
     level, frame = 1, sys._getframe(1)
     package = f"{build.PACKAGE}{os.sep}"
     at: FrameType | None = frame

@@ -105,7 +105,7 @@ class Names:
         return self._text(name)
 
     def of_saved(self, saved: Any) -> tuple[str | None, bool]:
-        """(name, whether it is that very tensor and no alias) of an evidence.Saved."""
+        """(name, whether it is that very tensor and no alias) of a graph_copy.Saved."""
         name = self._by_id.get(saved.tensor) or self._in_place_of(saved)
         if name is None and not self._by_counter.get(saved.counter or 0):
             self._complete()

@@ -1,4 +1,4 @@
-"""Diagnoses that hold only if the program goes on as it began, told when that is known.
+"""Diagnoses that are held back until it is known whether they are true.
 
 That a parameter gets no gradient from one backward says little: the next one may be its own, as
 with an actor and a critic. So such a diagnosis waits, until the same has happened often or the
@@ -33,33 +33,33 @@ class Awaited:
     say: Callable[[Sequence[str]], Diagnosis]
 
     def diagnosis(self) -> Diagnosis | None:
-        """None where every leaf has been reached."""
+        """The diagnosis for the leaves that no backward has reached; None if all were reached."""
         left = set(_C.leaves_unreached(list(self.leaves)))
         names = [name for leaf, name in self.leaves.items() if leaf in left]
         return self.say(names) if names else None
 
 
 class Waiting:
-    """Those of one recording, by the finding that they are."""
+    """The diagnoses of one recording that are held back, by the finding that each belongs to."""
 
     def __init__(self) -> None:
-        self._found: dict[Any, list[_Look]] = {}  # the looks that were taken at it, latest last
+        self._found: dict[Any, list[_Look]] = {}  # by finding; the latest is the last
 
     def add(self, key: Any, found: Sequence[Awaited]) -> None:
         if key in self._found or len(self._found) < _MOST:
             self._found.setdefault(key, []).append(_Look(tuple(found), 1))
 
     def put(self, key: Any, found: Awaited) -> None:
-        """What is to be told at the end, once, in place of what was to be told under this key."""
+        """Hold back one diagnosis, in place of all that is held back under this key."""
         if key in self._found or len(self._found) < _MOST:
             self._found[key] = [_Look((found,), 1)]
 
     def drop(self, key: Any) -> None:
-        """It does not hold any more."""
+        """Forget what is held back under this key: it is not true any more."""
         self._found.pop(key, None)
 
     def again(self, key: Any) -> list[Diagnosis]:
-        """The finding has been made once more: what is told of it now, each time it happened."""
+        """Count the finding once more; from OFTEN on, its diagnoses, once for each occurrence."""
         known = self._found.get(key)
         if not known:
             return []
@@ -67,7 +67,7 @@ class Waiting:
         return self._told(key) if sum(look.count for look in known) >= OFTEN else []
 
     def settle(self) -> list[Diagnosis]:
-        """Nothing more is to come."""
+        """The diagnoses that have turned out true, at the end of the recording."""
         return [diagnosis for key in list(self._found) for diagnosis in self._told(key)]
 
     def _told(self, key: Any) -> list[Diagnosis]:
@@ -82,13 +82,13 @@ class Waiting:
 
 
 class Holder(NamedTuple):
-    """Who has a leaf.
+    """The optimizer that has a leaf.
 
     Attributes:
-        leaf: its name.
-        place: of the leaf among all that optimizers have.
-        optimizer: its name.
-        has: all that the optimizer has, none of which is kept alive.
+        leaf: the leaf's name.
+        place: the leaf's position among all that optimizers have.
+        optimizer: the optimizer's name.
+        has: weak references to all tensors that the optimizer has.
     """
 
     leaf: str
@@ -102,11 +102,11 @@ class HeldLeaves:
     """What one recording has seen of leaves that were used as constants (GX304).
 
     Attributes:
-        holders: of each leaf, by its id; None for one that no optimizer had at its first look. To
-            find that takes a look at every object there is.
-        storages: of each leaf, by its id: the memory it had; None once something has written it,
-            for a program that gives it values itself does not train it.
-        order: of the last look.
+        holders: by a leaf's id, the optimizer that has it; None where none had it when the leaf was
+            first seen. Kept, because finding it means to look at every object of the process.
+        storages: by a leaf's id, the storage it had; None once the program has written the leaf:
+            what is given its values by hand is not meant to be trained.
+        order: the events up to this one have been looked at.
     """
 
     holders: dict[int, Holder | None] = dataclasses.field(default_factory=dict)
@@ -116,7 +116,7 @@ class HeldLeaves:
 
 @dataclasses.dataclass
 class _Look:
-    """What was found when a finding was looked at, and how often that has been so."""
+    """The diagnoses that one examination of a finding gave, and how often it has occurred since."""
 
     found: tuple[Awaited, ...]
     count: int

@@ -64,7 +64,7 @@ class Drawing:
     def note_fault(
         self, data: Data, outputs: Any, found: Sequence[Diagnosis], live: Sequence[Any]
     ) -> None:
-        """While a backward on `outputs` fails, or is about to be silently wrong."""
+        """Note names and the way to the victim; called while a backward on `outputs` goes wrong."""
         new = [diagnosis for diagnosis in found if diagnosis.key() not in self.ways]
         if not new or len(self.ways) >= MOST_FAULTS:
             return
@@ -74,7 +74,7 @@ class Drawing:
             self.ways[diagnosis.key()] = _way(rows, data, diagnosis)
 
     def note_end(self, data: Data) -> None:
-        """When the program has ended: what its modules and main variables hold has names."""
+        """Note the names of what modules and the main module hold; called when the program ends."""
         main = sys.modules.get("__main__")
         scopes = [naming.items_in(vars(main))] if main is not None else []
         self._name(data, _named(pair for scope in scopes for pair in scope))
@@ -88,7 +88,7 @@ class Drawing:
 
 
 def _latest(rows: Array, counter: int, known: Array) -> Array:
-    """The rows of known counters; of very many, the latest."""
+    """Of the latest MOST_NAMED rows, those whose version counter is known."""
     return rows[-MOST_NAMED:][numpy.isin(rows[-MOST_NAMED:, counter], known)]
 
 
@@ -114,7 +114,7 @@ def frame_items(live: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _named(pairs: Iterable[tuple[str, Any]]) -> dict[int, str]:
-    """Names by the ids of version counters; the shortest of each."""
+    """By the id of a version counter, the shortest name of a tensor that has it."""
     names: dict[int, str] = {}
     for root, value in pairs:
         if issubclass(type(value), _module_class()):

@@ -25,7 +25,7 @@ _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 
 def silent(outputs: Any, data: Data) -> list[Diagnosis]:
-    """What is about to run backward takes in what such a checkpoint has computed."""
+    """The diagnoses for a backward on `outputs` whose graph uses results of such a checkpoint."""
     if not data.has_merges(events.TAINT_CHECKPOINT):
         return []
     from gradext.objects import naming
@@ -92,7 +92,7 @@ def _of_chain(
 
 
 def _uses(data: Data, chain: chains.Chain) -> Iterator[Flow]:
-    """Where something that requires grad itself was computed with inside such a checkpoint."""
+    """The flows inside such a checkpoint whose source is a leaf that requires grad."""
     for step in chain.all_cuts():
         origin = step.origin
         if not isinstance(origin, Flow) or not origin.has(events.SOURCE_IS_LEAF):

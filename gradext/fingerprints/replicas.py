@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gradext.base import display
+from gradext.base import display, errors
 from gradext.fingerprints.fingerprint import Fingerprint, Fingerprints, fingerprint
 
 
@@ -97,7 +97,7 @@ def check_replicas(model: object, group: Any = None) -> ReplicaReport:
         found = fingerprint(model)
         mine = found if isinstance(found, Fingerprints) else _of_one(model)
     except Exception as error:  # told to all ranks: alone it would leave them waiting
-        mine = f"{type(error).__name__}: {error}"
+        mine = errors.describe(error)
     gathered: list[Any] = [None] * distributed.get_world_size(group)
     distributed.all_gather_object(gathered, mine, group=group)
     ranks = tuple(distributed.get_process_group_ranks(group))

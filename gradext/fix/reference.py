@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from gradext.fix.arguments import tensors_in
 from gradext.state.inspect import inspect
 
 _LEAF = ("leaf Variable that requires grad",)  # "a leaf ...", "a view of a leaf ..."
@@ -70,7 +71,7 @@ class RefusedWrites(TorchFunctionMode):
         return self._allowed(func, given, said)
 
     def _allowed(self, func: Any, given: Any, said: str) -> Any:
-        written = given[1].get("out", next(iter(_tensors(given)), None))
+        written = given[1].get("out", next(iter(tensors_in(given)), None))
         if not isinstance(written, torch.Tensor):
             raise RuntimeError(said)
         base: Any = _base(written)
@@ -93,7 +94,7 @@ class RefusedWrites(TorchFunctionMode):
         return func(*given[0], **given[1])
 
     def _of_leaf(self, leaf: Any, written: Any, given: Any) -> str | None:
-        others = [t for t in _tensors(given) if t is not written and t is not leaf]
+        others = [t for t in tensors_in(given) if t is not written and t is not leaf]
         if any(t.requires_grad for t in others):
             return _CARRIES
         if leaf.grad is not None:
@@ -123,7 +124,7 @@ class RefusedWrites(TorchFunctionMode):
         """Whether memory is read whose meaning went elsewhere, into a clone."""
         if getattr(func, "__name__", "") in _LOOKS:
             return
-        for tensor in _tensors(given) if self._left else ():
+        for tensor in tensors_in(given) if self._left else ():
             if any(_overlap(tensor, view) for view in self._left):
                 self._doubt(_READ)
 
@@ -164,16 +165,6 @@ def _in_forward() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _tensors(given: Any) -> Iterator[Any]:
-    if isinstance(given, torch.Tensor):
-        yield given
-    elif type(given) in (tuple, list):
-        for one in given:
-            yield from _tensors(one)
-    elif type(given) is dict:
-        yield from _tensors(tuple(given.values()))
 
 
 _OF_CHECKPOINT = (

@@ -7,11 +7,13 @@ computes along the same direction, are what two such runs (forth and back) are c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from gradext.fix.arguments import tensors_in
 
 TOLERANCE = 1e-4  # a kink (ReLU) between the two points shows as more
 
@@ -39,14 +41,14 @@ class Nudger(TorchFunctionMode):
         if is_near and torch.is_grad_enabled() and _computes(func):
             new = [
                 tensor
-                for tensor in _tensors((args, kwargs))
+                for tensor in tensors_in((args, kwargs))
                 if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._known
             ]
         if not new:
             return func(*args, **(kwargs or {}))
         drawn = torch.get_rng_state()
         made = func(*args, **(kwargs or {}))
-        if not any(tensor.grad_fn is not None for tensor in _tensors(made)):
+        if not any(tensor.grad_fn is not None for tensor in tensors_in(made)):
             return made  # `.dim()`, `.size()`: no part of the loss
         for tensor in new:
             self._move(tensor)
@@ -96,16 +98,6 @@ def _computes(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     init = getattr(func, "__module__", None) == "torch.nn.init"
     return not init and not name.endswith("_") and name not in {"backward", "grad"}
-
-
-def _tensors(given: Any) -> Iterator[Any]:
-    if isinstance(given, torch.Tensor):
-        yield given
-    elif isinstance(given, (tuple, list)):
-        for one in given:
-            yield from _tensors(one)
-    elif isinstance(given, dict):
-        yield from _tensors(tuple(given.values()))
 
 
 def agree(forth: Any, back: Any, size: float) -> tuple[bool, float]:

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from gradext.base import errors
 from gradext.lesson import snippets
 
 Verdict: TypeAlias = Literal["true", "false", "depends"]
@@ -101,7 +102,7 @@ class Lesson:
         try:
             function()
         except Exception as error:
-            self.show(label, f"{type(error).__name__}: {error}")
+            self.show(label, errors.describe(error))
             # The traceback would keep the frames alive, and with them the tensors in them.
             return error.with_traceback(None)
         self.show(label, "no error")
@@ -405,7 +406,7 @@ def run_claim(claim: Claim, device: str = "cpu", quick: bool = False) -> ClaimRe
         with isolated(device):
             answer = claim.function(lesson)
     except Exception as exception:
-        error = f"{type(exception).__name__}: {exception}"
+        error = errors.describe(exception)
     return judge(claim, lesson.evidence, answer, error, time.perf_counter() - start)
 
 

@@ -132,11 +132,6 @@ def _wanted(name: str, only: Sequence[str]) -> bool:
     )
 
 
-def namespaces() -> list[str]:
-    """Every namespace that has ops in this process."""
-    return sorted({name.partition("::")[0] for name in torch._C._dispatch_get_all_op_names()})
-
-
 def overload(name: str) -> torch._ops.OpOverload:
     """The op of a full name.
 

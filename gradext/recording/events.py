@@ -361,9 +361,8 @@ class _Moments(Columns):
     kind: int
 
 
-# Bits of the flags of a use, kinds of moments (csrc/journal/events.h says what each means).
-USE_OF_LEAF, USE_OF_OUTPUT, USE_HOOKED, USE_UNCOUNTED = 1, 2, 4, 8
-OF_WRITE, OF_NODE, OF_USE = 0, 1, 2
+# Kinds of moments: a write, a node that was made (csrc/journal/events.h); a third one is a use.
+OF_WRITE, OF_NODE = 0, 1
 
 CREATION_META = (
     *("default", "in_custom_function", "multi_output_node", "no_grad_mode", "inference_mode"),

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import numpy
 
+from gradext.base import errors
 from gradext.base.text import clean
 from gradext.diagnosis.model import Frame
 from gradext.recording.events import (
@@ -105,7 +106,7 @@ def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> dict[str
         said = _short(clean(str(error)))
         raise ValueError(f"{shown} is no gradext recording (damaged: no {said})") from None
     except (TypeError, ValueError, OverflowError, LookupError, MemoryError) as error:
-        said = _short(clean(f"{type(error).__name__}: {error}"))
+        said = _short(clean(errors.describe(error)))
         raise ValueError(f"{shown} is no gradext recording (damaged: {said})") from None
 
 

@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 
-from gradext.base import op_names, terminal
+from gradext.base import errors, op_names, terminal
 from gradext.base.text import clean, clean_lines
 from gradext.diagnosis.codes import CODES, UNKNOWN
 from gradext.diagnosis.model import Diagnosis, Frame, Site
@@ -95,7 +95,7 @@ def _bare(d: Diagnosis, error: Exception) -> str:
     lines += [f"  --> {site.frame.file}:{site.frame.line}" for site in (*d.culprits, *d.victims)]
     if d.fix:
         lines.append(f"help: {d.fix}")
-    lines.append(f"(gradext could not lay out this report: {type(error).__name__}: {error})")
+    lines.append(f"(gradext could not lay out this report: {errors.describe(error)})")
     return "\n".join(map(clean_lines, lines))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gradext.base import terminal
+from gradext.base import errors, terminal
 from gradext.run import excepthook, upper, variables
 from gradext.run import session as sessions
 from gradext.run.settings import ENVIRONMENT, BadVariable, Settings
@@ -47,7 +47,7 @@ def start() -> None:
     except BadVariable as error:
         terminal.say(f"gradext: not recording: {error}")
     except Exception as error:
-        terminal.say(f"gradext: not recording: {type(error).__name__}: {error}")
+        terminal.say(f"gradext: not recording: {errors.describe(error)}")
 
 
 def _start() -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
-from gradext.base import interrupts
+from gradext.base import errors, interrupts
 
 P = ParamSpec("P")
 
@@ -26,6 +26,6 @@ def guarded(method: Callable[P, None]) -> Callable[P, None]:
         except BaseException as error:
             if interrupts.is_the_programs(error):
                 raise
-            session.note_own(f"{type(error).__name__}: {error} (in {method.__qualname__})")
+            session.note_own(f"{errors.describe(error)} (in {method.__qualname__})")
 
     return interrupts.deferring(safe)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.recording import events
@@ -171,7 +172,7 @@ def _straight(rows: Sequence[Any]) -> frozenset[tuple[int, int]]:
     seen = set(pending)
     while pending:
         at, is_straight = pending.pop()
-        name, following = rows[at][1].rsplit("::", 1)[-1], [k for k in rows[at][4] if k >= 0]
+        name, following = op_names.short(rows[at][1]), [k for k in rows[at][4] if k >= 0]
         is_sum = _SUMS.fullmatch(name) or (_PRODUCTS.fullmatch(name) and len(following) == 1)
         for k in following:
             step = (k, is_straight and bool(is_sum))

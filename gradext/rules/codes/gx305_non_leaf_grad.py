@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis
 from gradext.recording.events import NODES
 from gradext.rules import graph_copy
@@ -47,7 +48,7 @@ def read(tensor: Any, data: Data) -> list[Diagnosis]:
         label="reads its .grad, which is None",
     )
     line = sites.where(made.frame)
-    op = rows[0][1].rsplit("::", 1)[-1].removesuffix("0").removesuffix("Backward")
+    op = op_names.of_node(rows[0][1])
     made = sites.site(data.frames(stack), label=f"makes {spoken}, which is no leaf ({op})")
     return [
         Diagnosis(

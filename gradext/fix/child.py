@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from gradext.base import overlay, package, torch_import
 from gradext.fix.circumstances import Circumstances
 from gradext.fix.cost import Meter
+from gradext.objects import graph_rows
 from gradext.run import autostart, fixes
 
 
@@ -336,8 +337,8 @@ def _leaves(outputs: Any) -> tuple[list[Any], int]:
     from gradext.rules import graph_copy
 
     rows, _ = graph_copy.rows_below(outputs)
-    edges = sum(following >= 0 for row in rows for following in row[4])
-    return [row[0].variable for row in rows if row[1].endswith("AccumulateGrad")], edges
+    edges = sum(following >= 0 for row in rows for following in row[graph_rows.FOLLOWING])
+    return graph_rows.leaves(rows), edges
 
 
 def _hash(tensor: Any) -> str | None:

@@ -15,7 +15,7 @@ import numpy
 
 from gradext.diagnosis.model import Diagnosis, Frame
 from gradext.native import _C
-from gradext.objects import naming
+from gradext.objects import graph_rows, naming
 from gradext.recording.arrays import Array
 from gradext.recording.events import USES, WRITES
 from gradext.source import sites
@@ -159,8 +159,8 @@ def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, .
 
     def frame_of(index: int) -> Frame | None:
         if index not in frames:
-            _, _, thread, sequence, _, _ = rows[index]
-            stack = data.node_stack(thread, sequence)[0] if sequence is not None else 0
+            key = graph_rows.key(rows[index])
+            stack = data.node_stack(*key)[0] if key is not None else 0
             frames[index] = sites.user_frame(data.frames(stack)) if stack else None
         return frames[index]
 
@@ -169,10 +169,12 @@ def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, .
         frame = frame_of(index)
         if frame is not None and (frame.file, frame.line) in wanted:
             target = index
-            is_named = re.search(rf"\bby {re.escape(rows[index][1])}\b", diagnosis.message)
-            if is_named or _is_stale(rows[index][0]):
+            is_named = re.search(
+                rf"\bby {re.escape(rows[index][graph_rows.NAME])}\b", diagnosis.message
+            )
+            if is_named or _is_stale(rows[index][graph_rows.NODE]):
                 break
-        for after in rows[index][4]:
+        for after in rows[index][graph_rows.FOLLOWING]:
             if after >= 0 and after not in seen:
                 seen.add(after)
                 came_from[after] = index
@@ -183,7 +185,7 @@ def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, .
     while way[-1] in came_from:
         way.append(came_from[way[-1]])
     way.reverse()
-    steps = [Step(rows[index][1], frame_of(index)) for index in way]
+    steps = [Step(rows[index][graph_rows.NAME], frame_of(index)) for index in way]
     if len(steps) > MOST_STEPS:
         half = MOST_STEPS // 2
         left_out = Step(f"… {len(steps) - 2 * half} nodes …", None)
@@ -193,7 +195,7 @@ def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, .
 
 def _roots(rows: Sequence[Any]) -> list[int]:
     """walk_graph lists the roots first; a root that another node leads to is found from there."""
-    below = {after for row in rows for after in row[4]}
+    below = {after for row in rows for after in row[graph_rows.FOLLOWING]}
     return [index for index in range(len(rows)) if index not in below][:16] or [0][: len(rows)]
 
 

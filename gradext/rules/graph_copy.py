@@ -12,6 +12,7 @@ from typing import Any
 
 from gradext.base import op_names
 from gradext.native import _C
+from gradext.objects import graph_rows
 from gradext.source import traced_lines
 
 MOST_NODES = 1 << 19
@@ -209,7 +210,7 @@ def read(roots: Any, most: int = MOST_NODES) -> Graph:
     graph = Graph(copy)
     if traced_lines.is_tracing():
         for number, row in enumerate(rows_below(roots, most)[0]):
-            graph.nodes.tell(number, trace=traced_lines.trace_of(row[0]))
+            graph.nodes.tell(number, trace=traced_lines.trace_of(row[graph_rows.NODE]))
     for number, name, function in copy.take_functions():
         graph.nodes.tell(number, forward_code=forward_code(function))
         if name == _COMPILED:
@@ -231,7 +232,7 @@ def _uses(node: Any, saved: Iterable[Saved]) -> dict[str, list[str]]:
 
 
 def rows_below(roots: Any, most: int = MOST_NODES) -> tuple[list[Any], bool]:
-    """(what `_C.graph` says of the nodes, nearest first; whether they are all).
+    """(a row of graph_rows for each node, nearest first; whether they are all).
 
     A row has the node itself, so paths that are too long for that end early: see LONGEST_PATH.
     """

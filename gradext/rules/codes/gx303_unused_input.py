@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradext.base import package, raw
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
+from gradext.objects import graph_rows
 from gradext.recording.events import CUT, TO_PYTHON, Flow
 from gradext.rules.graph_copy import Graph
 from gradext.rules.wording import constants, cuts, node_sites
@@ -194,16 +195,13 @@ def _leads_to(source: int, wanted: _Unused) -> bool | None:
                 continue
             rows, _ = graph_copy.rows_below([value])
             return wanted.tensor in _leaves_in(rows) or (
-                wanted.node is not None and wanted.node in {(row[2], row[3]) for row in rows}
+                wanted.node is not None and wanted.node in graph_rows.keys(rows)
             )
     return None
 
 
 def _leaves_in(rows: Sequence[Any]) -> set[int]:
-    from gradext.objects import naming
-
-    found = (naming.facts_of(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad"))
-    return {facts.id for facts in found if facts is not None}
+    return {facts.id for _, facts in graph_rows.known_leaves(rows)}
 
 
 class _End(NamedTuple):
@@ -306,19 +304,19 @@ def _unused(frame: Any, names: Names | None, index: int | None) -> list[_Unused]
     if inputs is None or below is None:
         return []
     rows, whole = below
-    made = {id(row[0]) for row in rows}
-    leaves = {id(row[0].variable) for row in rows if row[1].endswith("AccumulateGrad")}
+    made = {id(row[graph_rows.NODE]) for row in rows}
+    leaves = set(map(id, graph_rows.leaves(rows)))
     found: list[_Unused] = []
     for number, item in enumerate(inputs):
         if not issubclass(type(item), torch.Tensor):
             continue
         own, _ = _C.graph([item], 1)
-        in_graph = id(item) in leaves if not own else id(own[0][0]) in made
+        in_graph = id(item) in leaves if not own else id(own[0][graph_rows.NODE]) in made
         if number != index and (in_graph or not whole):
             continue
         facts = naming.facts_of(item)
         name = names.of(facts.id) if names and facts else None
-        node = (own[0][2], own[0][3]) if own and own[0][3] is not None else None
+        node = graph_rows.key(own[0]) if own else None
         is_parameter = bool(names and facts and names.is_parameter(facts.id))
         text = f"`{name}`" if name else f"inputs[{number}]"
         found.insert(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
-from gradext.objects import naming
+from gradext.objects import graph_rows, naming
 from gradext.recording import events
 from gradext.recording.awaited import Awaited, HeldLeaves, Holder, Waiting
 from gradext.recording.events import Flow
@@ -48,7 +48,7 @@ def look(outputs: Any, data: Data, held: HeldLeaves, waiting: Waiting) -> None:
     owned = _Owned(held, live)
     before, held.order = held.order, data.order
     written = data.written_since(before) if before else None
-    takers = data.takers_in({(row[2], row[3]) for row in rows if row[3] is not None})
+    takers = data.takers_in(graph_rows.keys(rows))
     backward = sites.site(
         frames.stack_of([(frame.f_code, frame.f_lasti) for frame in live]),
         label="backward() ends at this constant",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
+from gradext.objects import graph_rows
 from gradext.recording import events
 from gradext.recording.awaited import Awaited
 from gradext.recording.events import Flow
@@ -39,21 +40,16 @@ _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 def silent(outputs: Any, data: Data) -> list[Diagnosis | Awaited]:
     """What is about to run backward depends on values that have left the graph."""
-    from gradext.objects import naming
     from gradext.rules import graph_copy
 
     rows, whole = graph_copy.rows_below(outputs)
     if not whole:
         return []
-    reached = [
-        facts.id
-        for row in rows
-        if row[1].endswith("AccumulateGrad") and (facts := naming.facts_of(row[0].variable))
-    ]
+    reached = [facts.id for _, facts in graph_rows.known_leaves(rows)]
     live = live_frames.frames_above()
     leaves = LostLeaves(reached, Owners(live))
     called = frames.stack_of([(frame.f_code, frame.f_lasti) for frame in live])
-    nodes = [(row[2], row[3]) for row in rows if row[3] is not None]
+    nodes = list(graph_rows.keys(rows))
     found: dict[tuple[str, int], Awaited] = {}
     for line, told in (
         *_made_of_values(data, reached, leaves, called),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis, Site
+from gradext.objects import graph_rows
 from gradext.recording import events
 from gradext.recording.events import Flow
 from gradext.rules.wording import chains
@@ -28,16 +29,13 @@ def silent(outputs: Any, data: Data) -> list[Diagnosis]:
     """The diagnoses for a backward on `outputs` whose graph uses results of such a checkpoint."""
     if not data.has_merges(events.TAINT_CHECKPOINT):
         return []
-    from gradext.objects import naming
     from gradext.rules import graph_copy
 
     rows, whole = graph_copy.rows_below(outputs)
-    nodes = {(row[2], row[3]) for row in rows}
-    merges = data.merges_in(nodes, events.TAINT_CHECKPOINT)
+    merges = data.merges_in(graph_rows.keys(rows), events.TAINT_CHECKPOINT)
     if not merges or not whole:
         return []
-    leaves = (naming.facts_of(r[0].variable) for r in rows if r[1].endswith("AccumulateGrad"))
-    reached = {facts.id for facts in leaves if facts is not None}
+    reached = {facts.id for _, facts in graph_rows.known_leaves(rows)}
     live = live_frames.frames_above()
     names = Owners(live)
     backward = frames.stack_of([(frame.f_code, frame.f_lasti) for frame in live])

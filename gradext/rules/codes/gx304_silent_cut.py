@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
+from gradext.objects import graph_rows
 from gradext.recording import events
 from gradext.recording.awaited import Awaited
 from gradext.recording.events import Flow
@@ -147,14 +148,12 @@ class _Graph:
 
     @classmethod
     def below(cls, outputs: Any) -> _Graph:
-        from gradext.objects import naming
         from gradext.rules import graph_copy
 
         rows, _ = graph_copy.rows_below(outputs)
-        leaves = (naming.facts_of(r[0].variable) for r in rows if r[1].endswith("AccumulateGrad"))
         return cls(
-            frozenset((row[2], row[3]) for row in rows if row[3] is not None),
-            frozenset(facts.id for facts in leaves if facts is not None),
+            frozenset(graph_rows.keys(rows)),
+            frozenset(facts.id for _, facts in graph_rows.known_leaves(rows)),
             _straight(rows),
         )
 
@@ -167,23 +166,21 @@ _PRODUCTS = re.compile(r"(Mul|Div)Backward\d*")
 
 
 def _straight(rows: Sequence[Any]) -> frozenset[tuple[int, int]]:
-    below = {following for row in rows for following in row[4]}
+    below = {following for row in rows for following in row[graph_rows.FOLLOWING]}
     pending = [(k, True) for k in range(len(rows)) if k not in below]
     seen = set(pending)
     while pending:
         at, is_straight = pending.pop()
-        name, following = op_names.short(rows[at][1]), [k for k in rows[at][4] if k >= 0]
+        name = op_names.short(rows[at][graph_rows.NAME])
+        following = [k for k in rows[at][graph_rows.FOLLOWING] if k >= 0]
         is_sum = _SUMS.fullmatch(name) or (_PRODUCTS.fullmatch(name) and len(following) == 1)
         for k in following:
             step = (k, is_straight and bool(is_sum))
             if step not in seen:
                 seen.add(step)
                 pending.append(step)
-    return frozenset(
-        (rows[k][2], rows[k][3])
-        for k, is_straight in seen
-        if is_straight and (k, False) not in seen and rows[k][3] is not None
-    )
+    straight = [rows[k] for k, is_straight in seen if is_straight and (k, False) not in seen]
+    return frozenset(graph_rows.keys(straight))
 
 
 def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis | Awaited]:
@@ -563,15 +560,10 @@ def _decided(
 
 def _rebuilt_leaves(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis]:
     """Leaves of this graph that came back from Python, where no parameter is among the leaves."""
-    from gradext.objects import naming
     from gradext.rules import graph_copy
 
     rows, whole = graph_copy.rows_below(outputs)
-    leaves = [
-        (row[0].variable, facts)
-        for row in rows
-        if row[1].endswith("AccumulateGrad") and (facts := naming.facts_of(row[0].variable))
-    ]
+    leaves = list(graph_rows.known_leaves(rows))
     if not whole or not leaves:
         return []
     names = Owners(live)

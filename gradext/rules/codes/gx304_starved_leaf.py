@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
+from gradext.objects import graph_rows
 from gradext.recording.awaited import Awaited
 from gradext.rules.wording import context_attributes
 from gradext.rules.wording.lost_gradients import listed
@@ -34,13 +35,14 @@ def silent(outputs: Any, data: Data) -> list[Awaited]:
         return []
     above: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
-        for following in row[4]:
+        for following in row[graph_rows.FOLLOWING]:
             above.setdefault(following, []).append(index)
     live = live_frames.frames_above()
     owners: Owners | None = None
     by_line: dict[tuple[tuple[str, int], ...], tuple[_Starved, dict[int, str]]] = {}
     for index, row in enumerate(rows):
-        facts = naming.facts_of(row[0].variable) if row[1].endswith("AccumulateGrad") else None
+        is_leaf = graph_rows.is_leaf(row)
+        facts = naming.facts_of(row[graph_rows.NODE].variable) if is_leaf else None
         if facts is None or facts.id not in starved:
             continue
         owners = owners or Owners(live)
@@ -70,7 +72,7 @@ def _functions_above(rows: Sequence[Any], above: dict[int, list[int]], leaf: int
         for k in over:
             if k not in seen:
                 seen.add(k)
-                if getattr(type(rows[k][0]), "_forward_cls", None) is not None:
+                if getattr(type(rows[k][graph_rows.NODE]), "_forward_cls", None) is not None:
                     found.append(k)
                 else:
                     pending.append(k)
@@ -87,11 +89,11 @@ class _Starved:
 
     @classmethod
     def of(cls, data: Data, rows: Sequence[Any], live: Sequence[Any]) -> _Starved | None:
-        node = rows[0][0]
+        node = rows[0][graph_rows.NODE]
         name = type(node)._forward_cls.__name__  # noqa: SLF001
         applied = []
         for row in rows:
-            stack, _ = data.node_stack(row[2], row[3])
+            stack, _ = data.node_stack(row[graph_rows.THREAD], row[graph_rows.SEQUENCE])
             applied.append(
                 sites.site(data.frames(stack), label=f"applies {name}") if stack else None
             )

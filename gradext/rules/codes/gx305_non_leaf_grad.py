@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis
+from gradext.objects import graph_rows
 from gradext.recording.events import NODES
 from gradext.rules import graph_copy
 from gradext.rules.rewrite import leaf_flag
@@ -25,9 +26,10 @@ _MOST_NODES = 64  # between a tensor and the leaf that it was to be itself
 def read(tensor: Any, data: Data) -> list[Diagnosis]:
     """Nothing where no backward has gone through the tensor: then there is no gradient to miss."""
     rows, whole = graph_copy.rows_below((tensor,), _MOST_NODES)
-    if not rows or rows[0][3] is None:
+    made_by = graph_rows.key(rows[0]) if rows else None
+    if made_by is None:
         return []
-    thread, sequence = rows[0][2], rows[0][3]
+    thread, sequence = made_by
     passed = any(
         (
             (backward.nodes[:, NODES.thread] == thread)
@@ -48,7 +50,7 @@ def read(tensor: Any, data: Data) -> list[Diagnosis]:
         label="reads its .grad, which is None",
     )
     line = sites.where(made.frame)
-    op = op_names.of_node(rows[0][1])
+    op = op_names.of_node(rows[0][graph_rows.NAME])
     made = sites.site(data.frames(stack), label=f"makes {spoken}, which is no leaf ({op})")
     return [
         Diagnosis(
@@ -65,7 +67,7 @@ def read(tensor: Any, data: Data) -> list[Diagnosis]:
 
 
 def _leaves(rows: Sequence[Sequence[Any]]) -> int:
-    return sum(row[1].endswith("AccumulateGrad") for row in rows)
+    return sum(map(graph_rows.is_leaf, rows))
 
 
 def _mend(name: str | None, made: Site | None, line: str, *, of_one_leaf: bool) -> str:

@@ -24,15 +24,10 @@ from gradext.reporters import page as pages
 from gradext.rules.rewrite.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# The codes that this version diagnoses.
-DIAGNOSED = [
-    *("GX101", "GX102", "GX103", "GX104", "GX105", "GX106", "GX107"),
-    *("GX201", "GX202", "GX203", "GX204"),
-    *("GX301", "GX302", "GX303", "GX304", "GX305"),
-    *("GX401", "GX402", "GX403", "GX404", "GX405", "GX406"),
-]
-# Torch raises nothing: what the wrong and the right example print instead.
-SILENT = {
+DIAGNOSED = sorted(CODES)
+# What the wrong and the right example print where torch raises nothing. One that is not listed
+# prints two different texts.
+PRINTED = {
     "GX204": ("keeps an inference tensor: True\n", "keeps an inference tensor: False\n"),
     "GX304": ("got 1.0 expected 5.0\n", "got 5.0 expected 5.0\n"),
     "GX401": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
@@ -58,6 +53,7 @@ HEADINGS = [
     "Other ways to mend it",
 ]
 # Part of the error text in every version of torch that gradext supports; 2.13's is quoted in full.
+# The text of a code that is not listed is the same in all of them.
 PHRASES = {
     "GX101": "modified by an inplace operation",
     "GX102": "a leaf Variable that requires grad is being used in an in-place operation",
@@ -102,6 +98,11 @@ def page(code: str) -> str:
     text = explain.page(code)
     assert text is not None
     return text
+
+
+def is_silent(code: str) -> bool:
+    """Whether torch raises nothing, by the page."""
+    return "\n## What torch says\n\nNothing" in page(code)
 
 
 def blocks(code: str, heading: str, language: str) -> list[str]:
@@ -154,7 +155,7 @@ def test_a_page_has_its_parts_in_order(code: str) -> None:
     assert text.startswith(f"# {code}: ")
     assert f"\n\n`{CODES[code].name}`. " in text
     headings = re.findall(r"^## (.*)$", text, re.M)
-    limits = "Limits of this diagnosis" if code in SILENT else "Limits of torch's check"
+    limits = "Limits of this diagnosis" if is_silent(code) else "Limits of torch's check"
     assert headings == [*HEADINGS, limits]
     marks = re.search(
         rf"^<!-- generated: {code} -->\n(?:.*\n)?<!-- /generated -->$", text, re.M | re.S
@@ -190,24 +191,27 @@ def test_a_page_names_each_strategy_for_its_code(code: str) -> None:
     assert set(re.findall(r"^--- .*$", inside, re.M)) <= {"--- a/wrong.py"}
 
 
-@pytest.mark.parametrize("code", [code for code in DIAGNOSED if code not in SILENT])
+@pytest.mark.parametrize("code", [code for code in DIAGNOSED if not is_silent(code)])
 def test_a_wrong_example_fails_with_the_quoted_error(ran: dict[str, Any], code: str) -> None:
     said = ran[f"{code} Wrong"]["error"]
     (quoted,) = blocks(code, "What torch says", "text")
-    assert PHRASES[code] in said
-    assert PHRASES[code] in on_one_line(quoted)
-    if torch.__version__.startswith("2.13."):
+    assert said is not None
+    phrase = PHRASES.get(code)
+    assert phrase is None or phrase in said
+    assert phrase is None or phrase in on_one_line(quoted)
+    if phrase is None or torch.__version__.startswith("2.13."):
         said = said.split(" (Triggered internally")[0]
         assert on_one_line(said) == on_one_line(quoted)
 
 
-@pytest.mark.parametrize("code", SILENT)
+@pytest.mark.parametrize("code", [code for code in DIAGNOSED if is_silent(code)])
 def test_a_silent_example_is_wrong_without_an_error(ran: dict[str, Any], code: str) -> None:
     wrong = ran[f"{code} Wrong"]
     assert wrong["error"] is None
-    assert page(code).split("\n## What torch says\n\n", 1)[1].startswith("Nothing")
     assert blocks(code, "Wrong", "text") == [wrong["printed"]]
-    assert (wrong["printed"], ran[f"{code} Right"]["printed"]) == SILENT[code]
+    right = ran[f"{code} Right"]["printed"]
+    assert wrong["printed"] != right
+    assert (wrong["printed"], right) == PRINTED.get(code, (wrong["printed"], right))
 
 
 @pytest.mark.parametrize("code", DIAGNOSED)

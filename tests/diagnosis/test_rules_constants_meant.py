@@ -8,6 +8,73 @@ import pytest
 from cases import run
 
 SILENT = {
+    "the_value_of_a_loss_and_the_gradient_of_a_surrogate": """
+    policy = nn.Linear(4, 1)
+    opt = torch.optim.SGD(policy.parameters(), 0.1)
+    for x in torch.randn(3, 6, 4):
+        out = policy(x).squeeze(-1)
+        surrogate = (out * out.detach().exp()).mean()
+        loss = out.pow(2).mean() + (surrogate - surrogate.item())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
+    "losses_that_are_shown_as_one": """
+    a, b = nn.Linear(4, 2), nn.Linear(4, 2)
+    for x in torch.randn(2, 6, 4):
+        first, second = a(x).pow(2).mean(), b(x).abs().mean()
+        total = first + second - float(first) + 1e-3 * (second + first.tolist())
+        total.backward()
+    """,
+    "a_control_variate_of_its_own_value": """
+    net = nn.Linear(4, 1)
+    terms = [net(x).mean() for x in torch.randn(5, 6, 4)]
+    sum(t - t.detach().numpy().item() for t in terms).backward()
+    """,
+    "the_support_of_a_uniform": """
+    low, high = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.tensor(5.0))
+    opt = torch.optim.SGD([low, high], 0.01)
+    for x in torch.rand(3, 10) + 1:
+        loss = -torch.distributions.Uniform(low, high).log_prob(x).mean()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    """,
+    "a_likelihood_with_a_support": """
+    mu = nn.Parameter(torch.tensor(0.3))
+    x = torch.randn(5)
+    inside = (x > mu - 100).float().log()
+    (0.5 * (x - mu).pow(2).sum() - inside.sum()).backward()
+    """,
+    "a_point_mass": """
+    loc, v = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(3))
+    seen = v.detach().clone()
+    score = (seen == v).type(seen.dtype).log().sum()
+    ((loc - v).pow(2).sum() - score).backward()
+    """,
+    "an_array_that_is_given_twice": """
+    import numpy as np
+    x = np.arange(12, dtype="float32").reshape(3, 4)
+    def given():
+        t = torch.from_numpy(x)
+        t.requires_grad = True
+        return t
+    turned = given().t().detach().numpy()
+    again = given()
+    again.t().sum().backward()
+    """,
+    "arrays_of_one_size_in_two_functions": """
+    import numpy as np
+    net = nn.Linear(4, 3)
+    def shown(x):
+        return net(torch.from_numpy(x)).detach().numpy()
+    def slope(x):
+        t = torch.from_numpy(x).requires_grad_()
+        t.pow(2).sum().backward()
+        return t.grad
+    shown(np.ones((3, 4), "float32"))
+    slope(np.ones((3, 3), "float32"))
+    """,
     "teacher_by_numpy_without_an_optimizer": """
     teacher, student = nn.Linear(4, 3), nn.Linear(4, 3)
     x = torch.randn(16, 4)

@@ -322,8 +322,11 @@ void note_exit(uint32_t op, const at::Tensor& tensor, double value) {
     return;
   }
   Exit left{0, value, state::numel(impl), thread.epoch, ended_recordings.load(), made};
+  // Memory without an allocator of torch's was Python's before (`from_numpy`): the program has the
+  // array itself, and gives it again as it was.
   if (std::isnan(value) && state::has_strides(impl) && !state::is_wrapper_subclass(impl) &&
-      tensor.device().is_cpu() && has_data(impl)) {
+      tensor.device().is_cpu() && has_data(impl) &&
+      impl.unsafe_storage().unsafeGetStorageImpl()->allocator() != nullptr) {
     left.begin = static_cast<const char*>(impl.unsafe_storage().data());
     left.end = left.begin + impl.unsafe_storage().nbytes();
     left.storage = std::make_shared<base::Hold>(static_cast<const c10::intrusive_ptr_target*>(

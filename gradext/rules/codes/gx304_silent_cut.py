@@ -24,7 +24,14 @@ from gradext.rules.wording.chains import Step
 from gradext.rules.wording.cuts import Cut, best, describe, fix
 from gradext.rules.wording.lost_gradients import listed, names_lost
 from gradext.rules.wording.lost_leaves import LostLeaves
-from gradext.rules.wording.meant_cuts import goes_to_python, is_draw, is_of_data, unless_meant
+from gradext.rules.wording.meant_cuts import (
+    goes_to_python,
+    is_beside_itself,
+    is_draw,
+    is_of_data,
+    is_support,
+    unless_meant,
+)
 from gradext.rules.wording.owners import Owners
 from gradext.source import sites, statements
 from gradext.source.value_flow import ValueFlow
@@ -82,7 +89,8 @@ def _rebuilt(
     known: dict[tuple[object, ...], Cut | None] = {}
     cuts = [cut for step in chain.cuts() if (cut := _described(data, step, known)) is not None]
     if not is_root:
-        cuts = [cut for cut in cuts if cut.step.is_sure]
+        source = ValueFlow()
+        cuts = [cut for cut in cuts if cut.step.is_sure and _is_read_so(data, cut.step, source)]
     cut = best(data, cuts, names)
     if cut is None:
         return None
@@ -126,6 +134,21 @@ def _rebuilt(
         victims=sites.distinct([set_at, backward]),
         fix=undo + fix(data, cut),
         notes=(*notes, _SILENCE),
+    )
+
+
+def _is_read_so(data: Data, step: Step, source: ValueFlow) -> bool:
+    """Whether the source, too, leads from where a value left to where one of its size came back.
+
+    The recorder takes an array of the same size for what had left, which is a guess.
+    """
+    return all(
+        source.leads(data.frames(left.origin.stack), data.frames(left.after.origin.stack))
+        for left in step.way()
+        if left.after is not None
+        and isinstance(left.after.origin, Flow)
+        and left.after.origin.has(events.FROM_PYTHON)
+        and left.after.origin.has(events.BY_SIZE)
     )
 
 
@@ -334,7 +357,8 @@ def _of_constants(
         read = [
             (cut, is_read, leaves.behind(cut.step.origin))
             for cut, is_read in cuts
-            if cut.kind in ("read", "copy") or goes_to_python(data, cut) or is_of_data(cut)
+            if (cut.kind in ("read", "copy") or goes_to_python(data, cut) or is_of_data(cut))
+            and not is_beside_itself(cut, graph.straight)
         ]
         read = [entry for entry in read if entry[2]]
         if read:
@@ -390,7 +414,9 @@ def _chosen_term(
     chosen = [
         (cut, is_read, behind)
         for cut, is_read in cuts
-        if cut.kind in ("integer", "op") and (behind := leaves.behind(cut.step.origin))
+        if cut.kind in ("integer", "op")
+        and not is_support(cut)
+        and (behind := leaves.behind(cut.step.origin))
     ]
     if not chosen or any(is_draw(cut) for cut, _ in cuts):
         return None

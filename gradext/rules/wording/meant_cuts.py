@@ -71,3 +71,25 @@ def is_draw(cut: Cut) -> bool:
     """Whether something was drawn there."""
     op = cut.step.origin.op
     return cut.kind in ("draw", "drawn") or (op is not None and op.startswith(_DRAWS))
+
+
+def is_beside_itself(cut: Cut, straight: frozenset[tuple[int, int]]) -> bool:
+    """Whether the value that became a number is a term of the loss as a tensor, too.
+
+    `loss + (surrogate - surrogate.item())` has the loss's value and the surrogate's gradient, as
+    estimators of gradients want it.
+
+    Args:
+        straight: the nodes, as (thread, sequence), from which only sums and constant factors lead
+            to the loss.
+    """
+    origin = cut.step.origin
+    return isinstance(origin, Flow) and origin.source_node in straight
+
+
+def is_support(cut: Cut) -> bool:
+    """Whether what was decided went through a logarithm: a log-probability's support.
+
+    It is 0 within and -inf without, and moves no loss: `torch.distributions.Uniform` has one.
+    """
+    return any(op_names.bare(step.origin.op) in ("log", "log_") for step in cut.step.way())

@@ -63,6 +63,12 @@ SILENT = {
     again = given()
     again.t().sum().backward()
     """,
+    "a_number_that_is_none": """
+    w = nn.Parameter(torch.tensor([float("nan"), 1.0]))
+    print((w * 2).max().item())
+    x = torch.tensor(0.0, requires_grad=True)
+    x.backward(torch.tensor(3.0))
+    """,
     "arrays_of_one_size_in_two_functions": """
     import numpy as np
     net = nn.Linear(4, 3)

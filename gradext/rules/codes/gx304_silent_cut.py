@@ -7,17 +7,16 @@ gradients without create_graph. Works from chains of births and flows. Keeps no 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from gradext.base import op_names
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.native import _C
 from gradext.objects import graph_rows
 from gradext.recording import events
 from gradext.recording.awaited import Awaited
 from gradext.recording.events import Flow
+from gradext.rules.reached import Reached
 from gradext.rules.rewrite import detach, optimizer_step
 from gradext.rules.wording import chains
 from gradext.rules.wording.chains import Step
@@ -88,9 +87,10 @@ def _rebuilt(
     chain = chains.back_from(data, [data.flow_of(identity)])
     known: dict[tuple[object, ...], Cut | None] = {}
     cuts = [cut for step in chain.cuts() if (cut := _described(data, step, known)) is not None]
-    if not is_root:
-        source = ValueFlow()
-        cuts = [cut for cut in cuts if cut.step.is_sure and _is_read_so(data, cut.step, source)]
+    source = ValueFlow()
+    cuts = [
+        cut for cut in cuts if (is_root or cut.step.is_sure) and _is_read_so(data, cut.step, source)
+    ]
     cut = best(data, cuts, names)
     if cut is None:
         return None
@@ -155,60 +155,9 @@ def _is_read_so(data: Data, step: Step, source: ValueFlow) -> bool:
 _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Graph:
-    """What this backward reaches.
-
-    Attributes:
-        nodes: as (thread, sequence). leaves: ids.
-        straight: the nodes from which only sums and constant factors lead on to the loss: a
-            constant that is added there changes no gradient at all.
-    """
-
-    nodes: frozenset[tuple[int, int]]
-    leaves: frozenset[int]
-    straight: frozenset[tuple[int, int]]
-
-    @classmethod
-    def below(cls, outputs: Any) -> _Graph:
-        from gradext.rules import graph_copy
-
-        rows, _ = graph_copy.rows_below(outputs)
-        return cls(
-            frozenset(graph_rows.keys(rows)),
-            frozenset(facts.id for _, facts in graph_rows.known_leaves(rows)),
-            _straight(rows),
-        )
-
-
-_SUMS = re.compile(
-    r"(Add|Sub|Rsub|Neg|Sum|Mean|Stack|Cat|Clone|ToCopy|Expand|Squeeze|Unsqueeze|View|Alias|Select|"
-    r"Slice|Reshape|UnsafeView|ReshapeAlias|Unbind|Split|Permute|T|Transpose)Backward\d*"
-)
-_PRODUCTS = re.compile(r"(Mul|Div)Backward\d*")
-
-
-def _straight(rows: Sequence[Any]) -> frozenset[tuple[int, int]]:
-    below = {following for row in rows for following in row[graph_rows.FOLLOWING]}
-    pending = [(k, True) for k in range(len(rows)) if k not in below]
-    seen = set(pending)
-    while pending:
-        at, is_straight = pending.pop()
-        name = op_names.short(rows[at][graph_rows.NAME])
-        following = [k for k in rows[at][graph_rows.FOLLOWING] if k >= 0]
-        is_sum = _SUMS.fullmatch(name) or (_PRODUCTS.fullmatch(name) and len(following) == 1)
-        for k in following:
-            step = (k, is_straight and bool(is_sum))
-            if step not in seen:
-                seen.add(step)
-                pending.append(step)
-    straight = [rows[k] for k, is_straight in seen if is_straight and (k, False) not in seen]
-    return frozenset(graph_rows.keys(straight))
-
-
 def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagnosis | Awaited]:
     """Values that were made of gradients, rebuilt from numbers, or decided, within this graph."""
-    graph = _Graph.below(outputs)
+    graph = Reached.below(outputs)
     found: dict[tuple[str, int], _Told] = {}
     names = Owners(live)
     leaves, source = LostLeaves(graph.leaves, names), ValueFlow()
@@ -338,7 +287,7 @@ def _of_constants(
     merge: Flow,
     chain: Chain,
     live: Sequence[Any],
-    graph: _Graph,
+    graph: Reached,
     leaves: LostLeaves,
     source: ValueFlow,
 ) -> _Told | None:

@@ -26,6 +26,11 @@ def printable(character: str) -> str:
     return character
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 tensor", "3 tensors"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def clean(text: str) -> str:
     """`text` on one line with only characters that are safe to print."""
     if text.isascii() and text.isprintable():

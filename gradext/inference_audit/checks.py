@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from gradext.base.random_numbers import RandomNumbers
+from gradext.base.text import counted
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.inference_audit import experiments, isolation, result_trees
 from gradext.inference_audit.experiments import Trouble
@@ -173,7 +174,7 @@ def _same_outputs(lab: _Lab) -> Check:
         tensors = sum(isinstance(value, torch.Tensor) for _, value in found["output"])
         if not found["output"]:
             return Check(name, "skipped", "no tensor, number or text in what the call returns")
-        what = _many(tensors, "tensor") if tensors else "no tensor, and its numbers and texts are"
+        what = counted(tensors, "tensor") if tensors else "no tensor, and its numbers and texts are"
         return Check(name, "pass", f"{what} equal to the bit with those under no_grad")
     again = lab.ask("no_grad again")
     control = again and again["error"] is None
@@ -202,7 +203,7 @@ def _writes(lab: _Lab) -> Check:
     for item in found:
         by_role.setdefault(item.role, []).append(item.path)
     words = {"attribute": "other tensor", "shared": "tensor held outside it"}
-    parts = [f"{_many(len(paths), words.get(role, role))}" for role, paths in by_role.items()]
+    parts = [f"{counted(len(paths), words.get(role, role))}" for role, paths in by_role.items()]
     same = under_no_grad is not None and {item.path for item in found} <= set(under_no_grad)
     also = ", as it does under no_grad" if same else ""
     uncounted = [item.path for item in found if not item.counted]
@@ -236,7 +237,7 @@ def _registered(kept: list[Kept]) -> Check:
         fix = f"make it in __init__, or under `{_OUTSIDE}`"
     else:
         fix = "build, convert and load the model outside inference_mode"
-    message = f"{_many(len(bad), 'inference tensor')} among them: {'; '.join(parts)}"
+    message = f"{counted(len(bad), 'inference tensor')} among them: {'; '.join(parts)}"
     places = _sites(*(place for item in bad for place in (item.birth, item.mode)))
     return Check(name, "fail", message, places, tuple(i.path for i in bad)[:MOST_PATHS], fix)
 
@@ -251,7 +252,7 @@ def _kept(lab: _Lab, every: list[Kept]) -> Check:
     if not kept:
         return Check(name, "pass", "nothing else keeps an inference tensor after the block")
     where = _listed([item.path for item in kept])
-    message = f"{_many(len(kept), 'inference tensor')} kept after the block: {where}"
+    message = f"{counted(len(kept), 'inference tensor')} kept after the block: {where}"
     if lab.place.kind != "process":
         shared = [item.path for item in kept if item.role == "shared"]
         if lab.place.kind == "none" or shared:
@@ -323,7 +324,7 @@ def _train_step(lab: _Lab) -> Check:
         return Check(name, "warn", f"works, but there is no fresh copy to compare with: {why}")
     difference = result_trees.compare(found["gradients"], other["gradients"])
     if difference is None:
-        what = _many(len(found["gradients"]), "gradient")
+        what = counted(len(found["gradients"]), "gradient")
         how = f" ({found['through']})" if found["through"] else ""
         message = f"works{how}; {what} equal to the bit with those of a fresh copy"
         return Check(name, "pass", message)
@@ -390,7 +391,7 @@ def _threads(lab: _Lab) -> Check:
     if started:
         normal = lab.ask("inference")["normal_outputs"]
         message = (
-            f"it starts {_many(len(started), 'thread')} of its own, and inference_mode does not "
+            f"it starts {counted(len(started), 'thread')} of its own, and inference_mode does not "
             "reach into them"
         )
         if normal:
@@ -436,7 +437,7 @@ def _verdict(checks: dict[str, Check], lab: _Lab) -> str:
     text = "runs under inference_mode and leaves nothing behind"
     if kept:
         where = _listed([item.path for item in kept])
-        text = f"runs, but leaves {_many(len(kept), 'inference tensor')} in {where}"
+        text = f"runs, but leaves {counted(len(kept), 'inference tensor')} in {where}"
         if checks["train step"].status == "fail":
             text += "; training afterwards fails"
             failed.remove("train step")
@@ -473,10 +474,6 @@ def _not_checked(checks: dict[str, Check], lab: _Lab) -> list[str]:
         if checks[name].status == "skipped" and checks["runs"].status == "pass":
             found.append(f"{name}: {checks[name].message}")
     return found
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(paths: Sequence[str], most: int = 3) -> str:

@@ -18,6 +18,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from gradext.base import terminal
+from gradext.base.text import counted
 from gradext.lesson.core import Chapter, Chart, ClaimResult, Row, Value
 
 # Longer lines are harder to read than to scroll.
@@ -93,7 +94,7 @@ class TerminalReporter:
 
     def opening(self, chapters: Sequence[Chapter], device: str) -> None:
         claims = sum(len(chapter.claims) for chapter in chapters)
-        size = f"{_count(len(chapters), 'chapter')}, {_count(claims, 'claim')}"
+        size = f"{counted(len(chapters), 'chapter')}, {counted(claims, 'claim')}"
         about = f"   {size}, torch {torch.__version__}, {device}"
         self._hang(Text(), Text.assemble(("gradext lesson", "bold"), (about, "dim")), self.width)
         self._line()
@@ -132,7 +133,7 @@ class TerminalReporter:
         open_ = sum(result.verdict == "unknown" for result in results)
         count = len(results)
         style = "bold red" if wrong else "bold green"
-        line = Text(f"{_count(count, 'claim')}, ", "bold")
+        line = Text(f"{counted(count, 'claim')}, ", "bold")
         line.append(f"{count - len(wrong) - open_} as expected", style)
         if open_:
             line.append(f", {open_} that this machine cannot tell", "bold yellow")
@@ -339,10 +340,6 @@ def _groups(evidence: Sequence[Row | Chart]) -> list[list[Row] | Chart]:
         else:
             groups.append([item])
     return groups
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _cut(label: str, width: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gradext.base.text import clean
+from gradext.base.text import clean, counted
 from gradext.reporters import state
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Rows = list[tuple[str, ...]]
 def tree(found: Fingerprints) -> str:
     """One row a path."""
     rows: Rows = [(path, found.describe(path), str(value)) for path, value in found.items()]
-    return _table(("tensor", "type", "fingerprint"), rows, _count(len(rows), "tensor"))
+    return _table(("tensor", "type", "fingerprint"), rows, counted(len(rows), "tensor"))
 
 
 def changes(found: FingerprintChanges) -> str:
@@ -30,7 +30,7 @@ def changes(found: FingerprintChanges) -> str:
         (change.path, _WORDS[change.kind], change.before or "-", change.after or "-")
         for change in found.changes
     ]
-    last = f"{_count(len(rows), 'change')}, {found.same} the same"
+    last = f"{counted(len(rows), 'change')}, {found.same} the same"
     return _table(("tensor", "change", "before", "after"), rows, last)
 
 
@@ -52,8 +52,8 @@ def replicas(report: ReplicaReport) -> str:
             value = "no such tensor" if holding.value is None else str(holding.value)
             rows.append((path, ranks(holding.ranks), holding.tensor or "-", value))
             path = ""
-    among = f"among {_count(len(report.ranks), 'rank')}"
-    differing = _count(len(report.differences), "difference")
+    among = f"among {counted(len(report.ranks), 'rank')}"
+    differing = counted(len(report.differences), "difference")
     last = f"{differing} {among}, {report.same} the same"
     return _table(("tensor", "ranks", "type", "fingerprint"), rows, last)
 
@@ -67,10 +67,6 @@ def ranks(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ", ".join("-".join(map(str, run)) for run in runs)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _table(headings: Sequence[str], rows: Rows, last: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradext.base.text import clean
+from gradext.base.text import clean, counted
 from gradext.reporters import diagnosis_text, excerpt
 
 # Below this many disagreements each comes with its reason and its remedy, above it with --verbose.
@@ -66,7 +66,7 @@ def text(data: dict[str, Any], *, verbose: bool = False, width: int | None = Non
 def summary(counts: dict[str, int]) -> str:
     """The counts in one sentence."""
     return (
-        f"{_count(counts['overloads'], 'overload')}, {counts['exercised']} ran on some input; "
+        f"{counted(counts['overloads'], 'overload')}, {counts['exercised']} ran on some input; "
         f"{counts['writable']} declare a write: {counts['writable exercised']} of them ran, and on "
         f"{counts['writable with every write seen']} every declared write was seen"
     )
@@ -116,8 +116,4 @@ def _bare(subject: str) -> str:
 
 
 def _ops(number: int) -> str:
-    return _count(number, "op")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return counted(number, "op")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import terminal
-from gradext.base.text import clean
+from gradext.base.text import clean, counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -145,8 +145,8 @@ def legend(items: Sequence[tuple[str, TensorState]]) -> list[str]:
     if known and len(known) < len(sizes):
         amount = f"at least {amount}"
     text = [
-        f"{_many(len(items), 'path')}, {_many(len(tensors), 'tensor')}, "
-        f"{_many(len(storages), 'storage')}, {amount} outside views"
+        f"{counted(len(items), 'path')}, {counted(len(tensors), 'tensor')}, "
+        f"{counted(len(storages), 'storage')}, {amount} outside views"
     ]
     rows = tree_rows(items)
     if any(row[4] for row in rows):
@@ -244,10 +244,6 @@ def _short_names(letter: str, ids: Sequence[int | None]) -> dict[int | None, str
     counts = Counter(value for value in ids if value)
     shared = [value for value in counts if counts[value] > 1]
     return {value: f"{letter}{number}" for number, value in enumerate(shared, 1)}
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _count(number: Any) -> str:

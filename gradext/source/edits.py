@@ -273,7 +273,7 @@ def is_read_after(source: Source, statement: Any, name: str) -> bool:
     function = source.function_of(statement)
     if "." in name or not isinstance(function, cst.FunctionDef):
         in_loop = next((n for n in source.above(statement) if isinstance(n, cst.For)), None)
-        if "." in name or in_loop is None or not _binds(source, in_loop.target, name):
+        if "." in name or in_loop is None or not has_name(source, in_loop.target, name):
             return True
         within: Any = in_loop.body
     else:
@@ -289,7 +289,7 @@ def is_read_after(source: Source, statement: Any, name: str) -> bool:
             if not isinstance(outer, cst.Arg) or outer.keyword is node:
                 continue
         is_loop_variable = any(
-            _binds(source, loop.target, name) for loop in loops if isinstance(loop, cst.For)
+            has_name(source, loop.target, name) for loop in loops if isinstance(loop, cst.For)
         )
         if source.span(node)[0] >= end:
             return True
@@ -300,10 +300,11 @@ def is_read_after(source: Source, statement: Any, name: str) -> bool:
     return False
 
 
-def _binds(source: Source, target: Any, name: str) -> bool:
+def has_name(source: Source, node: Any, name: str) -> bool:
+    """Whether a name stands somewhere in a node."""
     import libcst as cst
 
-    return any(isinstance(n, cst.Name) and n.value == name for n in source.nodes(target))
+    return any(isinstance(n, cst.Name) and n.value == name for n in source.nodes(node))
 
 
 def written(source: Source, node: Any) -> str | None:

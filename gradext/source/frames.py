@@ -51,21 +51,17 @@ def qualified(code: types.CodeType) -> str:
     if code.co_name == "<module>" or len(lines) < code.co_firstlineno:
         return code.co_name
     parts = [code.co_name]
-    indent = _indent(lines.pop())
+    indent = syntax.indent(lines.pop())
     for line in reversed(lines):
         if not indent:
             break
-        if not line.strip() or line.lstrip().startswith("#") or _indent(line) >= indent:
+        if not line.strip() or line.lstrip().startswith("#") or syntax.indent(line) >= indent:
             continue
-        indent = _indent(line)
+        indent = syntax.indent(line)
         header = _HEADER.match(line)
         if header is not None:
             parts += [header[3]] if header[2] == "class" else ["<locals>", header[3]]
     return ".".join(reversed(parts))
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" \t"))
 
 
 def frame_of(code: types.CodeType, instruction: int) -> Frame:

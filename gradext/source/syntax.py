@@ -142,16 +142,16 @@ def _cuts(lines: list[str], line: int) -> Iterator[tuple[int, int]]:
     """(first, last + 1), from 0, of what may be the whole of the function around a line."""
     at = min(line, len(lines)) - 1
     # The headers above, each further out than the one before: a function, its class, ...
-    width, headers = _width(lines[at]), []
+    width, headers = indent(lines[at]), []
     if _HEADER.match(lines[at]) or lines[at].lstrip().startswith("@"):
         width += 1  # the header itself, or a decorator
         while at < len(lines) - 1 and lines[at].lstrip().startswith("@"):
             at += 1
     for number in range(at, -1, -1):
         text = lines[number]
-        if _is_blank(text) or _width(text) >= width or not _HEADER.match(text):
+        if _is_blank(text) or indent(text) >= width or not _HEADER.match(text):
             continue
-        width = _width(text)
+        width = indent(text)
         headers.append(number)
         if width == 0:
             break
@@ -159,22 +159,22 @@ def _cuts(lines: list[str], line: int) -> Iterator[tuple[int, int]]:
     outermost = next((n for n in reversed(headers) if _DEF.match(lines[n])), None)
     if outermost is None:
         first = at
-        while first > 0 and (_is_blank(lines[first]) or _width(lines[first]) > 0):
+        while first > 0 and (_is_blank(lines[first]) or indent(lines[first]) > 0):
             first -= 1
     else:
         first = outermost
-        width = _width(lines[first])
+        width = indent(lines[first])
         # Its decorators, which may take several lines each: `)` closes one.
         for number in range(first - 1, -1, -1):
             text = lines[number]
-            if text.lstrip().startswith("@") and _width(text) == width:
+            if text.lstrip().startswith("@") and indent(text) == width:
                 first = number
-            elif not _is_blank(text) and _width(text) <= width and text.lstrip()[0] not in ")]}":
+            elif not _is_blank(text) and indent(text) <= width and text.lstrip()[0] not in ")]}":
                 break
-    inside = _width(lines[first])
+    inside = indent(lines[first])
     last, tries = max(at, outermost or first) + 1, 0
     while last < len(lines) and tries < 4:
-        if not _is_blank(lines[last]) and _width(lines[last]) <= inside:
+        if not _is_blank(lines[last]) and indent(lines[last]) <= inside:
             yield first, last
             tries += 1
         last += 1
@@ -182,7 +182,8 @@ def _cuts(lines: list[str], line: int) -> Iterator[tuple[int, int]]:
         yield first, len(lines)
 
 
-def _width(text: str) -> int:
+def indent(text: str) -> int:
+    """How many spaces and tabs a line begins with."""
     return len(text) - len(text.lstrip(" \t"))
 
 

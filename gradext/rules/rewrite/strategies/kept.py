@@ -8,7 +8,7 @@ from typing import Any
 
 from gradext.rules.rewrite import carried
 from gradext.rules.rewrite.strategies.case import Candidate, Case, Place, at, candidate
-from gradext.source.edits import Edit, Source, written
+from gradext.source.edits import Edit, Source, has_name, written
 
 _ENTRY = re.compile(r"`([\w.]+)\[\d+\]`, an entry of `\1`")
 
@@ -26,7 +26,7 @@ class EmptyTheList:
         for place, source, statement in case.statements(case.failed_at):
             function = source.function_of(statement)
             scopes = [function, source.module] if place.function == "<module>" else [function]
-            if root == "self" or not any(_has_name(source, scope, root) for scope in scopes):
+            if root == "self" or not any(has_name(source, scope, root) for scope in scopes):
                 continue
             edit = source.insert_lines(statement, f"{found[1]}.clear()", after=True)
             title = f"empty `{found[1]}` below the backward() at {at(place)}"
@@ -45,12 +45,6 @@ def _is_appended_to(source: Source, owner: str) -> bool:
         if node.func.attr.value in carried.GROWING and name and name.rpartition(".")[2] == last:
             return True
     return False
-
-
-def _has_name(source: Source, scope: Any, name: str) -> bool:
-    import libcst as cst
-
-    return any(isinstance(node, cst.Name) and node.value == name for node in source.nodes(scope))
 
 
 class WithoutTheCache:

@@ -27,7 +27,7 @@ def is_among(path: str, paths: Iterable[str]) -> bool:
 
 
 def lay(texts: dict[str, bytes]) -> None:
-    """From now on each path of `texts` has that content for import, for tracebacks and for gradext.
+    """Give each path of `texts` that content, for import, for tracebacks and for gradext.
 
     Bytecode of these files is neither read nor written: it would be that of the file.
     """

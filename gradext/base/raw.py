@@ -128,7 +128,7 @@ def items_of(mapping: Any) -> Iterable[tuple[Any, Any]] | None:
 
 
 def _items_of_chain(maps: Any) -> list[tuple[Any, Any]] | None:
-    """In ChainMap's own order: that of the last mapping first, with the first one's values."""
+    """The items in ChainMap's own order: the last mapping's first, with the first one's values."""
     if type(maps) is not list:
         return None
     found: dict[Any, tuple[Any, Any]] = {}

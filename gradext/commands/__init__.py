@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Help(argparse.HelpFormatter):
-    """As wide as the terminal, as argparse's own, and found without an import.
+    """argparse's formatter, which finds the width of the terminal without an import.
 
     argparse makes a formatter for each option that it is told of, and that imports shutil, with all
     that compresses files.

@@ -81,7 +81,7 @@ def scripts() -> Path | None:
 
 
 def _problem(args: argparse.Namespace) -> str | None:
-    """What is wrong with the command line, in one line."""
+    """One line that says what is wrong with the command line."""
     for suite in args.suites:
         if suite not in SUITES:
             return f"no suite is called {suite!r}; there are {', '.join(SUITES)}"

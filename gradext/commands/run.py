@@ -391,7 +391,7 @@ def unusable() -> str | None:
 
 
 def _say_what_guard_takes(parser: argparse.ArgumentParser) -> None:
-    """In place of argparse's "ignored explicit argument", for `--guard=none` and the like."""
+    """Replace argparse's "ignored explicit argument" for `--guard=none` and the like."""
     plain = parser.error
 
     def error(message: str) -> NoReturn:

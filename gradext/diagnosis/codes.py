@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Code(NamedTuple):
-    """What is the same in every diagnosis of a code.
+    """The facts that are the same in every diagnosis of a code.
 
     Attributes:
         name: its stable name.

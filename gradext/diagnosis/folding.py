@@ -24,7 +24,7 @@ def by_cause(found: Iterable[Diagnosis]) -> list[Diagnosis]:
 
 
 def cause(diagnosis: Diagnosis) -> tuple[object, ...] | None:
-    """What is the same for all diagnoses of one cause; None for one that stands alone."""
+    """A key that is the same for all diagnoses of one cause; None for one that stands alone."""
     if diagnosis.code in _OF_ONE_SAVE and diagnosis.culprits:
         lines = tuple((s.frame.file, s.frame.line, s.frame.column) for s in diagnosis.culprits)
         return (diagnosis.code, diagnosis.severity, lines)

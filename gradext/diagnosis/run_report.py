@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class RunReport(NamedTuple):
-    """What is known of a run.
+    """The report of one run.
 
     Attributes:
         gradext, torch: versions; torch is None where the program has not imported it.

@@ -37,12 +37,12 @@ class Whom(NamedTuple):
     threads: tuple[str | None, ...] = ()
 
     def with_threads(self, more: Iterable[str | None]) -> Whom:
-        """The same, met by these threads too."""
+        """A copy with these threads added."""
         threads = tuple(dict.fromkeys((*self.threads, *more)))[:MOST]
         return self if threads == self.threads else self._replace(threads=threads)
 
     def to_json(self) -> dict[str, Any]:
-        """What is known, under the names that `gradext run --json` has for it."""
+        """The known fields, under the names that `gradext run --json` has for it."""
         named = [thread for thread in self.threads if thread is not None]
         found: dict[str, Any] = {
             "pid": self.pid,

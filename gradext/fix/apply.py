@@ -15,7 +15,7 @@ from gradext.base import whole_file
 
 
 class CannotApply(Exception):
-    """Nothing was changed; the text says why."""
+    """A patch was not applied, and nothing was changed; the text says why."""
 
 
 def write(files: Mapping[str, bytes], before: Mapping[str, bytes]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 
 
 def tensors_in(given: Any) -> Iterator[torch.Tensor]:
-    """Those in `given`, in order, down through tuples, lists and the values of dicts."""
+    """The tensors in `given`, in order, down through tuples, lists and the values of dicts."""
     if isinstance(given, torch.Tensor):
         yield given
     elif isinstance(given, (tuple, list)):

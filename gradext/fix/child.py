@@ -62,7 +62,7 @@ class _Enough(SystemExit):
 
 
 class Notes:
-    """What is written down of the passes of this process."""
+    """The notes of the backward passes of this process."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec

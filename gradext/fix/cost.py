@@ -125,7 +125,7 @@ class Cost:
 
     @property
     def ratio(self) -> float | None:
-        """Of the times; None where they are too short to be compared."""
+        """The times, patched over broken; None where they are too short to be compared."""
         if self.seconds is None or self.seconds_before is None or self.seconds_before < SHORTEST:
             return None
         return self.seconds / self.seconds_before

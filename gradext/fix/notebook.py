@@ -17,7 +17,7 @@ _OTHER_LANGUAGE = re.compile(r"%%(?!time|timeit|capture|prun)\w")
 
 
 class NoNotebook(ValueError):
-    """It cannot be read; the text says why."""
+    """A notebook that cannot be read; the text says why."""
 
 
 def program(path: str) -> str:

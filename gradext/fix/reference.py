@@ -184,7 +184,7 @@ class Recomputed:
         self.doubt: str | None = None
 
     def told_by(self, function: Any) -> Any:
-        """The same function, whose calls are noted."""
+        """The function, wrapped so that its calls are noted."""
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ COMMAND = "<string>"  # the name of the code of `-c`
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What is run.
+    """The program that is tried.
 
     Attributes:
         words: as they stand behind `gradext run`, the program first.
@@ -53,7 +53,7 @@ class Noted(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> tuple[Noted, dict[str, Any]]:
-        """Of one file, and what else it says."""
+        """The notes in one file, and what else the file says."""
         facts = _json(path)
         values: list[list[Any]] = []
         if os.path.exists(path + ".pt"):
@@ -123,7 +123,7 @@ class Ran:
         return min([*raised, *told], default=len(self.passes))
 
     def edges_from(self, index: int) -> int:
-        """Of the graphs of a pass and those after it."""
+        """The number of edges in the graphs of a pass and of those after it."""
         return sum(note.get("edges", 0) for note in self.passes[index:])
 
     @property
@@ -208,7 +208,7 @@ def run(
 
 
 def environment() -> dict[str, str]:
-    """Of each run, and of the stem."""
+    """The environment of each run, and of the stem."""
     given = {"PYTHONHASHSEED": "0", **os.environ, "COLUMNS": "100"}
     for name in ("GRADEXT_RUN", "GRADEXT_RECORD"):
         given.pop(name, None)

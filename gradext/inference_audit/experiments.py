@@ -1,4 +1,4 @@
-"""What is done to a subject: called in each mode, again and in threads, trained, copied and saved.
+"""Experiments on a subject: called in each mode, again and in threads, trained, copied and saved.
 
 Each experiment takes a Subject that nobody has called yet and returns plain data (facts, Sites,
 copies of tensors) that a process can send. Owns no judgement and no isolation.
@@ -76,7 +76,7 @@ def under_inference_mode(random: RandomNumbers, subject: Subject) -> dict[str, A
 
 
 def under_no_grad(random: RandomNumbers, subject: Subject) -> dict[str, Any]:
-    """The same call under no_grad, and the same train step: what the other is held against."""
+    """Make the call under no_grad and the train step, to compare the other experiments with."""
     found: dict[str, Any] = {}
     random.restore()
     with record() as recording:
@@ -96,7 +96,7 @@ def afterwards(
     random: RandomNumbers,
     subject: Subject,
 ) -> dict[str, Any]:
-    """What is done with a model after a call in `mode`: by name, the Trouble or None."""
+    """Try what is done with models after a call in `mode`: for each by name its Trouble or None."""
     random.restore()
     _, error = _call(subject, mode, None)
     found: dict[str, Any] = {"error": error}

@@ -32,7 +32,7 @@ _READY = b"!"
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is audited, and with what it is called.
+    """The function or model that is audited, and its arguments.
 
     Attributes:
         value: what is called. owner: what holds its tensors (the module of a bound method).

@@ -65,7 +65,7 @@ class _Watch:
         return self._kept(explain(error, self.recording))
 
     def silent(self) -> list[Diagnosis]:
-        """What is wrong although nothing was raised, each once."""
+        """The diagnoses of what is wrong although nothing was raised, each once."""
         incidents.settle(self.recording)
         found = {
             (d.code, d.message): d

@@ -26,7 +26,7 @@ def snippet(claim: Claim) -> str:
 
 
 def cell(claim: Claim) -> str:
-    """The same as a notebook's cell, which fails where the verdict is not the expected one."""
+    """The code as a notebook's cell, which fails where the verdict is not the expected one."""
     lines = [
         f'lesson.begin("{claim.number}")',
         before_the_answer(claim),

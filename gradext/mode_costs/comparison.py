@@ -132,7 +132,7 @@ class ModeComparison(display.Shown):
         return self.ratios[mode, below]
 
     def difference(self, mode: str, over: str | None = None) -> str:
-        """In words: how much longer (+) or shorter a call takes, or that nothing can be seen."""
+        """A text: how much longer (+) or shorter a call takes, or that nothing can be seen."""
         return in_words(self.ratio(mode, over))
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ SAME = ("processor", "system", "gpu")
 
 
 def record(root: Path = ROOT) -> dict[str, Any]:
-    """This machine, this torch, the commit of the checkout at `root` (None: it is none), today."""
+    """A record of machine, torch, date, and commit of the checkout at `root` (None: it is none)."""
     import torch
 
     from gradext._version import __version__

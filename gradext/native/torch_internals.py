@@ -25,7 +25,7 @@ class Internal:
 
     @property
     def line(self) -> str:
-        """What is said where it is not there."""
+        """The sentence for a torch that does not have it."""
         return f"{self.name} is not where it was in the releases gradext knows: {self.without}"
 
 

@@ -331,7 +331,7 @@ class FlagChange:
 
 
 class _Uses(Columns):
-    """What nodes had saved, noted as a backward that may use it began."""
+    """Saved tensors of nodes, noted when a backward that may use them began."""
 
     order: int
     storage: int
@@ -349,7 +349,7 @@ class _Uses(Columns):
 
 
 class _Moments(Columns):
-    """When writes happened, nodes were made and nodes ran."""
+    """The times at which writes happened, nodes were made and nodes ran."""
 
     order: int
     time: int

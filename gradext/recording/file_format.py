@@ -57,7 +57,7 @@ _MOST = 1 << 48
 
 
 class Damaged(ValueError):
-    """What is wrong with a file, in a few words."""
+    """A file that cannot be read as a recording; the text says why, in a few words."""
 
 
 class OtherColumns(Exception):

@@ -35,7 +35,7 @@ _LATER = "this happened before on the same lines; the {what} told of here are th
 
 
 class Finding(NamedTuple):
-    """What is known of a finding before it is explained.
+    """A fault that was met, with what tells it from others before it is explained.
 
     Attributes:
         places: the lines that take part; details: what else an explanation may tell of.

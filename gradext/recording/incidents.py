@@ -225,7 +225,7 @@ def _silent(
     *,
     by_guard: bool = True,
 ) -> Sequence[Diagnosis]:
-    """What is silently wrong: as it was explained before, or explained now if there is time.
+    """The diagnoses of a silent fault: those made before, or new ones if there is time.
 
     A guard lifts the limit of time where it looks itself (`by_guard`).
     """

@@ -175,7 +175,7 @@ class Data:
         return Birth(**{**facts, "has_gradient_behind": bool(facts["has_gradient_behind"])})
 
     def birth_of(self, storage: int) -> Birth | None:
-        """Of the inference tensors with this storage; None if it was made before the recording.
+        """The birth of the inference tensors on a storage; None if it came before the recording.
 
         Also of a parameter by its own id: its storage may have been exchanged since.
         """
@@ -208,7 +208,7 @@ class Data:
         )
 
     def flow_of(self, tensor: int) -> Flow | None:
-        """Of a living tensor without gradient, by its id."""
+        """The flow that made a living tensor without gradient, given by its id."""
         table = self.flows
         rows = table[(table[:, FLOWS.tensor] == tensor) & (table[:, FLOWS.lives] == 1)]
         return self.flow(rows[0]) if len(rows) else None
@@ -236,7 +236,7 @@ class Data:
         return self.birth(self.births[row - len(self.flows)])
 
     def flows_with(self, flag: int, most: int | None = None) -> list[Flow]:
-        """Those that have a flag, oldest first; of more than `most`, the latest."""
+        """The flows that have a flag, oldest first; if they are more than `most`, the latest."""
         return [self.flow(row) for row in self._flow_rows(flag, most)]
 
     def _flow_rows(self, flag: int, most: int | None = None) -> Array:
@@ -323,7 +323,7 @@ class Data:
         return orders[at - 1] if at else 0
 
     def flag_of(self, tensor: int) -> FlagChange | None:
-        """When the program last set `requires_grad` of a living tensor, by its id."""
+        """The last time that the program set `requires_grad` of a living tensor (its id)."""
         rows = self.flags[self.flags[:, FLAGS.tensor] == tensor]
         if not len(rows):
             return None

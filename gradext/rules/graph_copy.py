@@ -157,15 +157,15 @@ class Graph:
         return self._copy.sequences()
 
     def freed(self) -> list[bool]:
-        """Of each node, whether its backward ran without retain_graph."""
+        """For each node, whether its backward ran without retain_graph."""
         return self._copy.freed()
 
     def following(self) -> list[list[int]]:
-        """Of each node, the numbers of the next ones; -1 where there is none."""
+        """For each node, the numbers of the next ones; -1 where there is none."""
         return self._copy.following()
 
     def above(self) -> list[list[int]]:
-        """Of each node, the numbers of those that lead to it."""
+        """For each node, the numbers of those that lead to it."""
         found: list[list[int]] = [[] for _ in range(len(self.nodes))]
         for number, following in enumerate(self.following()):
             for each in following:
@@ -178,7 +178,7 @@ class Graph:
         return map(self.nodes.__getitem__, self._copy.newest_first())
 
     def saving(self, storages: Iterable[int] = (), counters: Iterable[int] = ()) -> list[Node]:
-        """Those that saved a tensor on one of the storages or with one of the counters.
+        """The nodes that saved a tensor on one of the storages or with one of the counters.
 
         In the order in which backward would come to them.
         """
@@ -186,7 +186,7 @@ class Graph:
         return [self.nodes[number] for number in numbers]
 
     def unread(self) -> list[Node]:
-        """Those of which something cannot be read."""
+        """The nodes of which something cannot be read."""
         found = (self.nodes[number] for number in self._copy.unread())
         return [node for node in found if node.hooked or not node.is_readable]
 

@@ -55,7 +55,7 @@ class Option(NamedTuple):
 
     @property
     def attribute(self) -> str:
-        """Of the parsed command line."""
+        """The name of its attribute in the parsed command line."""
         return self.key.replace("-", "_")
 
 
@@ -75,7 +75,7 @@ def codes(value: Any) -> tuple[str, ...]:
 
 
 def exit_code(value: Any) -> int:
-    """From 1 to 255."""
+    """An exit code, from 1 to 255."""
     number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
     if type(number) is not int or not 1 <= number <= 255:
         raise ValueError(f"a whole number from 1 to 255, not {value!r}")

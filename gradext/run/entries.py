@@ -64,14 +64,14 @@ class Entry:
         return (*self.diagnosis.key(), self.whom.pid)
 
     def as_told(self, severity: str) -> Told:
-        """As a report has it, with the severity that it has in this run."""
+        """The entry as a report has it, with the severity that it has in this run."""
         import dataclasses  # as in gradext.diagnosis.run_report
 
         return Told(dataclasses.replace(self.diagnosis, severity=severity), self.count, self.whom)
 
 
 def where(diagnosis: Diagnosis) -> str:
-    """The code and the first line of it, to say again what was told before."""
+    """The code and the first line of a diagnosis: a short name for one that was printed before."""
     sites = (*diagnosis.culprits, *diagnosis.victims)
     if not sites:
         return diagnosis.code

@@ -1,4 +1,4 @@
-"""Methods of a session, whose own errors are no business of the program's. Imports no torch."""
+"""A decorator that keeps the errors of gradext's own methods from the program. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ P = ParamSpec("P")
 
 
 def guarded(method: Callable[P, None]) -> Callable[P, None]:
-    """Nothing that fails in `method` reaches the program; it is told at the end of the report.
+    """The method, wrapped: an error in it is noted for the end of the report, and not raised.
 
     Signals' handlers run after it, and what they raise is the program's.
     """

@@ -27,7 +27,7 @@ LAUNCHERS = (
 
 
 def of_process(is_child: bool) -> Whom:
-    """This process, without its number; `is_child`: not the run's root."""
+    """The Whom of this process, without its number. `is_child`: it is not the run's root."""
     rank, ranks, local = of_launcher()
     joined = _process_group()
     if joined is not None:

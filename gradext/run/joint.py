@@ -61,7 +61,7 @@ class Joint:
             return True
 
     def claim(self, told: Sequence[Told]) -> list[Told]:
-        """Those that no other rank has told of, which count as told from here on."""
+        """The diagnoses that no other rank has reported; from now on they count as reported."""
         with self._shared() as shared:
             if shared is None:
                 return list(told)
@@ -101,7 +101,7 @@ class Joint:
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[dict[str, Any] | None]:
-        """What is shared, to be changed within the block; None where it cannot be had."""
+        """The facts that ranks share, to be changed in the block; None if there is no file."""
         import fcntl
 
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -127,7 +127,7 @@ class Joint:
 
 
 def of_this_process() -> Joint | None:
-    """This process's place among the ranks that a launcher has started; None if it is none."""
+    """The place of this process among the ranks that a launcher has started; None if it is none."""
     rank, ranks, _ = identity.of_launcher()
     if rank is None or (ranks is not None and ranks < 2):
         return None
@@ -199,7 +199,7 @@ def _report(part: Any) -> RunReport | None:
 
 
 def _is_more(group: Sequence[Told], said: Any) -> bool:
-    """Whether what was said when the fault was told of is not all."""
+    """Whether a fault has occurred more often, or on more ranks, than was said of it."""
     if said is None:
         return False
     more = sum(one.count for one in group) > said["count"]

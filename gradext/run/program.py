@@ -198,7 +198,7 @@ def _is_importable(target: Target) -> bool:
 
 
 def _absolute(path: str) -> str:
-    """As Python makes a script's path absolute: joined, not normalised."""
+    """The path as Python makes that of a script absolute: joined, not normalised."""
     return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 

@@ -323,7 +323,7 @@ class Session:
         return entry.diagnosis.severity if told_as_is else "warning"
 
     def _ordered(self) -> list[Entry]:
-        """Those of the uncaught error, then the silent errors, then the warnings."""
+        """The entries: of the uncaught error, then other errors, silent errors, warnings."""
 
         def rank(entry: Entry) -> int:
             if self._severity(entry) != "error":
@@ -338,18 +338,18 @@ class Session:
         return sorted(told, key=rank)
 
     def diagnoses(self) -> list[Diagnosis]:
-        """What is known now, most important first, as it will be reported."""
+        """The diagnoses until now, most important first, as they will be reported."""
         self.here()
         with self._lock:
             return self._as_told(self._ordered())
 
     def latest(self) -> list[Diagnosis]:
-        """What was met last, as it will be reported."""
+        """The diagnosis that was met last, as it will be reported."""
         with self._lock:
             return self._as_told(sorted(self._entries.values(), key=lambda entry: entry.met)[-1:])
 
     def _whom(self) -> Whom:
-        """This process and thread. Without the process's number: its root adds that of a child."""
+        """The Whom of this process and thread; the root adds the process's number."""
         return identity.of_process(not self.is_root).with_threads(identity.thread())
 
     def _as_told(self, entries: Iterable[Entry]) -> list[Diagnosis]:

@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def new(cls, outputs: Mapping[str, str], options: RecordOptions) -> Settings:
-        """Those of a new run, whose root is this process; `outputs`: a path for each format."""
+        """The settings of a new run with this process as root; `outputs`: paths by format."""
         run = os.urandom(8).hex()
         files = tuple((name, results_file.absolute(path)) for name, path in outputs.items())
         own = f"gradext-{run}.json"
@@ -58,7 +58,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> Settings | None:
-        """Those of the run that this process belongs to; None where it belongs to none.
+        """The settings of the run that this process belongs to; None where it belongs to none.
 
         Raises:
             BadVariable: what stands there is nothing that this version of gradext has put there.

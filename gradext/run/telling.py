@@ -58,7 +58,7 @@ def repeats(entries: Iterable[Entry]) -> list[str]:
 
 
 def _most(group: Sequence[Entry], numbers: Sequence[int]) -> int:
-    """Of one finding, in all processes: several victims of one write are not several writes."""
+    """The largest sum of one diagnosis: several victims of one write are not several writes."""
     sums: dict[object, int] = {}
     for entry, number in zip(group, numbers, strict=True):
         key = entry.diagnosis.key()
@@ -94,7 +94,7 @@ def fails(entries: Iterable[Entry], severity: Callable[[Entry], str], codes: Seq
 
 
 def last_words(entries: Iterable[Entry], shown: Shown) -> str:
-    """What is printed if a signal ends the process now: all that was not told; "" for nothing."""
+    """The text to print if a signal ends the process now: all that was not printed; "" for none."""
     told = []
     for entry in entries:
         if not entry.printed:

@@ -24,7 +24,7 @@ __all__ = ["explain", "leave_words", "own_errors", "settle", "start"]
 
 
 def leave_words(text: str, path: str | None) -> None:
-    """What is printed, on stderr or into a file, if a signal ends this process from now on."""
+    """Set what is printed, on stderr or into a file, if a signal ends this process."""
     words = f"{text}\n".encode(errors="backslashreplace") if text else b""
     _C.set_last_words(words, path or "", telling.has_faulthandler())
 
@@ -54,7 +54,7 @@ def start(
 
 
 def _keep_drawn(session: Session, recording: recording.Recording) -> None:
-    """When the program has ended: what the files that are drawn from events are made of."""
+    """Keep, at the end of the program, what the files that are drawn from events need."""
     if session.is_root and recording.is_running and recording.drawing is not None:
         data = recording.data
         try:

@@ -33,7 +33,7 @@ def is_off() -> bool:
 
 
 def settings() -> Settings:
-    """Those of a new run, as the variables have them.
+    """The settings of a new run, as the environment variables have them.
 
     Raises:
         BadVariable: they make no sense.

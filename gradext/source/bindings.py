@@ -164,7 +164,7 @@ def _arguments(function: _Function) -> list[ast.arg]:
 
 
 def _own(node: ast.AST) -> Iterator[ast.AST]:
-    """What is below a node, without the bodies of functions and classes within it."""
+    """The nodes below a node, without the bodies of functions and classes within it."""
     pending = list(ast.iter_child_nodes(node))
     while pending:
         child = pending.pop()

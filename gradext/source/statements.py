@@ -33,7 +33,7 @@ def statement(site: Site) -> ast.stmt | None:
 
 
 def around(site: Site) -> list[ast.stmt]:
-    """Those around the site's line, outermost first; a decorator is no part of what it is on."""
+    """The statements around the site's line, outermost first, without what it decorates."""
     line = site.frame.line
     found = syntax.statements(site.frame.file, line, site.frame.column)
     return [node for node in found if node.lineno <= line]

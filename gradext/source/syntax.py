@@ -58,7 +58,7 @@ def around(file: str, line: int) -> ast.Module | None:
 
 
 def statements(file: str, line: int, column: int | None = None) -> list[ast.stmt]:
-    """Those that hold `line`, outermost first; decorators are held by what they decorate.
+    """The statements that hold `line`, outermost first; decorators are held by what they decorate.
 
     Args:
         column: in characters; tells those of one line apart, `a.tanh_(); b.exp_()`.
@@ -111,7 +111,7 @@ def _holds(tree: ast.Module, line: int) -> bool:
 
 
 def _tree(file: str, lines: list[str], first: int, last: int) -> ast.Module | None:
-    """Of lines[first:last], numbered as in the file."""
+    """The tree of lines[first:last], numbered as in the file."""
     key = (file, first, last)
     known = _trees.get(key)
     if known is not None and known[0] is lines:

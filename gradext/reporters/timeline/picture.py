@@ -154,7 +154,7 @@ class _Events:
 
 
 def _order_of_saves(data: Data, writes: Array, saves: Array) -> Array:
-    """Of each save, the order of the last write or backward that came before it.
+    """For each save, the order of the last write or backward that came before it.
 
     The numbers of nodes say which writes of their thread came before them; a backward came before
     the nodes that are newer than all of its own, where no write says otherwise.
@@ -198,7 +198,7 @@ _NAME = re.compile(r"Tensor `([^`]+)`")
 
 
 def _bad(events: _Events, data: Data, found: Sequence[Diagnosis]) -> tuple[Array, dict[int, str]]:
-    """Of each tick whether it is the write, the save or the use that a diagnosis tells of.
+    """For each tick, whether it is the write, the save or the use that a diagnosis tells of.
 
     And the names that diagnoses give the saved tensors, by their version counters.
     """

@@ -261,7 +261,7 @@ def _never_required(
     live: Sequence[Any],
     roots: Sequence[Any],
 ) -> Diagnosis:
-    """Nothing that went into the loss ever required grad."""
+    """The diagnosis where nothing that went into the loss ever required grad."""
     asked = _asked_for_grad(data, live)
     frozen = _frozen(data, names)
     fed = names.untracked_in_optimizer

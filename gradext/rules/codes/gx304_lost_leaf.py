@@ -39,7 +39,7 @@ _SILENCE = "if it is meant, end the line with `# gradext: ignore[GX304]`"
 
 
 def silent(outputs: Any, data: Data) -> list[Diagnosis | Awaited]:
-    """What is about to run backward depends on values that have left the graph."""
+    """The diagnoses for a backward on `outputs` that depends on values which left the graph."""
     from gradext.rules import graph_copy
 
     rows, whole = graph_copy.rows_below(outputs)

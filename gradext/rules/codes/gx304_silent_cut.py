@@ -183,7 +183,7 @@ def _constant_terms(outputs: Any, data: Data, live: Sequence[Any]) -> list[Diagn
 
 @dataclasses.dataclass(frozen=True)
 class _Told:
-    """What is told of one merge.
+    """The diagnosis of one merge.
 
     Attributes:
         line: the culprit's. copied, decided: the leaves that lose their gradient to a number or a

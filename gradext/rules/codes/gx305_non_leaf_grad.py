@@ -24,7 +24,7 @@ _MOST_NODES = 64  # between a tensor and the leaf that it was to be itself
 
 
 def read(tensor: Any, data: Data) -> list[Diagnosis]:
-    """Nothing where no backward has gone through the tensor: then there is no gradient to miss."""
+    """The diagnosis for a `.grad` that is read and None, after a backward through the tensor."""
     rows, whole = graph_copy.rows_below((tensor,), _MOST_NODES)
     made_by = graph_rows.key(rows[0]) if rows else None
     if made_by is None:

@@ -418,7 +418,7 @@ def _unexplained(
 
 
 def finding_of(error: BaseException, text: str) -> Finding | None:
-    """What is known of torch's own error before it is explained; None where nothing was noted."""
+    """The finding of torch's own error, not explained yet; None where nothing was noted."""
     noted = _notes_in(error)
     return None if noted is None else checkpoints.refused_finding(noted, text)
 
@@ -519,7 +519,7 @@ def _refused_fix(then: str, now: str, one: Site | None, other: Site | None) -> s
 
 
 def _notes_in(error: BaseException) -> checkpoints.Notes | None:
-    """Of the checkpoint whose recompute failed: torch's hook has its frame among its variables."""
+    """The notes of the checkpoint whose recompute failed, by way of a variable of torch's hook."""
     from gradext.base import errors
     from gradext.objects import naming
     from gradext.source import live_frames

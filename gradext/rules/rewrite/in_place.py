@@ -43,7 +43,7 @@ COPY_BEFORE = "copy before the write"
 
 
 class _Written(NamedTuple):
-    """Of the tensor that is written: see out_of_place()."""
+    """What out_of_place() has to know of the tensor that is written."""
 
     is_held: bool
     of_view: bool

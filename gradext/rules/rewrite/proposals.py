@@ -22,7 +22,7 @@ LARGEST = 400_000  # bytes of a file; a larger one takes longer to parse than a 
 
 
 class Proposals:
-    """Those of one report; each file is read once, and the time is that of all together.
+    """Edits for the diagnoses of one report. Files are read once; all share one limit of time.
 
     Args:
         texts: what no file has, by its name: the cells of a notebook. Nothing else is edited then.

@@ -298,7 +298,7 @@ def _reordered(
 
 
 def _again(forward: Frame, step: Frame, backward: Frame) -> str:
-    """What is to run a second time: from the first line that saved a parameter to the loss."""
+    """The lines to run a second time: from the first one that saved a parameter to the loss."""
     found = order_of_calls.between(forward, step, backward)
     frames = [
         dataclasses.replace(forward, line=node.lineno, column=node.col_offset) for node in found

@@ -1,4 +1,4 @@
-"""What is said of what a function's cache keeps: an inference tensor, or a graph that is used up.
+"""The words for what a function's cache keeps: an inference tensor, or a graph that is used up.
 
 An inference tensor cannot be exchanged there: the line that fails takes a copy of what the cached
 function hands out; or the cache is emptied, if there is a line below the mode's block that is

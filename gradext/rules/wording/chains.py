@@ -44,7 +44,7 @@ class Step:
         return [step for step in self.way() if step is not self and is_barrier(step.origin)]
 
     def way(self) -> Iterator[Step]:
-        """From here to the start."""
+        """The steps from here to the start."""
         at: Step | None = self
         while at is not None:
             yield at

@@ -29,11 +29,11 @@ class LostLeaves:
         return {root for root in roots if root is not None}
 
     def behind(self, cut: Birth | Flow) -> dict[int, str]:
-        """Those behind the cut that are to be trained, by id: their names."""
+        """The names of the leaves behind a cut that are to be trained, by their ids."""
         return {leaf: self._name(leaf) for leaf in self._behind(cut) if self._matters(leaf)}
 
     def lost(self, cut: Birth | Flow, *, by_hand: bool) -> dict[int, str]:
-        """Of those, the ones that no backward has reached so far, this one included.
+        """The names of those that no backward has reached so far, this one included, by id.
 
         Args:
             by_hand: count leaves that neither a module nor an optimizer has.

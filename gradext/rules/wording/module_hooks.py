@@ -1,4 +1,4 @@
-"""What is said of a view that a module's full backward hook made of its inputs or results.
+"""The words for a view that a module's full backward hook made of its inputs or results.
 
 torch passes both through an autograd.Function. Reads the modules that exist and source text.
 """

@@ -134,7 +134,7 @@ def _task(frames: Sequence[Frame]) -> Frame | None:
 
 
 def _name_of_thread(start: Frame) -> str | None:
-    """Of the one other thread that runs the function in which the write's thread began."""
+    """The name of the only other thread that runs the function in which the writer's began."""
     found: list[str] = []
     for ident, running in sys._current_frames().items():
         frame: Any = running

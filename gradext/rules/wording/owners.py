@@ -103,7 +103,7 @@ class Owners:
 
     @property
     def trainable_ids(self) -> list[int]:
-        """Of the parameters that an optimizer has; of all where there is no optimizer."""
+        """The ids of the parameters that an optimizer has; of all, if there is no optimizer."""
         return self._found.trainable
 
     @property

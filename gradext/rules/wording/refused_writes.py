@@ -1,4 +1,4 @@
-"""What is said of a write that autograd refused: message, labels, notes and help, by code."""
+"""The words for a write that autograd refused: message, labels, notes and help, by code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a tensor that was saved for backward and of those who wrote it.
+"""The words for a tensor that was saved for backward and of those who wrote it.
 
 Shared by the rules that tell of one: stale (GX101), silent_writes (GX401) and guarded (GX401,
 GX402). Works from a copy of the graph (evidence) and a recording's data; touches no tensor.

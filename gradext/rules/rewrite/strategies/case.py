@@ -34,7 +34,7 @@ class Place:
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Place:
-        """Of a frame as `gradext run --json` writes it."""
+        """The place of a frame as `gradext run --json` writes it."""
         return cls(
             real(facts["file"]),
             facts["line"],

@@ -144,7 +144,7 @@ class FreezeInPlaceOfNoGrad:
 
 
 def _called(source: Source, block: Any) -> Iterator[str]:
-    """What is called within a block as modules are: `model` of `model(x)`, `self.lm` of
+    """The names that are called within a block as modules are: `model` of `model(x)`, `self.lm` of
     `self.lm.embed(x)`. Whether it is one, the run tells."""
     import libcst as cst
 

@@ -291,7 +291,7 @@ def _targets(node: ast.AST) -> set[str]:
 
 
 def _into_memory(statements: Sequence[ast.stmt]) -> list[tuple[set[str], set[str]]]:
-    """Steps from each array that is written to the memory that it was made of, and on from there."""
+    """Steps from each array that is written to the memory it was made of, and on from there."""
     shared = [*map(_shared_memory, statements)]
     filled = {name for each in statements for name in _filled(each)}
     found: list[tuple[set[str], set[str]]] = []

@@ -62,6 +62,10 @@ CODES = {
         *("non-leaf-grad-read", "warning", "the tensor that is no leaf is made here"),
         "its .grad is read here",
     ),
+    "GX306": Code(
+        *("untrained-parameter", "warning", "the parameter is made here"),
+        "the optimizer is made here",
+    ),
     "GX401": Code("silent-write", "error", _WRITTEN, _SAVED),
     "GX402": Code("check-disabled", "error", _WRITTEN, _SAVED, needs_guard=True),
     "GX403": Code(

@@ -87,6 +87,18 @@ def _checkpoint_frame() -> Any:
     return frame if kept <= names else None
 
 
+def _groups() -> Any:
+    """What each optimizer is made by, where modules say what is registered in them."""
+    from torch.nn.modules import module
+
+    wanted = (
+        "register_module_parameter_registration_hook",
+        "register_module_module_registration_hook",
+    )
+    grow = vars(torch.optim.Optimizer).get("add_param_group")
+    return grow if callable(grow) and all(hasattr(module, name) for name in wanted) else None
+
+
 ENGINE = Internal(
     "torch.autograd.graph._engine_run_backward",
     "what a backward raises is not explained, and silent errors are not looked for",
@@ -128,7 +140,16 @@ CHECKPOINT = Internal(
     _checkpoint_frame,
 )
 
-ALL = (ENGINE, MARK_DIRTY, INCREMENT, SET_COUNTER, BOOTSTRAP, APPLY, HIGHER_ORDER, CHECKPOINT)
+GROUPS = Internal(
+    "torch.optim.Optimizer.add_param_group",
+    "parameters that no optimizer has are not looked for",
+    _groups,
+)
+
+ALL = (
+    *(ENGINE, MARK_DIRTY, INCREMENT, SET_COUNTER, BOOTSTRAP, APPLY, HIGHER_ORDER, CHECKPOINT),
+    GROUPS,
+)
 
 
 def is_there(internal: Internal) -> bool:

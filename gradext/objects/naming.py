@@ -82,11 +82,7 @@ class Names:
         self._prefixes: dict[int, str] = {}
         self._seen: set[int] = set()  # modules, by id()
         self._is_complete = not modules
-        user = [frame for frame in live if package.is_user_file(frame.f_code.co_filename)]
-        scopes = [locals_of(frame) for frame in user]
-        spaces = {id(frame.f_globals): frame.f_globals for frame in user}
-        scopes += [items_in(space) for space in spaces.values()]
-        scopes = [_own_last(scope) for scope in scopes]
+        scopes = _scopes_of(live)
         for scope in scopes:
             for name, value in scope:
                 self._variables.setdefault(id(value), name)
@@ -227,16 +223,8 @@ class Names:
 
     def _modules_of(self, scopes: list[list[tuple[str, Any]]]) -> None:
         """The modules in variables, and in attributes and items of what variables hold."""
-        held = {
-            id(module): (path, module)
-            for scope in scopes
-            for name, value in scope
-            for path, module in modules_in(value, name, depth=2)
-        }
-        children = {id(c) for _, module in held.values() for _, c in group_of(module, "_modules")}
-        for path, module in held.values():
-            if id(module) not in children:
-                self._root(module, self._variables.get(id(module)) or path)
+        for path, module in _roots_of(scopes):
+            self._root(module, self._variables.get(id(module)) or path)
 
     def know_roots(self, roots: list[Any]) -> None:
         """All there are, by root_modules(): not looked for a second time."""
@@ -272,6 +260,35 @@ class Names:
                 if name not in _MODULE_DICTS:
                     for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
                         self._add(tensor, (index, where))
+
+
+def named_roots(live: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Modules that the running frames reach and that are within none of the others, by name."""
+    scopes = _scopes_of(live)
+    variables: dict[int, str] = {}
+    for scope in scopes:
+        for name, value in scope:
+            variables.setdefault(id(value), name)
+    return [(variables.get(id(root)) or path, root) for path, root in _roots_of(scopes)]
+
+
+def _scopes_of(live: Iterable[Any]) -> list[list[tuple[str, Any]]]:
+    user = [frame for frame in live if package.is_user_file(frame.f_code.co_filename)]
+    scopes = [locals_of(frame) for frame in user]
+    spaces = {id(frame.f_globals): frame.f_globals for frame in user}
+    scopes += [items_in(space) for space in spaces.values()]
+    return [_own_last(scope) for scope in scopes]
+
+
+def _roots_of(scopes: list[list[tuple[str, Any]]]) -> list[tuple[str, Any]]:
+    held = {
+        id(module): (path, module)
+        for scope in scopes
+        for name, value in scope
+        for path, module in modules_in(value, name, depth=2)
+    }
+    children = {id(c) for _, module in held.values() for _, c in group_of(module, "_modules")}
+    return [(path, module) for path, module in held.values() if id(module) not in children]
 
 
 _Name = str | tuple[int, str]  # or the path below one of the roots

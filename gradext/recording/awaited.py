@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
@@ -39,6 +39,13 @@ class Awaited:
         return self.say(names) if names else None
 
 
+class Awaiting(Protocol):
+    """What waits for the end."""
+
+    def diagnosis(self) -> Diagnosis | None:
+        """What is told; None where it does not hold."""
+
+
 class Waiting:
     """The diagnoses of one recording that are held back, by the finding that each belongs to."""
 
@@ -49,7 +56,7 @@ class Waiting:
         if key in self._found or len(self._found) < _MOST:
             self._found.setdefault(key, []).append(_Look(tuple(found), 1))
 
-    def put(self, key: Any, found: Awaited) -> None:
+    def put(self, key: Any, found: Awaiting) -> None:
         """Hold back one diagnosis, in place of all that is held back under this key."""
         if key in self._found or len(self._found) < _MOST:
             self._found[key] = [_Look((found,), 1)]
@@ -115,8 +122,26 @@ class HeldLeaves:
 
 
 @dataclasses.dataclass
+class Unstepped:
+    """What the looks have seen of leaves that get gradients and are in no optimizer (GX306).
+
+    Attributes:
+        leaves: their memory, and the gradient that they had, by id.
+        order: of the journal at the first look. number: of what was last noted of optimizers then.
+        calls: of the optimizer's step() up to the first look, where they are counted. looks: how
+            many have found them.
+    """
+
+    leaves: dict[int, tuple[int, int]]
+    order: int
+    number: int
+    calls: int = 0
+    looks: int = 1
+
+
+@dataclasses.dataclass
 class _Look:
     """The diagnoses that one examination of a finding gave, and how often it has occurred since."""
 
-    found: tuple[Awaited, ...]
+    found: tuple[Awaiting, ...]
     count: int

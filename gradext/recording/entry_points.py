@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradext.native import _C, torch_internals
-from gradext.recording import checkpoints, incidents, own_errors, time_share
+from gradext.recording import checkpoints, incidents, own_errors, time_share, training
 
 _lock = threading.RLock()
 _undo: list[Callable[[], None]] = []
@@ -55,6 +55,7 @@ def uninstall() -> None:
             _undo.pop()()
         incidents.forget()
         checkpoints.forget()
+        training.forget()
 
 
 def _wrap_all() -> None:
@@ -100,6 +101,10 @@ def _wrap_all() -> None:
             ("check_recomputed_tensors_match", checkpoints.on_recomputed),
         ):
             _replace(frame, name, _C.wrap_method(vars(frame)[name], before))
+    if torch_internals.has(torch_internals.GROUPS):
+        optimizer: Any = torch.optim.Optimizer
+        grow = vars(optimizer)["add_param_group"]
+        _replace(optimizer, "add_param_group", _C.wrap_method(grow, training.on_group))
     if torch_internals.has(torch_internals.HIGHER_ORDER):
         _let_higher_order_ops_pass()
 

@@ -18,7 +18,7 @@ from gradext.base import errors, forks, interrupts, package, raw
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
-from gradext.recording import findings, judge, own_errors, running, said, time_share
+from gradext.recording import findings, judge, own_errors, running, said, time_share, training
 from gradext.recording.awaited import Awaited
 from gradext.source import live_frames
 
@@ -250,14 +250,18 @@ def _silent(
 # Why a backward is looked at before it runs (csrc/recorder/python/backward.h).
 UNCOUNTED_WRITE = _C.SUSPICIONS["UNCOUNTED_WRITE"]
 HELD_LEAVES = _C.SUSPICIONS["HELD_LEAVES"]
+TRAINING = _C.SUSPICIONS["TRAINING"]
 
 
 def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
-    """Before a backward that may be silently wrong; `why` is a sum of reasons."""
+    """Before a backward that may be silently wrong, or after it; `why` is a sum of reasons."""
     recording = running.innermost()
     if recording is None:
         return
     try:
+        if why & TRAINING:
+            _look_at_training(outputs, recording)
+            return
         if why & UNCOUNTED_WRITE:
             with _in_turn():
                 found = _silent_writes(outputs, recording)
@@ -282,6 +286,16 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
         if interrupts.is_the_programs(fault):
             raise
         own_errors.count(fault, "check for silent errors")
+
+
+def _look_at_training(outputs: Any, recording: Recording) -> None:
+    """A backward has ended: what it gave a gradient, and who is to step that."""
+    training.known.looked()
+    if not recording.cuts:
+        return
+    with _in_turn(), time_share.limited("explained", by_guard=False) as may_look:
+        if may_look:
+            judge.the_judge().of_training(outputs, recording)
 
 
 def on_empty_grad(tensor: Any) -> None:

@@ -44,6 +44,9 @@ class Judge(Protocol):
     def of_held_leaves(self, outputs: Any, recording: Recording) -> None:
         """Leaves whose values go into the graph below `outputs` as constants, to be waited for."""
 
+    def of_training(self, outputs: Any, recording: Recording) -> None:
+        """Parameters that have got a gradient and are in no optimizer, to be waited for."""
+
     def of_empty_grad(self, tensor: Any, recording: Recording) -> Sequence[Diagnosis]:
         """Why nothing fills the `.grad` of a tensor that is no leaf."""
 

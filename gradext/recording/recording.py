@@ -94,6 +94,7 @@ class Recording(display.Shown):
         self.known = findings.Known()
         self.waiting = awaited.Waiting()
         self.held = awaited.HeldLeaves()
+        self.unstepped: dict[Any, awaited.Unstepped] = {}
         self.empty_grads: dict[Any, tuple[Diagnosis, ...]] = {}  # by the stack that read one
         self.drawing = Drawing() if self._options.uses else None
 

@@ -272,7 +272,13 @@ class Data:
         orders = self.writes[:, WRITES.order]
         if self.dropped.get("writes") and not (orders <= order).any():
             return None
-        found: list[int] = self.writes[orders > order, WRITES.storage].tolist()
+        return self.written_after(order)
+
+    def written_after(self, order: int) -> set[int]:
+        """The storages that were written after an event, as far as the writes are still known."""
+        found: list[int] = self.writes[
+            self.writes[:, WRITES.order] > order, WRITES.storage
+        ].tolist()
         return set(found)
 
     def _merge_rows(

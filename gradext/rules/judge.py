@@ -18,11 +18,16 @@ from gradext.rules.codes import (
     gx304_silent_cut,
     gx304_starved_leaf,
     gx305_non_leaf_grad,
+    gx306_hidden_leaf,
+    gx306_other_model,
+    gx306_untrained,
     gx401_silent_write,
     gx406_recompute_differs,
 )
 from gradext.rules.explain import explain
 from gradext.rules.recognise import of_error as recognise
+from gradext.rules.wording import unstepped
+from gradext.rules.wording.trained import Stacks, Trained
 from gradext.source import live_frames
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ __all__ = [
     "of_recompute",
     "of_silent_cuts",
     "of_silent_writes",
+    "of_training",
     "recognise",
 ]
 
@@ -91,6 +97,22 @@ def of_held_leaves(outputs: Any, recording: Recording) -> None:
     """GX304 of leaves whose values go into this graph as constants: told at the end, or never."""
     if recording.cuts:
         gx304_held_leaf.look(outputs, recording.data, recording.held, recording.waiting)
+
+
+def of_training(outputs: Any, recording: Recording) -> None:
+    """GX306 of parameters that nobody steps: told at the end, or never."""
+    now = Trained(live_frames.frames_above())
+    if not now.steppings:
+        return
+    stacks = Stacks()
+    found = [*gx306_untrained.found(now, stacks)]
+    known = {leaf for one in found for leaf in one.leaves}
+    found += gx306_hidden_leaf.found(now, stacks, outputs, known)
+    others = gx306_other_model.may_be(now)
+    if found or others or recording.unstepped:
+        data = recording.data  # a copy of all events
+        found += gx306_other_model.found(now, data, stacks) if others else ()
+        unstepped.note(now, found, recording, data)
 
 
 def of_empty_grad(tensor: Any, recording: Recording) -> list[Diagnosis]:

@@ -30,6 +30,7 @@ DIAGNOSED = sorted(CODES)
 PRINTED = {
     "GX204": ("keeps an inference tensor: True\n", "keeps an inference tensor: False\n"),
     "GX304": ("got 1.0 expected 5.0\n", "got 5.0 expected 5.0\n"),
+    "GX306": ("moved: False\n", "moved: True\n"),
     "GX401": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX402": ("got 1.5 expected 2.0\n", "got 2.0 expected 2.0\n"),
     "GX403": ("got 0.10000000149011612 expected 1.0\n", "got 1.0 expected 1.0\n"),

@@ -22,6 +22,7 @@ enum Suspicion : uint32_t {
   kLostLeaves = 16,     // a value left the graph, and no backward has reached what is behind it
   kStarvedLeaves = 32,  // it has ended: a Function's backward() gave leaves of its no gradient
   kHeldLeaves = 64,     // it takes in constants, behind which leaves lie that none has reached
+  kTraining = 128,      // it has ended: somebody asked to look at what is trained by now
 };
 // The engine is about to run on the graph below `roots` (tensors or GradientEdges); the sum of what
 // speaks against it. `accumulates`: it is backward(), not grad(). `to_fill`: gets the leaves that

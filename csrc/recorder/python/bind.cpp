@@ -107,6 +107,7 @@ void bind(py::module_& m) {
   suspicions["LOST_LEAVES"] = int{kLostLeaves};
   suspicions["STARVED_LEAVES"] = int{kStarvedLeaves};
   suspicions["HELD_LEAVES"] = int{kHeldLeaves};
+  suspicions["TRAINING"] = int{kTraining};
   m.attr("SUSPICIONS") = suspicions;
   m.def("recorder_stop", [](bool saves, bool births, bool cuts) { stop({saves, births, cuts}); });
   // One recording more (1) or less (-1) that wants these, with so many bytes of room.

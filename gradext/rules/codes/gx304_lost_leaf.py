@@ -71,6 +71,9 @@ def _made_of_values(
     for leaf in reached[:_MOST_LEAVES]:
         for flow, how in _how_made(data, leaf):
             lost = leaves.lost(flow, by_hand=False)
+            if not leaves.is_stepped(leaf):
+                # What took the place of a parameter that only the optimizer has is GX306's.
+                lost = {behind: name for behind, name in lost.items() if leaves.is_known(behind)}
             label = f"{_Leaf(how, (), None).does} and its gradient ends there"
             site = sites.site(data.frames(flow.stack), op=flow.op, label=label) if lost else None
             if site is not None:
@@ -101,6 +104,8 @@ def _how_made(data: Data, leaf: int) -> Iterator[tuple[Flow, str]]:
     elif flow.op == "aten::detach":
         made = data.frames(flow.stack)
         in_library = [frame.file.replace("\\", "/") for frame in made if not frame.is_user]
+        if any(frame.function.endswith("Parameter.__deepcopy__") for frame in made):
+            return  # copy.deepcopy() of a module: a copy is what is meant
         if any(file.endswith("/nn/parameter.py") for file in in_library):
             yield flow, "nn.Parameter()"
     elif flow.has(events.FROM_PYTHON):

@@ -43,6 +43,14 @@ class LostLeaves:
             leaves = [leaf for leaf in leaves if self._is_held(leaf)]
         return {leaf: self._name(leaf) for leaf in leaves}
 
+    def is_known(self, leaf: int) -> bool:
+        """Whether it has a name: one that only an optimizer has was given up."""
+        return self._names.by_id(leaf) is not None
+
+    def is_stepped(self, leaf: int) -> bool:
+        """Whether an optimizer has it."""
+        return leaf in self._names.optimized
+
     def _behind(self, cut: Birth | Flow) -> list[int]:
         found = _C.leaves_behind(cut.number) if isinstance(cut, Flow) else []
         return [leaf for leaf, _, lives in found if lives]

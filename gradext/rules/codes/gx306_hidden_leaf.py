@@ -147,7 +147,7 @@ def _found(
     written = _written(held, kinds, bool(modules))
     if written is None:
         return None
-    site = Site(written.frame, label=_label(held, is_computed))
+    site = Site(written.frame, label=_label(held, bool(modules), is_computed))
     made = now.site_of(data, stepping, "has only what the module knows")
     say = _Said(held, tree.name, site, written, made, now.called(stepping), is_computed)
     key = ("hidden", *sites.line_of(site), held.attribute)
@@ -198,9 +198,10 @@ def _reads_grads(now: Trained, module: Any) -> bool:
     )
 
 
-def _label(held: _Hidden, is_computed: bool) -> str:
-    if held.depth:
-        return f"a plain {held.what}, into which parameters() does not look"
+def _label(held: _Hidden, of_modules: bool, is_computed: bool) -> str:
+    if held.depth:  # gradext.rules.rewrite.strategies.trained reads it
+        of = "modules" if of_modules else "parameters"
+        return f"a plain {held.what} of {of}, into which parameters() does not look"
     if is_computed:
         return "computed from a parameter, and none itself"
     return "a buffer that requires grad" if held.what == "buffer" else "a tensor, and no Parameter"

@@ -97,6 +97,19 @@ def tensor(kind: type, attribute: str) -> Written | None:
     return Written(frame, ast.unparse(one.node), new)
 
 
+def as_parameter(text: str, prefix: str) -> str | None:
+    """An expression whose value is a Parameter, for one that computes with a Parameter."""
+    try:
+        value = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
+    nothing = ast.parse("def f(): pass").body[0]
+    bare, maker = _without_maker(value, cast(ast.FunctionDef, nothing))
+    if bare is None:
+        return f"{prefix}Parameter({text})"
+    return f"{maker or prefix + 'Parameter'}({ast.unparse(bare)})"
+
+
 class _Own(NamedTuple):
     file: str
     name: str

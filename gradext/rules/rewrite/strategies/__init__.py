@@ -22,6 +22,7 @@ from gradext.rules.rewrite.strategies import (
     modes,
     order,
     registry,
+    trained,
 )
 from gradext.rules.rewrite.strategies.case import Candidate, Case
 
@@ -37,6 +38,7 @@ _MODULES = (
     kept,
     anew,
     graph,
+    trained,
 )
 STRATEGIES = tuple(registry.all_of(_MODULES))  # in the order of trial
 

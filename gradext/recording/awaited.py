@@ -128,8 +128,8 @@ class Unstepped:
     Attributes:
         leaves: their memory, and the gradient that they had, by id.
         order: of the journal at the first look. number: of what was last noted of optimizers then.
-        calls: of the optimizer's step() up to the first look, where they are counted. looks: how
-            many have found them.
+        calls: of the optimizer's step() in vain, up to the first look. looks: how many have found
+            them.
     """
 
     leaves: dict[int, tuple[int, int]]

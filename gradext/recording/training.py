@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
 from gradext.base import raw
 from gradext.native import _C
+from gradext.objects import naming
 from gradext.ops import graph_break
 
 _FIRST = 2  # backwards from something new to a look; from one look to the next twice as many
@@ -71,7 +72,7 @@ class Training:
         self._numbers = itertools.count(1)
         self._new: dict[int, weakref.ref[Any]] = {}  # modules that are being built, by id()
         self._places: dict[tuple[int, str], Given] = {}
-        self.calls: dict[int, int] = {}  # of step(), by id() of the optimizer
+        self.calls: dict[int, int] = {}  # see calls_of(); by id() of the optimizer
         self._counts_calls = False
         self._until_next = _FIRST
         self._known: dict[int, weakref.ref[Any]] = {}  # optimizers, by id()
@@ -142,7 +143,10 @@ class Training:
         _C.recorder_look_after(_FIRST)
 
     def calls_of(self, optimizer: Any) -> int:
-        """How often its step() was called, from the first time on that somebody asks."""
+        """How often its step() was called in vain, from the first time on that somebody asks.
+
+        That is, with no gradient of anything that it has. Where one call had any, none counts.
+        """
         if not self._counts_calls:
             from torch.optim import optimizer as of_torch
 
@@ -176,6 +180,15 @@ def leaves_of(thing: Any) -> list[Any]:
             if isinstance(part, dict):
                 into += [item for item in dict.values(part) if item is not None]
     return found
+
+
+def params_of(optimizer: Any) -> Iterator[Any]:
+    """The tensors of all groups of an optimizer, without its own code running."""
+    held = raw.dict_of(optimizer)
+    groups = held.get("param_groups") if type(held) is dict else None
+    for group in list(groups) if type(groups) is list else ():
+        params = group.get("params") if type(group) is dict else None
+        yield from list(params) if type(params) is list else ()
 
 
 known = Training()
@@ -214,7 +227,11 @@ def _registered(module: Any, name: Any, gets: Any) -> None:
 
 @graph_break
 def _steps(optimizer: Any, *_: Any) -> None:
-    known.calls[id(optimizer)] = known.calls.get(id(optimizer), 0) + 1
+    before = known.calls.get(id(optimizer), 0)
+    if before >= 0:
+        who = (naming.identity_of(tensor) for tensor in params_of(optimizer))
+        is_fed = any(found is not None and found.grad for found in who)
+        known.calls[id(optimizer)] = -1 if is_fed else before + 1
 
 
 @graph_break

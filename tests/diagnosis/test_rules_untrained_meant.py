@@ -378,6 +378,32 @@ SILENT = {
         old(x).mean().backward()
         fisher = fisher + old[0].weight.grad.pow(2)
     """,
+    "gradients_of_a_replica": """
+    import copy
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    opt = torch.optim.SGD(net.parameters(), 0.1)
+    for x in torch.rand(20, 5, 3):
+        replica = copy.deepcopy(net)
+        replica(x).pow(2).mean().backward()
+        for p, q in zip(net.parameters(), replica.parameters()):
+            p.grad = q.grad
+        opt.step()
+        opt.zero_grad()
+    """,
+    "gradients_of_a_second_model_for_the_first": """
+    def build():
+        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    shared = build()
+    opt = torch.optim.SGD(shared.parameters(), 0.1)
+    local = build()
+    for x in torch.rand(20, 5, 3):
+        local.zero_grad()
+        local(x).pow(2).mean().backward()
+        for p, q in zip(shared.parameters(), local.parameters()):
+            p.grad = q.grad.clone()
+        opt.step()
+        opt.zero_grad()
+    """,
     "no_optimizer": """
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     net.extra = [nn.Linear(2, 2), nn.Linear(2, 2)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -161,15 +161,6 @@ class Trained:
 
 
 def _leaves(optimizer: Any) -> tuple[dict[int, naming.Identity], list[Any]]:
-    tensors = list(params_of(optimizer))
+    tensors = list(training.params_of(optimizer))
     found = [naming.identity_of(tensor) for tensor in tensors]
     return {who.id: who for who in found if who is not None}, tensors
-
-
-def params_of(optimizer: Any) -> Iterator[Any]:
-    """The tensors of all groups of an optimizer, without its own code running."""
-    held = raw.dict_of(optimizer)
-    groups = held.get("param_groups") if type(held) is dict else None
-    for group in list(groups) if type(groups) is list else ():
-        params = group.get("params") if type(group) is dict else None
-        yield from list(params) if type(params) is list else ()

@@ -16,7 +16,7 @@ from gradext.diagnosis.model import Diagnosis, Site
 from gradext.objects import naming
 from gradext.recording import training
 from gradext.recording.awaited import Unstepped
-from gradext.rules.wording.trained import Found, Trained, params_of
+from gradext.rules.wording.trained import Found, Trained
 from gradext.source import frames, sites
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Waits:
         stepped = {
             who.id
             for _, optimizer in training.known.living()
-            for tensor in params_of(optimizer)
+            for tensor in training.params_of(optimizer)
             if (who := naming.identity_of(tensor)) is not None
         }
         written = recording.data.written_after(self.since)

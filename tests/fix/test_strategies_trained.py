@@ -66,6 +66,15 @@ def test_what_is_registered(line: str, label: str, title: str, expected: str) ->
     assert changed(case, title) == [f"        {expected}"]
 
 
+def test_what_was_made_once_of_a_parameter_becomes_one() -> None:
+    text = "class Net(nn.Module):\n    def f(self):\n        self.w = nn.Parameter(a) * 0.02\n"
+    case = case_of(text, "GX302", {3: "`net.w` leads back into the graph that was freed"})
+    made = "self.w = nn.Parameter(a * 0.02)"
+    assert changed(case, "a parameter of the result") == [f"        {made}"]
+    case = case_of(text.replace("nn.Parameter(a)", "a"), "GX302", {3: "leads back"})
+    assert not [title for title in patches(case) if "a parameter of the result" in title]
+
+
 def test_lists_within_a_list() -> None:
     text = "class Net(nn.Module):\n    def __init__(self):\n        self.rows = [[A()], [A()]]\n"
     case = case_of(text, "GX306", {3: "a plain list of modules" + LOOK}, function="Net.__init__")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from typing import cast
 
 
 def asked_for_last(node: ast.stmt | None) -> str | None:
@@ -19,6 +20,9 @@ def asked_for_last(node: ast.stmt | None) -> str | None:
             return None
     elif not isinstance(node, ast.Return) or node.value is None:
         return None
+    made = _parameter_last(node)
+    if made is not None:
+        return f"make the parameter of the result: `{made}`"
     change = _WithoutFlag()
     rewritten = change.visit(copy.deepcopy(node))
     value = rewritten.value
@@ -31,6 +35,40 @@ def asked_for_last(node: ast.stmt | None) -> str | None:
     return (
         f"take {change.flags[0]} off what is computed with, and make a leaf of the result: `{new}`"
     )
+
+
+def _parameter_last(node: ast.Assign | ast.Return) -> str | None:
+    """`w = nn.Parameter(torch.randn(3) / 2)` for `w = nn.Parameter(torch.randn(3)) / 2`."""
+    rewritten = copy.deepcopy(node)
+    value = rewritten.value
+    calls = [
+        part
+        for part in ast.walk(value or node)
+        if isinstance(part, ast.Call)
+        and ast.unparse(part.func).rpartition(".")[2] == "Parameter"
+        and len(part.args) == 1
+        and not part.keywords
+    ]
+    if value is None or len(calls) != 1 or calls[0] is value:
+        return None
+    if isinstance(value, (ast.Tuple, ast.List, ast.Dict, ast.ListComp, ast.DictComp)):
+        return None
+    change = _Exchange(calls[0], calls[0].args[0])
+    rewritten.value = ast.Call(calls[0].func, [cast(ast.expr, change.visit(value))], [])
+    return ast.unparse(ast.fix_missing_locations(rewritten))
+
+
+class _Exchange(ast.NodeTransformer):
+    """Puts one expression of a tree in the place of another."""
+
+    def __init__(self, old: ast.expr, new: ast.expr) -> None:
+        self._old, self._new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if node is self._old:
+            return self._new
+        found: ast.AST = self.generic_visit(node)
+        return found
 
 
 class _WithoutFlag(ast.NodeTransformer):

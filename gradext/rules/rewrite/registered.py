@@ -97,8 +97,12 @@ def tensor(kind: type, attribute: str) -> Written | None:
     return Written(frame, ast.unparse(one.node), new)
 
 
-def as_parameter(text: str, prefix: str) -> str | None:
-    """An expression whose value is a Parameter, for one that computes with a Parameter."""
+def as_parameter(text: str, prefix: str, *, of_any: bool = True) -> str | None:
+    """An expression whose value is a Parameter, for one that computes with a Parameter.
+
+    Args:
+        of_any: also for one that makes none itself.
+    """
     try:
         value = ast.parse(text, mode="eval").body
     except SyntaxError:
@@ -106,7 +110,7 @@ def as_parameter(text: str, prefix: str) -> str | None:
     nothing = ast.parse("def f(): pass").body[0]
     bare, maker = _without_maker(value, cast(ast.FunctionDef, nothing))
     if bare is None:
-        return f"{prefix}Parameter({text})"
+        return f"{prefix}Parameter({text})" if of_any else None
     return f"{maker or prefix + 'Parameter'}({ast.unparse(bare)})"
 
 

@@ -36,9 +36,9 @@ _MODULES = (
     copies,
     given_on,
     kept,
+    trained,
     anew,
     graph,
-    trained,
 )
 STRATEGIES = tuple(registry.all_of(_MODULES))  # in the order of trial
 

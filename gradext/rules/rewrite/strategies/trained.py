@@ -43,14 +43,16 @@ class InAContainer:
 class ParameterLast:
     """`nn.Parameter(x.to(dtype))` for `nn.Parameter(x).to(dtype)`."""
 
-    codes = frozenset({"GX306"})
+    codes = frozenset({"GX302", "GX306"})
 
     def propose(self, case: Case) -> Iterator[Candidate | None]:
-        for place in case.culprits[:1]:
+        places = case.culprits[:1] if case.code == "GX306" else (*case.culprits, *case.victims)
+        for place in places:
             source, value = _value(case, place)
-            if source is None or value is None or not place.label.startswith(_NO_PARAMETER):
+            is_told = place.label.startswith(_NO_PARAMETER)
+            if source is None or value is None or (case.code == "GX306" and not is_told):
                 continue
-            text = registered.as_parameter(source.code(value), _nn(source))
+            text = registered.as_parameter(source.code(value), _nn(source), of_any=is_told)
             if text is not None:
                 title = f"make a parameter of the result at {at(place)}"
                 yield candidate(title, source.path, [source.replace(value, text)])

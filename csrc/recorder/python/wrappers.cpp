@@ -552,7 +552,8 @@ PyMethodDef method_method = {
     "method",
     reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_method)),
     METH_FASTCALL | METH_KEYWORDS,
-    "a method of torch's, watched by gradext"};
+    // inspect.signature() reads the first line.
+    "method($self, /, *args, **kwargs)\n--\n\na method of torch's, watched by gradext"};
 
 py::object wrap_method(py::object original, py::object before) {
   py::object wrapper =

@@ -17,7 +17,7 @@ import torch
 
 from gradext.base import package, raw, source_lines
 from gradext.diagnosis.model import Diagnosis, Site
-from gradext.objects import naming
+from gradext.objects import graph_rows, naming
 from gradext.rules.rewrite import registered
 from gradext.rules.rewrite.registered import Written
 from gradext.rules.wording.lost_gradients import folded
@@ -173,7 +173,8 @@ def _only_leaf(who: naming.Identity, outputs: Any) -> naming.Identity | None:
     if at is None:
         return None
     rows, whole = graph_copy.rows_below(outputs)
-    pending = [k for k, row in enumerate(rows) if (row[2], row[3]) == (at.thread, at.sequence)]
+    made = at.thread, at.sequence
+    pending = [k for k, row in enumerate(rows) if graph_rows.key(row) == made]
     seen: set[int] = set()
     leaves = []
     while pending and whole:
@@ -181,9 +182,9 @@ def _only_leaf(who: naming.Identity, outputs: Any) -> naming.Identity | None:
         if k in seen or k < 0:
             continue
         seen.add(k)
-        if rows[k][1].endswith("AccumulateGrad"):
-            leaves.append(naming.identity_of(rows[k][0].variable))
-        pending += rows[k][4]
+        if graph_rows.is_leaf(rows[k]):
+            leaves.append(naming.identity_of(rows[k][graph_rows.NODE].variable))
+        pending += rows[k][graph_rows.FOLLOWING]
     return leaves[0] if len(leaves) == 1 and len(seen) < 16 else None
 
 

@@ -134,10 +134,10 @@ class Subject:
         def dispatched(stop: str) -> Callable[[], None]:
             base = "axpby_inplace" if self.op == "axpby_" else self.op
             name = f"{base}_{stop}" if stop else self.op
-            return lambda: _C.probe_dispatched(name, INNER, self.x, self.y)
+            return lambda: _C.testing.probe_dispatched(name, INNER, self.x, self.y)
 
         def direct(name: str) -> Callable[[], None]:
-            return lambda: _C.probe_direct(name, INNER, self.x, self.y)
+            return lambda: _C.testing.probe_direct(name, INNER, self.x, self.y)
 
         functions: dict[str, Callable[[], None]] = {
             PYTHON: from_python,

@@ -25,12 +25,12 @@ PYBIND11_MODULE(_C, m) {
   gradext::findings::bind(m);
   gradext::fingerprint::bind(m);
   gradext::call_counts::bind(m);
-  gradext::benchmarks::bind(m);
   py::module_ testing =
       m.def_submodule("testing", "Doors that only gradext's own tests and benchmarks use.");
   gradext::recorder::bind_testing(testing);
   gradext::state::bind_testing(testing);
   gradext::guard::bind_testing(testing);
+  gradext::findings::bind_testing(testing);
   gradext::fingerprint::bind_testing(testing);
   gradext::benchmarks::bind_testing(testing);
 #ifdef GRADEXT_WITH_CUDA

@@ -119,8 +119,8 @@ class ForTheProgram {
   pybind11::object error_;
 };
 
-// The same on its way through threads and torch's engine, which carries its own python_error to who
-// called backward. (One that is no Stop comes from torch, and is a fault of gradext's work.)
+// A ForTheProgram that crosses threads and torch's engine, which carries its own python_error to
+// who called backward. (One that is no Stop comes from torch, and is a fault of gradext's work.)
 class Stop final : public python_error {};
 
 namespace detail {
@@ -184,7 +184,7 @@ template <class Work>
   return true;
 }
 
-// The result of what the entry stands for, unless an error was set in its place.
+// The result of the wrapped function; null if an error was set in its place.
 inline PyObject* unless(bool is_stopped, PyObject* result) {
   if (is_stopped) {
     Py_CLEAR(result);

@@ -31,7 +31,7 @@ Deferral& deferral() {
   return *instance;
 }
 
-// What stands in the table in the place of a handler of the program's.
+// Called by Python in the place of the program's handler.
 void arrived(int number, const py::object& frame) {
   Deferral& state = deferral();
   for (Exchanged& signal : state.signals) {

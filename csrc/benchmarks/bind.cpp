@@ -133,12 +133,9 @@ class EmptyObserver {
 
 }  // namespace
 
-void bind(py::module_& m) {
+void bind_testing(py::module_& m) {
   m.def("probe_dispatched", &dispatched, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"));
   m.def("probe_direct", &direct, py::arg("name"), py::arg("n"), py::arg("x"), py::arg("y"));
-}
-
-void bind_testing(py::module_& m) {
   py::class_<EmptyObserver>(m, "empty_observer")
       .def(py::init<std::string>())
       .def("__enter__", &EmptyObserver::enter)

@@ -5,8 +5,7 @@
 
 namespace gradext::benchmarks {
 
-void bind(pybind11::module_& m);
-// What only tests use (gradext._C.testing).
+// For gradext._C.testing.
 void bind_testing(pybind11::module_& m);
 
 }  // namespace gradext::benchmarks

@@ -24,7 +24,7 @@ namespace py = pybind11;
 namespace gradext::findings {
 namespace {
 
-// As gradext.objects.names.Identity takes it.
+// As gradext.objects.naming.Identity takes it.
 py::tuple identity(py::handle object) {
   if (!THPVariable_Check(object.ptr())) {
     throw py::type_error("expected a torch.Tensor");
@@ -226,7 +226,6 @@ std::optional<bool> is_changed(
 
 void bind(py::module_& m) {
   m.def("identity", &identity);
-  m.def("node_id", [](py::handle node) { return state::opaque_id(&node_of(node)); });
   m.def("saved_of", &saved_of);
   m.def("instances", &instances);
   m.def("finding", &finding);
@@ -243,6 +242,10 @@ void bind(py::module_& m) {
   m.def("leaves_held", [](uint64_t number) { return leaves_of_cut(number, true); });
   m.def("leaves_unreached", &unreached);
   m.def("leaves_starved", &starved);
+}
+
+void bind_testing(py::module_& m) {
+  m.def("node_id", [](py::handle node) { return state::opaque_id(&node_of(node)); });
 }
 
 }  // namespace gradext::findings

@@ -7,5 +7,6 @@
 namespace gradext::findings {
 
 void bind(pybind11::module_& m);
+void bind_testing(pybind11::module_& m);  // for gradext._C.testing
 
 }  // namespace gradext::findings

@@ -510,7 +510,7 @@ Finding freed(const Roots& roots) {
 
 std::vector<Unused> unused(
     const Roots& roots, const std::vector<const at::Tensor*>& inputs, Finding& finding) {
-  constexpr size_t kMostLines = 256;  // as gradext.rules.codes.gx302_303_graph_freed looks at
+  constexpr size_t kMostLines = 256;  // as gradext.rules.codes.gx303_unused_input looks at
   const Below below(roots);
   finding.found = true;
   finding.is_whole = below.whole;

@@ -282,8 +282,6 @@ void bind(py::module_& m) {
   m.def("fingerprint", &of_one, py::arg("tensor"));
   m.def("fingerprint_list", &of_list, py::arg("tensors"));
   m.def("fingerprint_refusal", &refusal_of, py::arg("tensor"));
-  m.def("fingerprint_variants", &variants);
-  m.def("fingerprint_variant", &variant);
 }
 
 void bind_testing(py::module_& m) {
@@ -301,6 +299,8 @@ void bind_testing(py::module_& m) {
       py::arg("teams"),
       py::arg("size"));
   m.def("fingerprint_force_variant", &force_variant, py::arg("name"));
+  m.def("fingerprint_variants", &variants);
+  m.def("fingerprint_variant", &variant);
 }
 
 }  // namespace gradext::fingerprint

@@ -10,7 +10,7 @@
 namespace gradext::fingerprint {
 
 // A layout is a run of words: the number of dimensions, their sizes, their strides in BYTES; the
-// dimensions as few as they can be (see add_layout in source.cpp). No layout: contiguous.
+// dimensions as few as they can be (see add_layout in tensor_source.cpp). No layout: contiguous.
 GRADEXT_HD int64_t byte_offset(const int64_t* layout, int64_t element) {
   const int64_t dims = layout[0];
   int64_t offset = 0;

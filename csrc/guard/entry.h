@@ -81,10 +81,10 @@ struct Entry {
   uint64_t order = 0;  // the journal's order when it was taken
   const void* storage = nullptr;
   std::optional<Outline> outline;
-  std::optional<base::Hold> held;  // the storage: its address comes to mean no other one
+  std::optional<base::Hold> held;  // the storage, so that its address is not reused
   // The next two are set by whichever thread runs the node; several may at once.
   std::atomic<bool> is_hooked{false};
-  std::atomic<bool> is_told{false};  // once is enough
+  std::atomic<bool> is_told{false};  // a change of this entry was already reported
   // On another device: row `row` of fingerprints that stay there.
   at::Tensor rows;
   int64_t row = 0;

@@ -1,10 +1,10 @@
 // Fingerprints what was saved before its memory could be written past a version counter, at the
 // moment from which on it can be.
 //
-// A write that no version counter shows needs somebody who has the memory, or an op that lies. As
-// long as a storage was made by torch's own allocator and nobody has asked for its memory, backward
-// finds in it what was saved, or torch refuses it. So nothing is read at a save in such a storage:
-// guard/saves.h. What exposes a storage:
+// A write that no version counter shows needs somebody who has the memory, or an op whose schema
+// does not declare the write. As long as a storage was made by torch's own allocator and nobody has
+// asked for its memory, backward finds in it what was saved, or torch refuses it. So nothing is
+// read at a save in such a storage: guard/saves.h. What exposes a storage:
 //
 // - `numpy()`, `data_ptr()`, `untyped_storage()`, DLPack: the program has the memory (By::kHands).
 // - It was not made by torch: from_numpy, a file, shared memory (By::kHands).
@@ -26,7 +26,7 @@ namespace gradext::guard {
 void note_exposed(const at::Tensor& tensor);
 // An op is about to write them, or may be, in a way that their counters may not show.
 void note_before_write(c10::ArrayRef<at::Tensor> tensors);
-// It has.
+// An op has written them: called after note_before_write().
 void note_after_write(c10::ArrayRef<at::Tensor> tensors);
 
 }  // namespace gradext::guard

@@ -1,5 +1,5 @@
-// Whether anything but torch's own formulas gets the gradients of a backward: where nothing does,
-// nobody can write one while others are still to use it (GX403), and nobody has to look.
+// Finds whether code other than torch's own formulas gets the gradients of a backward. Where none
+// does, nothing can write a gradient that others are still to use (GX403), and nothing is compared.
 #pragma once
 
 #include "guard/engine_calls.h"

@@ -22,7 +22,7 @@ class LiveNode {
   LiveNode(const LiveNode&) = delete;
   LiveNode& operator=(const LiveNode&) = delete;
   virtual ~LiveNode();
-  // From now on taken_live_nodes() has it.
+  // Adds this node to those that taken_live_nodes() returns.
   void link();
   // Keeps what the node saved for being compared. Under the GIL.
   virtual void list() = 0;

@@ -23,12 +23,12 @@ class LeafSets {
   // 0 where there are none, or too many to keep. Where there is no room for one more set the sets
   // that there are are forgotten, and the leaves that have died.
   uint32_t number_of(const std::vector<const c10::TensorImpl*>& leaves);
-  // Whether a number still names its set; the unknown set, 0, is no other one later.
+  // Whether a number still names its set; the number 0 never names a set.
   bool is_known(uint32_t set) const {
     return set == 0 || (set > forgotten_ && set - forgotten_ <= sets_.size());
   }
-  // Whether a backward has reached every leaf of a set. Also of the unknown set, 0: nothing is said
-  // of what nobody knows.
+  // Whether a backward has reached every leaf of a set. True of the unknown set, 0, so that nothing
+  // is reported of it.
   bool are_reached(uint32_t set) const;
   // `thread`: of the backward that reaches it.
   void reached(const c10::TensorImpl& leaf, uint64_t thread);

@@ -17,7 +17,8 @@
 namespace gradext::recorder {
 
 struct Taps {
-  // The engine is about to run below these nodes; and has returned. Under the GIL.
+  // Called before the engine runs below these nodes; backward_ended after it has returned. Under
+  // the GIL.
   void (*backward_begins)(const std::vector<torch::autograd::Node*>& roots);
   // Throws a Stop where the program is to be stopped; not if the engine has raised.
   void (*backward_ended)(bool may_stop);

@@ -36,8 +36,9 @@ struct Enclosing {
 struct GradModeOff {
   StackId stack = 0;
   bool in_function = false;  // by the forward() of an autograd.Function
-  // Perhaps nobody means a constant: a bare call may have been left on, a generator may wait within
-  // its block, and what a distribution draws has its own block in sample().
+  // The program may not have meant to cut the gradient: a bare call may have been left on, a
+  // generator may wait within its block, and what a distribution draws has its own block in
+  // sample().
   bool is_doubtful = false;
 };
 

@@ -95,7 +95,7 @@ def test_a_copy_is_what_the_nodes_themselves_say(kind: str) -> None:
             assert (node.name, node.thread, node.sequence, list(node.next), node.inner_of) == row[
                 1:
             ]
-            assert node.id == _C.node_id(row[0])
+            assert node.id == _C.testing.node_id(row[0])
             items, is_freed, _ = _C.saved_of(row[0])
             tensors = [(label, facts) for label, facts in items if facts["kind"] == "tensor"]
             assert node.saved == tuple(graph_copy.saved_of(f, label) for label, f in tensors)

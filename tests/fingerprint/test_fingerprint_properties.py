@@ -41,7 +41,7 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(tensors(), st.sampled_from(_C.fingerprint_variants()))
+@given(tensors(), st.sampled_from(_C.testing.fingerprint_variants()))
 def test_one_tensor(t: torch.Tensor, name: str) -> None:
     want = reference.fingerprint(t)
     with variant(name):

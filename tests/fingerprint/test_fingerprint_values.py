@@ -14,7 +14,7 @@ import gradext
 from gradext import _C
 from gradext.fingerprints import reference
 
-VARIANTS = _C.fingerprint_variants()
+VARIANTS = _C.testing.fingerprint_variants()
 
 
 def test_the_definition_has_not_moved() -> None:
@@ -38,7 +38,7 @@ def test_the_definition_has_not_moved() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_size_in_every_variant(name: str) -> None:
     with variant(name):
-        assert _C.fingerprint_variant() == name
+        assert _C.testing.fingerprint_variant() == name
         for size in [*SIZES, 4096 + 128, 8191, 8192, 8193, 3 * 4096 + 77]:
             data = random_bytes(size + 1)
             for t in (data[:size], data[1:]):  # the second is misaligned
@@ -54,7 +54,7 @@ def test_variants_agree_where_carries_are_many(name: str) -> None:
 
 
 def test_a_variant_can_be_chosen_from_outside() -> None:
-    program = "from gradext import _C; print(_C.fingerprint_variant())"
+    program = "from gradext import _C; print(_C.testing.fingerprint_variant())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"GRADEXT_FINGERPRINT_VARIANT": "plain"},

@@ -37,7 +37,7 @@ def no_earlier_errors(monkeypatch):
 def at(name: str) -> Any:
     owner, attribute = PLACES[name]
     if owner is torch.autograd.Function:
-        return _C.apply_is_exchanged()  # of the C function, which Python cannot see
+        return _C.testing.apply_is_exchanged()  # of the C function, which Python cannot see
     return vars(owner).get(attribute)
 
 

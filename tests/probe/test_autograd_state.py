@@ -292,17 +292,17 @@ def test_loops_in_cpp_call_the_op_n_times(device: str) -> None:
 
     for name, counted in (("axpby_", 5), ("axpby_inplace_no_autograd", 5)):
         x = torch.zeros(3, device=device)
-        _C.probe_dispatched(name, 5, x, torch.ones(3, device=device))
+        _C.testing.probe_dispatched(name, 5, x, torch.ones(3, device=device))
         assert (x._version, x[0].item()) == (counted, 1 - 0.5**5)
     x = torch.zeros(3, device=device)
-    _C.probe_direct("axpby_", 5, x, torch.ones(3, device=device))
+    _C.testing.probe_direct("axpby_", 5, x, torch.ones(3, device=device))
     assert (x._version, x[0].item()) == (0, 1 - 0.5**5)
     stops = ("no_autograd", "no_adinplaceorview", "empty", "nothing")
     for name in ("axpby", "window", *(f"{op}_{s}" for op in ("axpby", "window") for s in stops)):
-        _C.probe_dispatched(name, 2, x, x)
+        _C.testing.probe_dispatched(name, 2, x, x)
     for name in ("axpby", "window", "nothing"):
-        _C.probe_direct(name, 2, x, x)
-    for door in (_C.probe_dispatched, _C.probe_direct):
+        _C.testing.probe_direct(name, 2, x, x)
+    for door in (_C.testing.probe_dispatched, _C.testing.probe_direct):
         with pytest.raises(ValueError, match="is named version"):
             door("version", 1, x, x)
 

@@ -70,7 +70,7 @@ def test_an_identity_is_what_torch_says_of_the_tensor():
         assert who.is_view == facts.is_view
         assert bool(who.node) == (facts.grad_fn is not None)
     assert naming.identity_of(w).grad == gradext.inspect(w.grad).id
-    assert naming.identity_of(h).node == _C.node_id(h.grad_fn)
+    assert naming.identity_of(h).node == _C.testing.node_id(h.grad_fn)
     with torch.inference_mode():
         assert naming.identity_of(torch.ones(2)).is_inference
     assert naming.identity_of("no tensor") is None

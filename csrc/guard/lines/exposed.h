@@ -22,12 +22,13 @@ enum class By : uint8_t {
   kOps,   // an op; the recorder sees it before it writes
   kHands  // whoever has the memory itself
 };
-// Something is about to happen by which it can be. Whether that is news of this storage.
+// Marks the storage as one that can be written without a version counter. Returns whether it was
+// not marked before.
 bool expose(const c10::StorageImpl* storage, By by);
 By exposed_by(const c10::StorageImpl* storage);
 // Memory that came from somewhere else: numpy, DLPack, a file, another process.
 bool is_foreign(const c10::StorageImpl& storage);
-// The entry lies in this storage. By what that is exposed.
+// Registers the entry under its storage. Returns how that storage is exposed.
 By add_entry(const std::shared_ptr<Entry>& entry, const c10::StorageImpl* storage);
 // The entries that are taken, whose memory is in other hands (null: in any storage; else in these,
 // exposed or not), and of which somebody may still read.

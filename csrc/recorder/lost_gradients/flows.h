@@ -61,7 +61,7 @@ void note_given_by_write(
     const c10::TensorImpl& impl,
     const Inputs& inputs,
     StackId stack);
-// Whether note_flow_into() has to do with a tensor that has just been written.
+// Whether note_flow_into() must be called for a tensor that was just written.
 inline bool writes_are_noteworthy(const OpFacts& op, const c10::TensorImpl& impl) {
   return op.is_additive || op.is_flat || !state::requires_grad(impl);
 }

@@ -12,10 +12,10 @@ namespace gradext::recorder {
 // A value with these leaves behind it has left the graph, as a number or as a constant, and no
 // backward has reached them: the next one is worth a look. Under the mutex of the origins.
 void add_lost(const Flow& flow);
-// Whether there has been such a value since the last call, and still no backward reaches what lies
-// behind it. Of one place of the program once, and from then on if it was told.
+// Whether such a value was added since the last call, and still no backward has reached what lies
+// behind it. True once for each place of the program, and each time after it was reported.
 bool has_lost();
-// Something was said of what is lost at these places.
+// Values that were lost at these places have been reported.
 void lost_was_told(const std::vector<StackId>& stacks);
 // `leaf.data = value`, of a value that has a history.
 void note_given(uint32_t op, const at::Tensor& leaf, const at::Tensor& value);

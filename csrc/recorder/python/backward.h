@@ -24,9 +24,9 @@ enum Suspicion : uint32_t {
   kHeldLeaves = 64,     // it takes in constants, behind which leaves lie that none has reached
   kTraining = 128,      // it has ended: somebody asked to look at what is trained by now
 };
-// The engine is about to run on the graph below `roots` (tensors or GradientEdges); the sum of what
-// speaks against it. `accumulates`: it is backward(), not grad(). `to_fill`: gets the leaves that
-// are to be looked at when it has ended.
+// Called before the engine runs on the graph below `roots` (tensors or GradientEdges); returns the
+// bits of Suspicion that hold. `accumulates`: it is backward(), not grad(). `to_fill`: gets the
+// leaves that are to be looked at when it has ended.
 uint32_t enter_backward(
     pybind11::handle roots,
     bool keeps_graph,

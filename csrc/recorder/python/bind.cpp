@@ -131,6 +131,7 @@ void bind(py::module_& m) {
 
 void bind_testing(py::module_& m) {
   m.def("recorder_inject_fault", &inject_fault);
+  bind_hooks_testing(m);
 }
 
 }  // namespace gradext::recorder

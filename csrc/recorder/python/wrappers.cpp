@@ -587,12 +587,15 @@ void bind_hooks(py::module_& m) {
   m.def("wrap_apply", &wrap_apply);
   m.def("exchange_apply", &exchange_apply);
   m.def("put_back_apply", &put_back_apply);
-  m.def("apply_is_exchanged", [] { return apply_entry != nullptr; });
   m.def("wrap_bootstrap", &wrap_bootstrap);
   m.def("wrap_run", &wrap_run);
   m.def("wrap_method", &wrap_method);
   m.def("recorder_look_after", [](uint32_t backwards) { looked_at_after = backwards; });
   m.def("recorder_wake_threads", &wake_threads);
+}
+
+void bind_hooks_testing(py::module_& m) {
+  m.def("apply_is_exchanged", [] { return apply_entry != nullptr; });
 }
 
 }  // namespace gradext::recorder

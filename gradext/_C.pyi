@@ -190,11 +190,11 @@ class testing:  # a submodule
     def fingerprint_variants() -> list[str]: ...
     @staticmethod
     def fingerprint_variant() -> str: ...
-    # benchmarks/layers.py: `n` calls in a C++ loop of the op `name`, through the dispatcher; a = b =
-    # 0.5, or dim 0, start 1, length 2 of `x`.
+    # For benchmarks/layers.py: `n` calls, in a C++ loop, of the op `name` through the dispatcher;
+    # a = b = 0.5, or dim 0, start 1, length 2 of `x`.
     @staticmethod
     def probe_dispatched(name: str, n: int, x: torch.Tensor, y: torch.Tensor) -> None: ...
-    # The same of the bare function: "axpby", "axpby_", "window", or "nothing", which returns at once.
+    # The same of the bare function: "axpby", "axpby_", "window"; "nothing" returns at once.
     @staticmethod
     def probe_direct(name: str, n: int, x: torch.Tensor, y: torch.Tensor) -> None: ...
     @staticmethod

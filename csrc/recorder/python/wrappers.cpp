@@ -411,9 +411,8 @@ py::object wrap_apply(py::object original) {
   return py::reinterpret_steal<py::object>(PyClassMethod_New(wrapper.ptr()));
 }
 
-// Since torch 2.14 Function.apply is the C classmethod itself. What a program has bound before the
-// recording (`f = F.apply`) calls what stands in the classmethod's table entry, so that entry is
-// where to step in. The original is kept for good: another thread may be within ours.
+// Since torch 2.14 Function.apply is a C classmethod. `f = F.apply`, bound before the recording,
+// calls its table entry: that is exchanged. The original stays: a thread may be within ours.
 PyMethodDef* apply_entry = nullptr;
 PyCFunction apply_original = nullptr;
 

@@ -24,6 +24,7 @@ _FIRST = 2  # backwards from something new to a look; from one look to the next 
 _MOST_PLACES = 1024  # stacks that are remembered
 _MOST_OF_PLACE = 64
 _MOST_MODULES = 20_000
+_PARTS = ("_parameters", "_modules")  # of a module's `__dict__`
 
 
 class Made(NamedTuple):
@@ -96,22 +97,22 @@ class Training:
         (self.grown if is_known else self.made).append(made)
         del self.grown[:-_MOST_OF_PLACE], self.made[:-_MOST_PLACES]
         if not is_known:
+            self.calls.pop(id(optimizer), None)  # of one that had this id before
             self._look_soon()
 
     def registered(self, module: Any, name: Any, gets: Any) -> None:
         if type(name) is not str or not self.made or gets is None:
             return
-        held = raw.dict_of(module)
-        parts = [held.get(kind) for kind in ("_parameters", "_modules")]
-        parts = [part for part in parts if isinstance(part, dict)]
-        is_first = not any(parts)
+        parts = [pair for kind in _PARTS for pair in naming.group_of(module, kind)]
+        is_first = not parts
         if is_first:
             self._new[id(module)] = weakref.ref(module)
             if len(self._new) > _MOST_MODULES:
-                self._new = {key: ref for key, ref in self._new.items() if ref() is not None}
+                # A list first: another thread may be building a module, too.
+                self._new = {key: ref for key, ref in [*self._new.items()] if ref() is not None}
         known = self._new.get(id(module))
         is_built = known is not None and known() is module
-        before = [part[name] for part in parts if part.get(name) is not None]
+        before = [item for key, item in parts if key == name]
         place = (id(module), name)
         last = self._places.get(place)
         had = tuple(map(weakref.ref, leaves_of(before[0]))) if before else ()
@@ -125,10 +126,12 @@ class Training:
             *(_C.recorder_stack(), next(self._numbers)),
         )
         self._places[place] = given
+        if len(self._places) > _MOST_MODULES:
+            places = [*self._places.items()]
+            self._places = {key: g for key, g in places if g.module() is not None}
         if given.stack not in self.given:
             if len(self.given) >= _MOST_PLACES:
-                del self.given[next(iter(self.given))]
-                self._places = {key: g for key, g in self._places.items() if g.module() is not None}
+                self.given.pop(next(iter([*self.given])), None)
             self._look_soon()
         same = self.given.setdefault(given.stack, [])
         same.append(given)
@@ -171,14 +174,11 @@ def leaves_of(thing: Any) -> list[Any]:
     pending = [thing]
     while pending and len(seen) < _MOST_MODULES:
         module = pending.pop()
-        held = raw.dict_of(module)
-        if id(module) in seen or type(held) is not dict:
+        if id(module) in seen:
             continue
         seen.add(id(module))
-        for kind, into in (("_parameters", found), ("_modules", pending)):
-            part = held.get(kind)
-            if isinstance(part, dict):
-                into += [item for item in dict.values(part) if item is not None]
+        for kind, into in zip(_PARTS, (found, pending), strict=True):
+            into += [item for _, item in naming.group_of(module, kind)]
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 
 from gradext.diagnosis.model import Site
 from gradext.source import syntax
@@ -49,6 +50,17 @@ def receiver(node: ast.expr) -> ast.expr:
         owner = node.func.value
         node = node.args[0] if is_namespace(owner) and node.args else owner
     return node
+
+
+def method_calls(node: ast.AST, names: Collection[str]) -> list[ast.Call]:
+    """The calls of methods with these names, in any part of a statement."""
+    return [
+        part
+        for part in ast.walk(node)
+        if isinstance(part, ast.Call)
+        and isinstance(part.func, ast.Attribute)
+        and part.func.attr in names
+    ]
 
 
 def is_namespace(node: ast.expr) -> bool:

@@ -51,13 +51,7 @@ def with_argument(site: Site, method: str, word: str, value: bool) -> str | None
     node = copy.deepcopy(statements.statement(site))
     if node is None or isinstance(node, statements.BLOCKS):
         return None
-    calls = [
-        part
-        for part in ast.walk(node)
-        if isinstance(part, ast.Call)
-        and isinstance(part.func, ast.Attribute)
-        and part.func.attr == method
-    ]
+    calls = statements.method_calls(node, {method})
     if len(calls) != 1 or calls[0].args or any(k.arg in (word, None) for k in calls[0].keywords):
         return None
     calls[0].keywords.append(ast.keyword(word, ast.Constant(value)))

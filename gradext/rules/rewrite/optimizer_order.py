@@ -117,13 +117,7 @@ def of_other(made: Site, model: str) -> str | None:
     node = statements.statement(made)
     if not isinstance(node, (ast.Assign, ast.AnnAssign)) or not model.isidentifier():
         return None
-    calls = [
-        part
-        for part in ast.walk(node)
-        if isinstance(part, ast.Call)
-        and isinstance(part.func, ast.Attribute)
-        and part.func.attr in {"parameters", "named_parameters"}
-    ]
+    calls = statements.method_calls(node, {"parameters", "named_parameters"})
     if len(calls) != 1 or not isinstance(calls[0].func, ast.Attribute):
         return None
     owner = ast.unparse(calls[0].func.value)

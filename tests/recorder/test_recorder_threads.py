@@ -390,6 +390,8 @@ def main():
             for _ in range(20):
                 busy.add_(1.0)
     with gradext.record() as recording:
+        # Not at its first op: torch sets that up once, and a fork in the middle of it hangs torch.
+        busy.add_(1.0)
         thread = threading.Thread(target=spin)
         thread.start()
         loader = DataLoader(

@@ -69,7 +69,7 @@ def test_a_silent_write_has_a_way_too() -> None:
         net = torch.nn.Linear(4, 4)
         gate = torch.sigmoid(net(torch.ones(2, 4)))
         loss = (gate * gate).mean() + net(gate).mean()
-        gate.data.clamp_(max=0.5)
+        gate.data.clamp_(max=0.0)  # no sigmoid is so small: each value changes
         loss.backward()
 
     page = page_of(*made(silent))

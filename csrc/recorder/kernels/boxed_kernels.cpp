@@ -296,13 +296,21 @@ torch::CppFunction boxed(std::unique_ptr<OpFacts> facts) {
       c10::BoxedKernel::makeFromFunctor(std::make_unique<Kernel<body, key>>(std::move(facts))));
 }
 
+using KnownOps = std::unordered_map<
+    std::string,
+    std::vector<std::pair<c10::FunctionSchema, std::unique_ptr<OpFacts>>>>;
+
+// Guarded by the mutex of the names, its making too: a fork waits for that one.
+KnownOps& known_ops() {
+  static auto* known = new KnownOps;
+  return *known;
+}
+
 // An op as it is defined now. What was found of it before a new definition stays: it may be in use.
 const OpFacts& late_facts(const c10::OperatorHandle& op) {
-  using Known = std::vector<std::pair<c10::FunctionSchema, std::unique_ptr<OpFacts>>>;
-  static auto* known_ops = new std::unordered_map<std::string, Known>;
   const std::string name = c10::toString(op.operator_name());
   const auto look = [&]() -> const OpFacts* {
-    for (const auto& [schema, facts] : (*known_ops)[name]) {
+    for (const auto& [schema, facts] : known_ops()[name]) {
       if (schema == op.schema()) {
         return facts.get();
       }
@@ -320,7 +328,7 @@ const OpFacts& late_facts(const c10::OperatorHandle& op) {
   if (const OpFacts* facts = look()) {
     return *facts;  // another thread was first
   }
-  return *(*known_ops)[name].emplace_back(op.schema(), std::move(made)).second;
+  return *known_ops()[name].emplace_back(op.schema(), std::move(made)).second;
 }
 
 // Ops that were registered after register_kernels(): a custom op that the program defines itself.

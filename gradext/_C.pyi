@@ -7,7 +7,9 @@ import torch
 
 WITH_CUDA: bool
 STATE_COLUMNS: tuple[str, ...]
+CREATION_METAS: tuple[str, ...]  # names of torch's CreationMeta, by its number
 EVENT_FLAGS: dict[str, dict[str, int]]  # bits of the columns `flags`, by name
+MOMENT_KINDS: dict[str, int]  # what the column `kind` of the moments says
 SUSPICIONS: dict[str, int]  # bits of why wrap_backward's on_suspicion is called
 EVENT_COLUMNS: dict[str, tuple[str, ...]]  # of each table, see gradext.recording.events
 
@@ -48,7 +50,7 @@ def recorder_keys() -> tuple[Any, Any]: ...
 def recorder_faults() -> tuple[int, str]: ...
 def wrap_backward(
     original: Callable[..., Any],
-    on_suspicion: Callable[[Any, int, Any], None],
+    on_suspicion: Callable[[Any, int], None],
     on_error: Callable[[BaseException, Any], None],
 ) -> Callable[..., Any]: ...
 def wrap_noting(name: str, original: Callable[..., Any], is_method: bool) -> Callable[..., Any]: ...

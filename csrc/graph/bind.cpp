@@ -100,7 +100,6 @@ py::dict facts_of_saved(const SavedFacts& facts) {
   out["counter"] = state::opaque_id(state::counter_address(impl));
   out["storage"] = state::opaque_id(state::storage(impl));
   out["id"] = state::opaque_id(&impl);
-  out["is_original"] = facts.is_original;
   out["is_output"] = facts.is_output;
   out["is_leaf"] = facts.is_leaf;
   out["output_nr"] = facts.output_nr;

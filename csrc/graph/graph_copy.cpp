@@ -30,7 +30,7 @@ using torch::autograd::Node;
 struct SavedCopy {
   const char* attribute = "";
   int index = -1;
-  bool is_hooked = false, is_original = false, is_output = false, is_leaf = false;
+  bool is_hooked = false, is_output = false, is_leaf = false;
   bool is_strided = false, is_unused = false;
   uint32_t saved_version = 0, output_nr = 0;
   c10::ScalarType dtype = c10::ScalarType::Undefined;
@@ -207,7 +207,6 @@ class GraphCopy {
     const c10::TensorImpl& impl = *facts.tensor.unsafeGetTensorImpl();
     to.saved_version = facts.saved_version;
     to.output_nr = facts.output_nr;
-    to.is_original = facts.is_original;
     to.is_output = facts.is_output;
     to.is_leaf = facts.is_leaf;
     to.is_unused = is_unused(node, item);
@@ -275,7 +274,6 @@ class GraphCopy {
         one.counter,
         one.storage,
         one.id,
-        one.is_original,
         one.is_output,
         one.is_leaf,
         one.output_nr,

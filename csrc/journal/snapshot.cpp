@@ -447,6 +447,10 @@ void bind_snapshot(py::module_& m) {
   m.def("recorder_snapshot", &snapshot);
   m.attr("EVENT_COLUMNS") = event_columns();
   m.attr("EVENT_FLAGS") = event_flags();
+  m.attr("MOMENT_KINDS") = py::dict(
+      py::arg("WRITE") = int{kOfWrite},
+      py::arg("NODE") = int{kOfNode},
+      py::arg("USE") = int{kOfUse});
   py::class_<Held>(m, "Held");
 }
 

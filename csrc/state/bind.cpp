@@ -239,6 +239,11 @@ void bind(py::module_& m) {
     columns.append(name);
   }
   m.attr("STATE_COLUMNS") = py::tuple(columns);
+  py::list metas;  // their places are the numbers that a recording keeps
+  for (int meta = 0; meta <= static_cast<int>(CreationMeta::INFERENCE_MODE); ++meta) {
+    metas.append(creation_meta_name(static_cast<CreationMeta>(meta)));
+  }
+  m.attr("CREATION_METAS") = py::tuple(metas);
 }
 
 void bind_testing(py::module_& m) {

@@ -23,6 +23,16 @@ def one_line(error: BaseException, most: int = 300) -> str:
     return f"{name}: {lines[0][:most]}" if lines else name
 
 
+def brief(error: BaseException, most: int) -> str:
+    """The message without the type: its first line, and of a long one the first sentence.
+
+    "Error(s) in loading state_dict for Net:" says what only with the next line, which is added.
+    """
+    said = [part.strip() for part in raw.message(error).splitlines() if part.strip()]
+    text = " ".join(said[:2] if said and said[0].endswith(":") else said[:1])
+    return text if len(text) <= most else text.partition(". ")[0][: 3 * most]
+
+
 def chain(*errors: BaseException | None) -> list[BaseException]:
     """The exceptions, what each was raised from or while handling, and the members of groups.
 

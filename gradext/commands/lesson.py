@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from gradext._version import __version__
 from gradext.base import terminal
 from gradext.base.text import clean
 
@@ -98,10 +99,8 @@ def report(results: list[ClaimResult], device: str) -> dict[str, Any]:
     """What ``--json`` prints."""
     import torch
 
-    import gradext
-
     return {
-        "gradext": gradext.__version__,
+        "gradext": __version__,
         "torch": torch.__version__,
         "device": device,
         "claims": [result.to_dict() for result in results],

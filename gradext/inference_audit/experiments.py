@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from gradext.base import errors
 from gradext.base.random_numbers import RandomNumbers
 from gradext.diagnosis.model import Diagnosis, Site
 from gradext.inference_audit import result_trees, survivors
@@ -354,11 +355,7 @@ def _trouble(
     recording: Recording | None,
     kept: list[tuple[survivors.Kept, Any]] | tuple[()] = (),
 ) -> Trouble:
-    said = [part.strip() for part in str(error).splitlines() if part.strip()]
-    # "Error(s) in loading state_dict for Net:" says what only with the next line.
-    text = " ".join(said[:2] if said and said[0].endswith(":") else said[:1])
-    if len(text) > MOST_TEXT:
-        text = text.partition(". ")[0][: 3 * MOST_TEXT]
+    text = errors.brief(error, MOST_TEXT)
     stack = frames.frames_of_traceback(error.__traceback__)
     diagnoses: tuple[Diagnosis, ...] = ()
     if recording is not None and isinstance(error, RuntimeError):

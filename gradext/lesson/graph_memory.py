@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import gradext
+from gradext.state.inspect import inspect
 
 
 def nodes(root: torch.Tensor) -> list[Any]:
@@ -51,10 +51,10 @@ def saved_tensors(root: torch.Tensor) -> list[torch.Tensor]:
 
 def storage_bytes(tensors: Iterable[torch.Tensor], besides: Iterable[torch.Tensor] = ()) -> int:
     """The bytes of the memory behind ``tensors``, each memory once, without that of ``besides``."""
-    counted = {gradext.inspect(tensor).storage for tensor in besides}
+    counted = {inspect(tensor).storage for tensor in besides}
     total = 0
     for tensor in tensors:
-        storage = gradext.inspect(tensor).storage
+        storage = inspect(tensor).storage
         if storage not in counted:
             counted.add(storage)
             total += tensor.untyped_storage().nbytes()

@@ -249,7 +249,7 @@ def _explain(
         for one, tensor in zip(differences, tensors, strict=True)
     )
     what = Recomputed(notes.forward, notes.recompute, facts, keeps, function)
-    found = judge.the_judge().of_recompute(what, recording)
+    found = judge.diagnoses(judge.Occasion.RECOMPUTE, what, recording)
     recording.known.keep(finding, found, live)
     return found
 

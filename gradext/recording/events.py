@@ -361,12 +361,10 @@ class _Moments(Columns):
     kind: int
 
 
-# Kinds of moments: a write, a node that was made (csrc/journal/events.h); a third one is a use.
-OF_WRITE, OF_NODE = 0, 1
+# Kinds of moments: a write, a node that was made; a third one is a use.
+OF_WRITE, OF_NODE = _C.MOMENT_KINDS["WRITE"], _C.MOMENT_KINDS["NODE"]
 
-CREATION_META = (
-    *("default", "in_custom_function", "multi_output_node", "no_grad_mode", "inference_mode"),
-)
+CREATION_META = _C.CREATION_METAS
 
 
 def creation_meta_of(value: int) -> str | None:

@@ -178,11 +178,12 @@ def _draw(
             own_errors.count(fault, "timeline")
 
 
-def _hidden_cuts(
-    outputs: Any, why: int, gradients: Any, recording: Recording
-) -> Sequence[Diagnosis]:
+def _hidden_cuts(outputs: Any, why: int, recording: Recording) -> Sequence[Diagnosis]:
     if not recording.cuts:
         return ()
+    occasion = judge.Occasion.NO_GRADIENT
+    if why & STARVED_LEAVES:
+        occasion = judge.Occasion.STARVED_LEAVES
     finding: Finding | None = None
     is_new = False
 
@@ -193,7 +194,7 @@ def _hidden_cuts(
 
     def explain() -> Sequence[Diagnosis]:
         nonlocal is_new
-        found = judge.the_judge().of_silent_cuts(outputs, why, gradients, recording)
+        found = judge.the_judge().look(occasion, outputs, recording, why)
         waiting = [one for one in found if isinstance(one, Awaited)]
         if waiting:
             is_new = True
@@ -208,7 +209,7 @@ def _hidden_cuts(
 
 def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
     def explain() -> Sequence[Diagnosis]:
-        found = judge.the_judge().of_silent_writes(outputs, recording)
+        found = judge.diagnoses(judge.Occasion.UNCOUNTED_WRITE, outputs, recording)
         if time_share.is_lifted():
             # A guard compares the bytes themselves, when backward comes to use them.
             found = [diagnosis for diagnosis in found if diagnosis.severity == "error"]
@@ -250,10 +251,11 @@ def _silent(
 # Why a backward is looked at before it runs (csrc/recorder/python/backward.h).
 UNCOUNTED_WRITE = _C.SUSPICIONS["UNCOUNTED_WRITE"]
 HELD_LEAVES = _C.SUSPICIONS["HELD_LEAVES"]
+STARVED_LEAVES = _C.SUSPICIONS["STARVED_LEAVES"]
 TRAINING = _C.SUSPICIONS["TRAINING"]
 
 
-def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
+def on_suspicion(outputs: Any, why: int) -> None:
     """Before a backward that may be silently wrong, or after it; `why` is a sum of reasons."""
     recording = running.innermost()
     if recording is None:
@@ -269,15 +271,13 @@ def on_suspicion(outputs: Any, why: int, gradients: Any) -> None:
                 _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():
                     tell(Incident("silent", tuple(found)))
-        if why & HELD_LEAVES:
+        if why & HELD_LEAVES and recording.cuts:
             with _in_turn(), time_share.limited("explained", by_guard=False) as may_look:
                 if may_look:
-                    judge.the_judge().of_held_leaves(outputs, recording)
+                    judge.diagnoses(judge.Occasion.HELD_LEAVES, outputs, recording)
         if why & ~(UNCOUNTED_WRITE | HELD_LEAVES):
             with _in_turn():
-                found = _hidden_cuts(
-                    outputs, why & ~(UNCOUNTED_WRITE | HELD_LEAVES), gradients, recording
-                )
+                found = _hidden_cuts(outputs, why & ~(UNCOUNTED_WRITE | HELD_LEAVES), recording)
             if found:
                 _draw(recording, outputs, found, live_frames.frames_above())
                 with interrupts.whole():
@@ -295,7 +295,7 @@ def _look_at_training(outputs: Any, recording: Recording) -> None:
         return
     with _in_turn(), time_share.limited("explained", by_guard=False) as may_look:
         if may_look:
-            judge.the_judge().of_training(outputs, recording)
+            judge.diagnoses(judge.Occasion.TRAINING, outputs, recording)
 
 
 def on_empty_grad(tensor: Any) -> None:
@@ -311,7 +311,7 @@ def on_empty_grad(tensor: Any) -> None:
         found = recording.empty_grads.get(place)
         if found is None:
             with _in_turn():
-                found = tuple(judge.the_judge().of_empty_grad(tensor, recording))
+                found = tuple(judge.diagnoses(judge.Occasion.EMPTY_GRAD, tensor, recording))
             if len(recording.empty_grads) >= _KEPT:
                 recording.empty_grads.pop(next(iter(recording.empty_grads)), None)
             recording.empty_grads[place] = found

@@ -5,15 +5,27 @@ gradext._wiring connects gradext.rules.judge, which is imported when it is first
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from gradext.diagnosis.model import Diagnosis
     from gradext.recording.awaited import Awaited
-    from gradext.recording.checkpoints import Recomputed
     from gradext.recording.findings import Finding
     from gradext.recording.recording import Recording
+
+
+class Occasion(enum.Enum):
+    """When a recording asks what is silently wrong, and of what."""
+
+    UNCOUNTED_WRITE = "a backward on these outputs begins, after writes that no counter counted"
+    NO_GRADIENT = "a backward on these outputs begins, which may lack values that left the graph"
+    HELD_LEAVES = "a backward on these outputs begins, which takes in values of leaves as constants"
+    STARVED_LEAVES = "a backward on these outputs has ended, and leaves got no gradient"
+    TRAINING = "a backward on these outputs has ended, and gave parameters their gradients"
+    RECOMPUTE = "a checkpoint packed something else in its recompute: a Recomputed"
+    EMPTY_GRAD = "the `.grad` of this tensor was read, which is no leaf and keeps none"
 
 
 class Judge(Protocol):
@@ -30,25 +42,10 @@ class Judge(Protocol):
     ) -> Sequence[Diagnosis]:
         """What caused an error that the engine raised on the graph below `outputs`."""
 
-    def of_silent_writes(self, outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
-        """Saved tensors below `outputs` that were written without a version bump."""
-
-    def of_recompute(self, what: Recomputed, recording: Recording) -> Sequence[Diagnosis]:
-        """Why a checkpoint's recompute packed something else than its forward."""
-
-    def of_silent_cuts(
-        self, outputs: Any, why: int, gradients: Any, recording: Recording
+    def look(
+        self, occasion: Occasion, what: Any, recording: Recording, why: int = 0
     ) -> Sequence[Diagnosis | Awaited]:
-        """Values below `outputs` that lost their gradient, and hide it."""
-
-    def of_held_leaves(self, outputs: Any, recording: Recording) -> None:
-        """Leaves whose values go into the graph below `outputs` as constants, to be waited for."""
-
-    def of_training(self, outputs: Any, recording: Recording) -> None:
-        """Parameters that have got a gradient and are in no optimizer, to be waited for."""
-
-    def of_empty_grad(self, tensor: Any, recording: Recording) -> Sequence[Diagnosis]:
-        """Why nothing fills the `.grad` of a tensor that is no leaf."""
+        """What is silently wrong, as far as can be seen now; `why` is a sum of _C.SUSPICIONS."""
 
 
 _find: Callable[[], Judge] | None = None
@@ -64,3 +61,11 @@ def the_judge() -> Judge:
     """The judge that was connected."""
     assert _find is not None, "gradext._wiring has not run"
     return _find()
+
+
+def diagnoses(occasion: Occasion, what: Any, recording: Recording) -> list[Diagnosis]:
+    """What the judge finds now, and waits for nothing to tell."""
+    from gradext.diagnosis.model import Diagnosis
+
+    found = the_judge().look(occasion, what, recording)
+    return [one for one in found if isinstance(one, Diagnosis)]

@@ -29,7 +29,6 @@ class Saved:
     Attributes:
         attribute: the node's name for it, "self" or "saved_tensors[1]".
         version: of its counter now; None for an inference tensor.
-        is_original: the node holds the very tensor (False: a detached copy of its output).
         tensor: id of the tensor object that the node holds.
         is_unused: backward does not read it (running statistics of a batch norm in training).
     """
@@ -40,7 +39,6 @@ class Saved:
     counter: int
     storage: int
     tensor: int
-    is_original: bool
     is_output: bool
     is_leaf: bool
     output_nr: int
@@ -248,7 +246,6 @@ def saved_of(facts: dict[str, Any], attribute: str) -> Saved:
         counter=facts["counter"],
         storage=facts["storage"],
         tensor=facts["id"],
-        is_original=facts["is_original"],
         is_output=facts["is_output"],
         is_leaf=facts["is_leaf"],
         output_nr=facts["output_nr"],

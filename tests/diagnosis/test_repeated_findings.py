@@ -14,6 +14,7 @@ import gradext
 from gradext import _C
 from gradext.objects import naming
 from gradext.recording import findings, incidents
+from gradext.recording.judge import Occasion
 from gradext.rules import judge
 from gradext.source import syntax
 
@@ -30,13 +31,17 @@ def heard():
 def explained(monkeypatch):
     """How often something was explained anew."""
     calls = []
-    for name in ("of_backward", "of_silent_writes"):
-        original = getattr(judge, name)
-        monkeypatch.setattr(
-            judge,
-            name,
-            lambda *args, original=original, name=name: calls.append(name) or original(*args),
-        )
+    of_backward, look = judge.of_backward, judge.look
+
+    def looks(occasion, *args):
+        if occasion is Occasion.UNCOUNTED_WRITE:
+            calls.append("look")
+        return look(occasion, *args)
+
+    monkeypatch.setattr(
+        judge, "of_backward", lambda *args: calls.append("of_backward") or of_backward(*args)
+    )
+    monkeypatch.setattr(judge, "look", looks)
     return calls
 
 

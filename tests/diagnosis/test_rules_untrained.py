@@ -540,8 +540,8 @@ def test_a_program_that_trains_all_it_has_copies_no_events(monkeypatch: pytest.M
     snapshot = Recording._snapshot
     monkeypatch.setattr(Recording, "_snapshot", lambda self: copies.append(1) or snapshot(self))
     looks: list[int] = []
-    look = judge.of_training
-    monkeypatch.setattr(judge, "of_training", lambda *given: looks.append(1) or look(*given))
+    look = judge.look
+    monkeypatch.setattr(judge, "look", lambda *given: looks.append(1) or look(*given))
     text = """
     net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
     opt = torch.optim.SGD(net.parameters(), 0.1)

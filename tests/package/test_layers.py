@@ -21,8 +21,8 @@ else:  # import-linter brings it
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-# They are written as a user's program is, with `import gradext`.
-USES_THE_FACE = ("gradext.lesson", "gradext.commands.lesson", "gradext.__main__")
+# The lesson's chapters are programs, whose text a reader sees, and import what a reader would.
+CHAPTERS = "gradext.lesson.chapters."
 
 
 def named_in(source: str) -> set[str]:
@@ -190,7 +190,19 @@ def test_an_import_of_a_private_name_would_be_found(line, found):
 
 def test_nobody_imports_the_face(graph):
     users = graph.find_modules_that_directly_import("gradext")
-    assert [user for user in sorted(users) if not user.startswith(USES_THE_FACE)] == []
+    assert [user for user in sorted(users) if not user.startswith(CHAPTERS)] == []
+
+
+def test_nobody_imports_a_chapter(graph):
+    """The lesson finds them in their folder: no room rests on what uses the face."""
+    users = {
+        (user, module)
+        for module in graph.modules
+        if module.startswith(CHAPTERS)
+        for user in graph.find_modules_that_directly_import(module)
+        if not user.startswith(CHAPTERS)
+    }
+    assert users == set()
 
 
 @pytest.fixture(scope="module")

@@ -378,7 +378,7 @@ def overlapping():
 
 PLACES = {
     "diagnosis of an error": (judge, "of_backward", stale, "RuntimeError"),
-    "check for silent writes": (judge, "of_silent_writes", silent, None),
+    "check for silent writes": (judge, "look", silent, None),
     "diagnosis of a guard": (guard, "_diagnosis", by_numpy, None),
     "diagnosis within an op": (guard, "_diagnosis", overlapping, None),
 }

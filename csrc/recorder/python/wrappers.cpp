@@ -124,7 +124,7 @@ void backward_begins(
     call.to_fill.clear();
   }
   if (why != 0) {
-    call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), why, py::handle(args[1])));
+    call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), why));
   }
 }
 
@@ -142,14 +142,10 @@ bool is_looked_at() {
 void backward_filled(const BackwardCall& call, const Wrapped& wrapped, PyObject* const* args) {
   if ((!call.to_fill.empty() || leaves_are_starved()) && cuts_are_on() &&
       note_filled(call.to_fill)) {
-    call_back(
-        wrapped.on_suspicion,
-        py::make_tuple(py::handle(args[0]), uint32_t{kStarvedLeaves}, py::handle(args[1])));
+    call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), uint32_t{kStarvedLeaves}));
   }
   if (is_looked_at()) {
-    call_back(
-        wrapped.on_suspicion,
-        py::make_tuple(py::handle(args[0]), uint32_t{kTraining}, py::handle(args[1])));
+    call_back(wrapped.on_suspicion, py::make_tuple(py::handle(args[0]), uint32_t{kTraining}));
   }
 }
 

@@ -14,6 +14,7 @@ from gradext.base import errors
 from gradext.opcheck import schemas, verdicts, witnesses
 from gradext.opcheck.examine import examine
 from gradext.opcheck.verdicts import Finding
+from gradext.state.tree import tensors_of
 
 __all__ = ["OpCheckError", "OpReport", "check_op"]
 
@@ -125,6 +126,6 @@ def _overload(op: Any, args: Any, kwargs: Any) -> torch._ops.OpOverload:
 
 
 def _device(args: Any, kwargs: Any) -> str:
-    for _, t in witnesses.leaves("", [*args, *kwargs.values()]):
+    for _, t in tensors_of([*args, *kwargs.values()]):
         return t.device.type
     return "cpu"

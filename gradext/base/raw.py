@@ -36,6 +36,15 @@ def class_dict(kind: type) -> types.MappingProxyType[str, Any]:
     return found
 
 
+def module_of(kind: type) -> str:
+    """`kind.__module__`, past what a metaclass may say of it; "" where it is no text."""
+    try:
+        name = _type_names[0].__get__(kind)
+    except AttributeError:
+        return ""
+    return name if type(name) is str else ""
+
+
 def type_name(kind: type) -> str:
     """ "package.module.Class", without the module for what is built in."""
     module, name = (descriptor.__get__(kind) for descriptor in _type_names)

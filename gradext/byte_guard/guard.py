@@ -328,11 +328,11 @@ _DEVICE_AND_SPARSE: Any = (torch.Tensor.device, torch.Tensor.is_sparse)
 
 
 def _tensors_of(watched: Any) -> list[tuple[str, torch.Tensor]]:
-    from gradext.state.tree import walk
+    from gradext.state.tree import tensors_of
 
     found = []
     seen: set[int] = set()
-    for path, tensor in walk(watched, "", set()):
+    for path, tensor in tensors_of(watched):
         with torch._C.DisableTorchFunctionSubclass():
             # Through torch's own descriptors: a subclass may have properties of these names.
             device, is_sparse = (get.__get__(tensor) for get in _DEVICE_AND_SPARSE)

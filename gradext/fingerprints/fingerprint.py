@@ -18,7 +18,7 @@ from gradext.fingerprints.reference import CODES
 from gradext.native import _C
 from gradext.ops import graph_break
 from gradext.state.inspect import full_name
-from gradext.state.tree import is_container, walk
+from gradext.state.tree import is_container, tensors_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -223,7 +223,7 @@ def _of_tree(obj: object) -> Fingerprints:
     places: list[int] = []
     unique: list[torch.Tensor] = []
     seen: dict[int, int] = {}
-    for where, found in walk(obj, "", set()):
+    for where, found in tensors_of(obj):
         for path, t in _parts(where, found):
             if id(t) not in seen:
                 _check(path, t)

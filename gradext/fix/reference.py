@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradext.fix.arguments import tensors_in
 from gradext.state.inspect import inspect
+from gradext.state.tree import tensors_of
 
 _LEAF = ("leaf Variable that requires grad",)  # "a leaf ...", "a view of a leaf ..."
 _SEVERAL = ("returns multiple views",)
@@ -71,7 +71,7 @@ class RefusedWrites(TorchFunctionMode):
         return self._allowed(func, given, said)
 
     def _allowed(self, func: Any, given: Any, said: str) -> Any:
-        written = given[1].get("out", next(iter(tensors_in(given)), None))
+        written = given[1].get("out", next((t for _, t in tensors_of(given)), None))
         if not isinstance(written, torch.Tensor):
             raise RuntimeError(said)
         base: Any = _base(written)
@@ -94,7 +94,7 @@ class RefusedWrites(TorchFunctionMode):
         return func(*given[0], **given[1])
 
     def _of_leaf(self, leaf: Any, written: Any, given: Any) -> str | None:
-        others = [t for t in tensors_in(given) if t is not written and t is not leaf]
+        others = [t for _, t in tensors_of(given) if t is not written and t is not leaf]
         if any(t.requires_grad for t in others):
             return _CARRIES
         if leaf.grad is not None:
@@ -124,7 +124,7 @@ class RefusedWrites(TorchFunctionMode):
         """Whether memory is read whose meaning went elsewhere, into a clone."""
         if getattr(func, "__name__", "") in _LOOKS:
             return
-        for tensor in tensors_in(given) if self._left else ():
+        for _, tensor in tensors_of(given) if self._left else ():
             if any(_overlap(tensor, view) for view in self._left):
                 self._doubt(_READ)
 

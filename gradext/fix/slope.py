@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from gradext.fix.arguments import tensors_in
+from gradext.state.tree import tensors_of
 
 TOLERANCE = 1e-4  # a kink (ReLU) between the two points shows as more
 
@@ -41,14 +41,14 @@ class Nudger(TorchFunctionMode):
         if is_near and torch.is_grad_enabled() and _computes(func):
             new = [
                 tensor
-                for tensor in tensors_in((args, kwargs))
+                for _, tensor in tensors_of((args, kwargs))
                 if tensor.requires_grad and tensor.is_leaf and id(tensor) not in self._known
             ]
         if not new:
             return func(*args, **(kwargs or {}))
         drawn = torch.get_rng_state()
         made = func(*args, **(kwargs or {}))
-        if not any(tensor.grad_fn is not None for tensor in tensors_in(made)):
+        if not any(tensor.grad_fn is not None for _, tensor in tensors_of(made)):
             return made  # `.dim()`, `.size()`: no part of the loss
         for tensor in new:
             self._move(tensor)

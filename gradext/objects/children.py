@@ -14,9 +14,9 @@ import torch
 
 from gradext.base import raw
 from gradext.objects import naming
+from gradext.state.traverse import ATOMS, LAST
 
 Child = tuple[str, Any, int]  # the path, the object, what the step takes off the depth
-KEY = -1  # in the place of a cost: the child is a dict key, followed after all other paths
 
 
 def children_of(path: str, value: Any, is_root: bool) -> Iterator[Child]:
@@ -41,7 +41,7 @@ def children_of(path: str, value: Any, is_root: bool) -> Iterator[Child]:
     if issubclass(kind, threading.local):
         yield from _of_thread_local(path, value)
         return
-    if module_of(kind).partition(".")[0] in _CLOSED:
+    if raw.module_of(kind).partition(".")[0] in _CLOSED:
         return
     if issubclass(kind, torch.Tensor):
         yield from _of_tensor(path, value)
@@ -74,7 +74,7 @@ def attributes(path: str, value: Any, kind: type) -> Iterator[Child]:
 
 def _of_class(path: str, value: Any, kind: type) -> Iterator[Child]:
     for cls in raw.mro_of(kind):
-        module = module_of(cls)
+        module = raw.module_of(cls)
         if module == "builtins":
             continue
         for name, item in list(raw.class_dict(cls).items()):
@@ -122,7 +122,7 @@ def _of_dict(path: str, value: Any) -> Iterator[Child]:
             continue
         yield f"{path}[{_key(key, number)}]", item, 1
         if id(type(key)) not in ATOMS:
-            yield f"{path}.<key {number}>", key, KEY
+            yield f"{path}.<key {number}>", key, LAST
 
 
 def _of_sequence(path: str, value: Any, kind: Any) -> Iterator[Child]:
@@ -256,17 +256,6 @@ SPECIAL: dict[int, Callable[[str, Any], Iterator[Child]]] = {
     id(types.MappingProxyType): _of_proxy,
     **dict.fromkeys(map(id, _FRAME_OF), _of_generator),
 }
-# They hold no tensor.
-ATOMS = {
-    id(kind)
-    for kind in (
-        *(type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(...)),
-        *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
-        *(torch.Generator, types.CodeType, types.GetSetDescriptorType),
-        *(types.WrapperDescriptorType, types.MethodDescriptorType),
-        *(types.ClassMethodDescriptorType, types.MemberDescriptorType),
-    )
-}
 # Packages whose objects lead everywhere and to no tensor of the program's.
 _CLOSED = {"logging", "weakref", "gradext", "_thread", "re", "typing", "abc", "enum"}
 CLASSES_OF_NOBODY = {*sys.stdlib_module_names, "torch", "numpy", "gradext"} - {"__main__"}
@@ -284,16 +273,7 @@ def _key(key: Any, number: int) -> str:
     return f"<{class_name(kind)} {number}>"
 
 
-_get_module: Any = type.__dict__["__module__"]
 _get_qualname: Any = type.__dict__["__qualname__"]
-
-
-def module_of(kind: type) -> str:
-    try:
-        name = _get_module.__get__(kind)
-    except AttributeError:
-        return ""
-    return name if type(name) is str else ""
 
 
 def class_name(kind: type) -> str:
@@ -303,4 +283,4 @@ def class_name(kind: type) -> str:
 
 def _is_followed(kind: type) -> bool:
     """Whether class attributes may hold tensors of the program's: not those of torch and Python."""
-    return module_of(kind).partition(".")[0] not in CLASSES_OF_NOBODY
+    return raw.module_of(kind).partition(".")[0] not in CLASSES_OF_NOBODY

@@ -13,7 +13,7 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from gradext.base import package, raw
 from gradext.base.raw import dict_of
 from gradext.native import _C
 from gradext.state.inspect import TensorState, state_of
+from gradext.state.traverse import ATOMS, traverse
 
 _MOST_ITEMS = 64  # entries of one container that are looked at
 _MOST_MODULES = 20000
@@ -80,7 +81,7 @@ class Names:
         self._roots: list[Any] = []
         self._all_roots: list[Any] | None = None  # where somebody has looked for them already
         self._prefixes: dict[int, str] = {}
-        self._seen: set[int] = set()  # modules, by id()
+        self._seen: dict[int, int] = {}  # modules, by id()
         self._is_complete = not modules
         scopes = _scopes_of(live)
         for scope in scopes:
@@ -89,9 +90,8 @@ class Names:
         if modules:
             self._modules_of(scopes)
         for scope in scopes:
-            for name, value in scope:
-                for path, tensor in tensors_in(value, name, depth=2):
-                    self._add(tensor, path)
+            for path, tensor in tensors_in(scope, depth=2):
+                self._add(tensor, path)
 
     def of(self, tensor: int, counter: int | None = None) -> str | None:
         """The name of the tensor object `tensor`, else of one that shares its counter."""
@@ -156,19 +156,12 @@ class Names:
         """
         self._find(self._by_id, parameter)
         for root in self._roots:
-            pending: list[tuple[Any, list[tuple[Any, str]]]] = [(root, [])]
-            seen: set[int] = set()
-            while pending:
-                module, way = pending.pop()
-                if id(module) in seen:
-                    continue
-                seen.add(id(module))
+            start: list[tuple[Way, Any]] = [((), root)]
+            for way, module in traverse(start, _parts, wanted=torch.nn.Module, through=True):
                 for name, tensor in group_of(module, "_parameters"):
                     who = identity_of(tensor)
                     if who is not None and who.id == parameter:
                         return [*way, (module, name)]
-                for name, child in group_of(module, "_modules"):
-                    pending.append((child, [*way, (module, name)]))
         return []
 
     def _find(self, names: dict[int, _Name], key: int) -> _Name | None:
@@ -242,24 +235,21 @@ class Names:
         self._roots.append(root)
         if name is not None:
             self._prefixes[index] = name
-        pending = [(root, "")]
-        while pending:
-            module, path = pending.pop()
-            if id(module) in self._seen:
-                continue
-            self._seen.add(id(module))
+        found = submodules(root, joined=_dotted, last_first=True, entered=self._seen)
+        for path, module in found:
             for group in ("_parameters", "_buffers"):
                 for name, tensor in group_of(module, group):
                     self._add(tensor, (index, f"{path}.{name}"))
                     who = identity_of(tensor)
                     if who is not None and who.counter:
                         self._held_counters.add(who.counter)
-            for name, child in group_of(module, "_modules"):
-                pending.append((child, child_path(path, name, dot=".")))
-            for name, value in items_in(dict_of(module)):
-                if name not in _MODULE_DICTS:
-                    for where, tensor in tensors_in(value, f"{path}.{name}", depth=1):
-                        self._add(tensor, (index, where))
+            own = [
+                (f"{path}.{name}", value)
+                for name, value in items_in(dict_of(module))
+                if id(type(value)) not in ATOMS and name not in _MODULE_DICTS
+            ]
+            for where, tensor in tensors_in(own, depth=1):
+                self._add(tensor, (index, where))
 
 
 def named_roots(live: Iterable[Any]) -> list[tuple[str, Any]]:
@@ -284,13 +274,13 @@ def _roots_of(scopes: list[list[tuple[str, Any]]]) -> list[tuple[str, Any]]:
     held = {
         id(module): (path, module)
         for scope in scopes
-        for name, value in scope
-        for path, module in modules_in(value, name, depth=2)
+        for path, module in modules_in(scope, depth=2)
     }
     children = {id(c) for _, module in held.values() for _, c in group_of(module, "_modules")}
     return [(path, module) for path, module in held.values() if id(module) not in children]
 
 
+Way = tuple[tuple[Any, str], ...]  # (module, attribute) from the outermost module on
 _Name = str | tuple[int, str]  # or the path below one of the roots
 _MODULE_DICTS = {
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_backward_hooks"),
@@ -310,25 +300,71 @@ def root_modules(modules: list[Any] | None = None) -> list[Any]:
     return [module for module in modules if id(module) not in children]
 
 
-def modules_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Modules in a value and, `depth` levels deep, in what it holds; nothing below a module."""
+def tensors_in(roots: Iterable[tuple[str, Any]], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of the tensors in named values and, `depth` levels deep, in what these hold.
+
+    Of a module only what it has itself. A tensor comes at each path that leads to it.
+    """
+    return traverse(roots, _near, repeats="all", depth=depth)
+
+
+def modules_in(roots: Iterable[tuple[str, Any]], depth: int) -> Iterator[tuple[str, Any]]:
+    """The modules in named values, as tensors_in() finds tensors; nothing below a module."""
+    return traverse(roots, _near, wanted=torch.nn.Module, repeats="all", depth=depth)
+
+
+def _near(path: str, value: Any, left: int) -> Iterator[tuple[str, Any, int]]:
+    """What a variable's value holds, as far as a person would write it."""
     kind = type(value)
-    if issubclass(kind, torch.nn.Module):
-        yield name, value
-    elif depth == 0 or issubclass(kind, (type, types.ModuleType, types.FunctionType, torch.Tensor)):
+    if left == 0 or issubclass(kind, (type, types.ModuleType, types.FunctionType, torch.Tensor)):
         return
-    elif kind is list or kind is tuple:
-        for index, item in enumerate(value[:_MOST_ITEMS]):
-            yield from modules_in(item, f"{name}[{index}]", depth - 1)
+    if issubclass(kind, torch.nn.Module):
+        groups = [pair for group in ("_parameters", "_buffers") for pair in group_of(value, group)]
+        for key, item in (*groups, *items_in(dict_of(value))[:_MOST_ITEMS]):
+            if issubclass(type(item), torch.Tensor):
+                yield f"{path}.{key}", item, 1
+    elif kind is list or kind is tuple or kind is collections.deque:
+        # Whole at once: another thread may be changing it.
+        for index, item in enumerate(list(itertools.islice(value, _MOST_ITEMS))):
+            if id(type(item)) not in ATOMS:
+                yield f"{path}[{index}]", item, 1
     elif issubclass(kind, dict):
         for key, item in list(dict.items(value))[:_MOST_ITEMS]:
-            if type(key) is str or type(key) is int:
-                yield from modules_in(item, f"{name}[{key!r}]", depth - 1)
-    elif kind.__module__ != "builtins":
-        held = dict_of(value)
-        if type(held) is dict:
-            for key, item in items_in(held)[:_MOST_ITEMS]:
-                yield from modules_in(item, f"{name}.{key}", depth - 1)
+            if (type(key) is str or type(key) is int) and id(type(item)) not in ATOMS:
+                yield f"{path}[{key!r}]", item, 1
+    elif issubclass(kind, tuple):  # a named tuple
+        fields = raw.field_names(kind) or ()
+        for key, item in zip(fields, tuple.__iter__(value), strict=False):
+            yield f"{path}.{key}", item, 1
+    elif raw.module_of(kind) != "builtins":
+        for key, item in items_in(dict_of(value))[:_MOST_ITEMS]:
+            if id(type(item)) not in ATOMS:
+                yield f"{path}.{key}", item, 1
+
+
+def submodules(
+    root: Any,
+    path: str = "",
+    *,
+    joined: Callable[[str, str], str] | None = None,
+    last_first: bool = False,
+    entered: dict[int, int] | None = None,
+) -> Iterator[tuple[str, Any]]:
+    """(path, module) of a module and of all below it, each once.
+
+    Args:
+        path: of the root. joined: makes a path longer by a name, child_path() where None.
+        last_first: of the parts of one module the last one first, with what is below it.
+        entered: the modules, by id(), that were met before, and are not met again.
+    """
+    join, step = joined or child_path, -1 if last_first else 1
+
+    def holds(where: str, module: Any, left: int) -> list[tuple[str, Any, int]]:
+        found = group_of(module, "_modules")
+        return [(join(where, name), child, 0) for name, child in found[::step]]
+
+    every_one: dict[str, Any] = {"wanted": torch.nn.Module, "through": True, "entered": entered}
+    return traverse([(path, root)], holds, **every_one)
 
 
 def attribute_name(
@@ -383,6 +419,16 @@ def child_path(path: str, name: str, dot: str = "") -> str:
     return f"{path}.{name}" if path or dot else name
 
 
+def _dotted(path: str, name: str) -> str:
+    return child_path(path, name, dot=".")
+
+
+def _parts(way: Way, module: Any, left: int) -> list[tuple[Way, Any, int]]:
+    """The parts of a module, the last one first."""
+    below = group_of(module, "_modules")[::-1]
+    return [((*way, (module, name)), child, 0) for name, child in below]
+
+
 def facts_of(value: Any) -> TensorState | None:
     """What gradext.inspect knows of a tensor; None where it cannot be read."""
     try:
@@ -429,7 +475,7 @@ def items_in(held: Any) -> list[tuple[str, Any]]:
     kind = type(held)
     if issubclass(kind, dict):
         pairs = list(dict.items(held))
-    elif kind.__name__ == "FrameLocalsProxy" and kind.__module__ == "builtins":  # Python 3.13
+    elif raw.type_name(kind) == "FrameLocalsProxy":  # Python 3.13; of builtins, and so bare
         pairs = list(held.items())
     else:
         return []
@@ -446,38 +492,3 @@ def group_of(module: Any, name: str) -> list[tuple[str, Any]]:
 def _strides(value: Any) -> tuple[int, ...] | None:
     geometry = _C.geometry(value)
     return None if geometry is None else geometry[1]  # None: sparse, nested, a subclass's own
-
-
-def tensors_in(value: Any, name: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in a value and, `depth` levels deep, in what it holds, with their paths."""
-    kind = type(value)
-    if issubclass(kind, torch.Tensor):
-        yield name, value
-        return
-    if depth == 0 or issubclass(kind, (type, types.ModuleType, types.FunctionType)):
-        return
-    if issubclass(kind, torch.nn.Module):
-        for group in ("_parameters", "_buffers"):
-            for key, tensor in group_of(value, group):
-                yield f"{name}.{key}", tensor
-        for key, item in items_in(dict_of(value))[:_MOST_ITEMS]:
-            if issubclass(type(item), torch.Tensor):
-                yield f"{name}.{key}", item
-    elif kind is list or kind is tuple or kind is collections.deque:
-        # Whole at once: another thread may be changing it.
-        for index, item in enumerate(list(itertools.islice(value, _MOST_ITEMS))):
-            yield from tensors_in(item, f"{name}[{index}]", depth - 1)
-    elif issubclass(kind, dict):
-        for key, item in list(dict.items(value))[:_MOST_ITEMS]:
-            if type(key) is str or type(key) is int:
-                yield from tensors_in(item, f"{name}[{key!r}]", depth - 1)
-    elif issubclass(kind, tuple):  # a named tuple
-        fields = kind.__dict__.get("_fields") if type(kind) is type else None
-        fields = [k for k in fields if type(k) is str] if type(fields) is tuple else []
-        for key, item in zip(fields, tuple.__iter__(value), strict=False):
-            yield from tensors_in(item, f"{name}.{key}", depth - 1)
-    else:
-        held = dict_of(value)
-        if type(held) is dict and kind.__module__ != "builtins":
-            for key, item in items_in(held)[:_MOST_ITEMS]:
-                yield from tensors_in(item, f"{name}.{key}", depth - 1)

@@ -1,14 +1,14 @@
 """How a tensor is held, as a person would write it: `model.rope._cache[16]`, `batch['mask']`.
 
-Owns the walk from named things down to tensors. Reads only: runs no property, no `__getattr__`, no
-`__eq__` and no other code of the user's, and keeps nothing of what it saw alive. What Python has no
-words for is written in angle brackets: `step.<closure>.cache`, `make_mask.<lru_cache>`,
-`step.<default>.mask`, `numbers.<locals>.x` (a suspended generator), `pool{...}` (an item of a set).
+Owns the walk from named things down to whatever tensors they hold. Reads only: runs no property, no
+`__getattr__`, no `__eq__` and no other code of the user's, and keeps nothing of what it saw alive.
+What Python has no words for is written in angle brackets: `step.<closure>.cache`,
+`make_mask.<lru_cache>`, `step.<default>.mask`, `numbers.<locals>.x` (a suspended generator),
+`pool{...}` (an item of a set).
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
 import re
@@ -21,10 +21,10 @@ import torch
 
 from gradext.base import package, raw
 from gradext.objects import children, naming
+from gradext.state.traverse import ATOMS, traverse
 
 DEPTH = 6  # steps below a root; the way from a module to its submodules costs none
-MOST = 200_000  # objects that are entered; twenty times as many numbers and texts are passed over
-_PASSED_PER_ENTERED = 20
+MOST = 200_000  # objects that are entered
 _GLOBALS_OF = ("__builtins__", "__loader__", "__spec__")
 
 Root = tuple[str, Any]
@@ -57,45 +57,23 @@ def walk(
         grads: follow `.grad`. Not while other threads may run backward: the engine exchanges a
             gradient without the GIL, and a tensor that is just being let go cannot be held.
     """
-    seen: dict[int, int] = {}  # id: the depth that was left
-    paths: dict[int, str] = {}  # of tensors
-    later: list[tuple[str, torch.Tensor]] = []
-    level: collections.deque[tuple[str, Any, int, bool]] = collections.deque()
-    for name, root in roots:
-        level.append((name, root, depth, True))
-    keys: collections.deque[tuple[str, Any, int, bool]] = collections.deque()
-    entered = passed = 0
-    while level or keys:
-        if not level:
-            level, keys = keys, level
-        path, value, left, is_root = level.popleft()
-        if seen.get(id(value), -1) >= left:
-            continue
-        first = id(value) not in seen
-        seen[id(value)] = left
-        if issubclass(type(value), torch.Tensor) and first:
-            if "\0" in path:
-                later.append((path, value))
-            else:
-                paths[id(value)] = path
-                yield path or "(tensor)", value
-        entered += 1
-        if entered > most or passed > most * _PASSED_PER_ENTERED:
-            if limit is not None:
-                limit()
-            break
+    roots = list(roots)
+    modules = {id(root) for _, root in roots if issubclass(type(root), types.ModuleType)}
+
+    def holds(path: str, value: Any, left: int) -> Iterable[children.Child]:
         if not grads and issubclass(type(value), torch.Tensor):
-            found = children.attributes(path, value, type(value))
+            return children.attributes(path, value, type(value))
+        return children.children_of(path, value, id(value) in modules)
+
+    bounds: dict[str, Any] = {"depth": depth, "items": items, "most": most, "limit": limit}
+    paths: dict[int, str] = {}
+    later: list[tuple[str, torch.Tensor]] = []
+    for path, tensor in traverse(roots, holds, through=True, nearest_first=True, **bounds):
+        if "\0" in path:
+            later.append((path, tensor))
         else:
-            found = children.children_of(path, value, is_root)
-        for where, child, cost in itertools.islice(found, items):
-            if id(type(child)) in children.ATOMS:
-                passed += 1
-            elif cost == children.KEY:
-                if left > 0:
-                    keys.append((where, child, left - 1, False))
-            elif left >= cost and seen.get(id(child), -1) < left - cost:
-                level.append((where, child, left - cost, False))
+            paths[id(tensor)] = path
+            yield path or "(tensor)", tensor
     for path, tensor in later:
         if id(tensor) not in paths:
             paths[id(tensor)] = path = _with_keys(path, paths)
@@ -209,7 +187,7 @@ def _code_of(subject: Any) -> Iterator[str]:
             pending.append(held.get("__wrapped__") if type(held) is dict else None)
         elif kind is tuple or kind is list or kind is dict:
             continue
-        elif not issubclass(kind, (type, types.ModuleType)) and id(kind) not in children.ATOMS:
-            yield from map(children.module_of, raw.mro_of(kind))
+        elif not issubclass(kind, (type, types.ModuleType)) and id(kind) not in ATOMS:
+            yield from map(raw.module_of, raw.mro_of(kind))
             if issubclass(kind, torch.nn.Module):
                 pending += [child for _, child in naming.group_of(value, "_modules")]

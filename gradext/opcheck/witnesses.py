@@ -19,6 +19,7 @@ from gradext.base import errors
 from gradext.base.forks import uses_cuda
 from gradext.base.random_numbers import RandomNumbers
 from gradext.opcheck import content, schemas
+from gradext.state.tree import tensors_of
 
 GRAD = "grad"
 AGAIN = "grad, again"  # tells what differs from run to run anyway
@@ -168,7 +169,7 @@ def _run(
             call = {k: copy.of(v, k in written) for k, v in {**bound, **kwargs}.items()}
     except Exception as error:
         return Run(mode, f"no copy of the arguments: {errors.one_line(error)}")
-    tensors = [(name, path, t) for name in call for path, t in leaves(name, call[name])]
+    tensors = [(name, path, t) for name in call for path, t in tensors_of(call[name], name)]
     before = [(content.read(t), ops.version(t)) for _, _, t in tensors]
     declared = [(path, t) for name, path, t in tensors if name in written]
     shares = [
@@ -231,7 +232,7 @@ def _made(
         declared = (
             schema.results[index] if index < len(schema.results) else schemas.Result((), False)
         )
-        for path, t in leaves(f"output {index}", value):
+        for path, t in tensors_of(value, f"output {index}"):
             aliased = [
                 (name, other)
                 for name, other in tensors
@@ -255,15 +256,6 @@ def _made(
                 )
             )
     return tuple(found)
-
-
-def leaves(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """(path, tensor) of every tensor in an argument or result."""
-    if isinstance(value, torch.Tensor):
-        yield name, value
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from leaves(f"{name}[{index}]", item)
 
 
 class Copies:

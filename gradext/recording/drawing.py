@@ -6,6 +6,7 @@ nodes: nothing of the program's is kept alive. Made for recordings that are to b
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -120,7 +121,7 @@ def _named(pairs: Iterable[tuple[str, Any]]) -> dict[int, str]:
         if issubclass(type(value), _module_class()):
             found = _of_module(value, root)
         else:
-            found = naming.tensors_in(value, root, depth=2)
+            found = naming.tensors_in([(root, value)], depth=2)
         for name, tensor in found:
             who = naming.identity_of(tensor)
             if who is not None and who.counter:
@@ -138,15 +139,11 @@ def _module_class() -> type:
 
 def _of_module(module: Any, name: str) -> Iterator[tuple[str, Any]]:
     """All parameters and buffers below a module; reads its dictionaries only."""
-    pending: list[tuple[str, Any]] = [(name, module)]
-    seen: set[int] = set()
-    while pending and len(seen) < 10_000:
-        path, at = pending.pop()
-        if id(at) in seen:
-            continue
-        seen.add(id(at))
-        yield from naming.tensors_in(at, path, depth=1)
-        pending += [(f"{path}.{key}", inner) for key, inner in naming.group_of(at, "_modules")]
+    found = naming.submodules(
+        module, name, joined=lambda path, key: f"{path}.{key}", last_first=True
+    )
+    for path, at in itertools.islice(found, 10_000):
+        yield from naming.tensors_in([(path, at)], depth=1)
 
 
 def _way(rows: Sequence[Any], data: Data, diagnosis: Diagnosis) -> tuple[Step, ...]:

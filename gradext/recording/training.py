@@ -169,17 +169,8 @@ def leaves_of(thing: Any) -> list[Any]:
     """The parameters of a module and of those below it; a parameter itself."""
     if issubclass(type(thing), torch.Tensor):
         return [thing]
-    found: list[Any] = []
-    seen: set[int] = set()
-    pending = [thing]
-    while pending and len(seen) < _MOST_MODULES:
-        module = pending.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        for kind, into in zip(_PARTS, (found, pending), strict=True):
-            into += [item for _, item in naming.group_of(module, kind)]
-    return found
+    below = itertools.islice(naming.submodules(thing, last_first=True), _MOST_MODULES)
+    return [leaf for _, at in below for _, leaf in naming.group_of(at, "_parameters")]
 
 
 def params_of(optimizer: Any) -> Iterator[Any]:

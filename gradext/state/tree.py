@@ -8,13 +8,14 @@ from __future__ import annotations
 import collections
 import types
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from gradext.base import display, raw
 from gradext.ops import graph_break
 from gradext.state.inspect import TensorState, full_name, state_of
+from gradext.state.traverse import ATOMS, traverse
 
 
 class StateTree(display.Shown, list[tuple[str, TensorState]]):
@@ -46,7 +47,7 @@ def inspect_tree(obj: object) -> StateTree:
             "gradext.inspect_tree: expected a module, container, dataclass or tensor, got "
             f"{full_name(type(obj))}"
         )
-    return StateTree((path, state_of(t)) for path, t in walk(obj, "", set()))
+    return StateTree((path, state_of(t)) for path, t in tensors_of(obj))
 
 
 def is_container(obj: object) -> bool:
@@ -61,45 +62,44 @@ def is_container(obj: object) -> bool:
     )
 
 
-def walk(obj: object, path: str, entered: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    # An explicit stack: a linked list of a few thousand dataclasses must not end in RecursionError.
-    pending: list[tuple[object, str]] = [(obj, path)]
-    alive = []  # keeps what was entered from dying meanwhile and lending out its id
-    while pending:
-        value, where = pending.pop()
-        if issubclass(type(value), torch.Tensor):
-            yield where or "(tensor)", cast(torch.Tensor, value)
-        elif is_container(value) and id(value) not in entered:
-            entered.add(id(value))
-            alive.append(value)
-            pending.extend(reversed(list(_children(value, where))))
+def tensors_of(obj: object, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, tensor) of every tensor in modules, containers and dataclasses, in order.
+
+    A tensor comes at each path, what is in a container at the container's first one.
+    """
+    for where, tensor in traverse([(path, obj)], _children, repeats="wanted"):
+        yield where or "(tensor)", tensor
 
 
-def _children(value: Any, path: str) -> Iterator[tuple[object, str]]:
+def _children(path: str, value: Any, left: int) -> Iterator[tuple[str, object, int]]:
     """What a container holds, read past any code that its class may have for it."""
     dot = f"{path}." if path else ""
     kind = type(value)
+    if issubclass(kind, type):
+        return  # a class that makes classes may be a dataclass
     if issubclass(kind, torch.nn.Module):
         held = raw.dict_of(value)
         held = held if type(held) is dict else {}
         registered = [held.get(name) for name in ("_parameters", "_buffers", "_modules")]
         for group in registered:
             for name, child in raw.items_of(group) or ():
-                yield child, f"{dot}{name if type(name) is str else raw.key_text(name)}"
+                yield f"{dot}{name if type(name) is str else raw.key_text(name)}", child, 0
         for name, child in list(held.items()):
             if type(name) is str and not any(child is group for group in registered):
-                yield child, f"{dot}{name}"
+                yield f"{dot}{name}", child, 0
     elif (items := raw.items_of(value)) is not None:
         for key, child in items:
-            yield child, f"{path}[{raw.key_text(key)}]"
+            if id(type(child)) not in ATOMS:
+                yield f"{path}[{raw.key_text(key)}]", child, 0
     elif (names := raw.field_names(kind)) is not None:
         if issubclass(kind, tuple):
             for name, child in zip(names, tuple.__iter__(value), strict=False):
-                yield child, f"{dot}{name}"
+                yield f"{dot}{name}", child, 0
         else:
             for name in names:
-                yield raw.attribute(value, name), f"{dot}{name}"
+                yield f"{dot}{name}", raw.attribute(value, name), 0
     elif (members := raw.sequence_of(value)) is not None:
         is_set = issubclass(kind, (set, frozenset))
         for index, child in enumerate(members):
-            yield child, f"{path}{{…}}" if is_set else f"{path}[{index}]"
+            if id(type(child)) not in ATOMS:
+                yield f"{path}{{…}}" if is_set else f"{path}[{index}]", child, 0

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradext.opcheck import schemas, witnesses
+from gradext.state.tree import tensors_of
 
 Call = tuple[list[Any], dict[str, Any]]
 
@@ -78,7 +79,7 @@ def _run(entry: Any, sample: Any, calls: Calls) -> None:
 def _run_backward(entry: Any, sample: Any, calls: Calls) -> None:
     with contextlib.suppress(Exception), calls:
         result = entry(sample.input, *sample.args, **sample.kwargs)
-        outputs = [t for _, t in witnesses.leaves("", result) if t.requires_grad]
+        outputs = [t for _, t in tensors_of(result) if t.requires_grad]
         if outputs:
             torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
 
@@ -105,7 +106,7 @@ class Calls:
             return
         size = sum(
             t.untyped_storage().nbytes() if t.layout is torch.strided else 0
-            for _, t in witnesses.leaves("", [*args, *kwargs.values()])
+            for _, t in tensors_of([*args, *kwargs.values()])
         )
         if size > BYTES:
             return
@@ -213,7 +214,7 @@ def derive(op: torch._ops.OpOverload, source: torch._ops.OpOverload, call: Call)
     if outs:
         made = _results(source, origin, args, kwargs)
         if len(outs) == 1 and "List" in outs[0].type:
-            made = [t for result in made for _, t in witnesses.leaves("", result)]
+            made = [t for result in made for _, t in tensors_of(result)]
             values[outs[0].name] = [unlike(t) for t in made]
         elif len(made) >= len(outs) and all(isinstance(t, torch.Tensor) for t in made):
             values |= {argument.name: unlike(t) for argument, t in zip(outs, made, strict=False)}

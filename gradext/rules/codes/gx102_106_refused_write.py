@@ -258,17 +258,16 @@ def _live_view(error: BaseException, code: str, use: Frame) -> tuple[Any, Any] |
         live.append(traceback.tb_frame)
         traceback = traceback.tb_next
     for frame in reversed(live):
-        for name, value in naming.locals_of(frame):
-            for path, tensor in naming.tensors_in(value, name, depth=2):
-                who = naming.identity_of(tensor)
-                facts = naming.facts_of(tensor) if who is not None and who.is_view else None
-                if facts is None or facts.creation_meta not in wanted or facts.storage is None:
-                    continue
-                if not facts.grad_fn_is_stale:
-                    continue
-                mentioned = re.split(r"\W", path)[0] in words
-                if best is None or (mentioned and not best[0]):
-                    best = (mentioned, (tensor, facts))
+        for path, tensor in naming.tensors_in(naming.locals_of(frame), depth=2):
+            who = naming.identity_of(tensor)
+            facts = naming.facts_of(tensor) if who is not None and who.is_view else None
+            if facts is None or facts.creation_meta not in wanted or facts.storage is None:
+                continue
+            if not facts.grad_fn_is_stale:
+                continue
+            mentioned = re.split(r"\W", path)[0] in words
+            if best is None or (mentioned and not best[0]):
+                best = (mentioned, (tensor, facts))
     return best[1] if best is not None else None
 
 

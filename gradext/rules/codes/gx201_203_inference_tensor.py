@@ -236,11 +236,10 @@ def _at_hand(live: Sequence[Any]) -> dict[int, tuple[str, Any]]:
     for frame in live:
         if found or package.is_user_file(frame.f_code.co_filename):
             break
-        for name, value in naming.locals_of(frame):
-            for path, tensor in naming.tensors_in(value, name, depth=1):
-                who = naming.identity_of(tensor)
-                if who is not None and who.is_inference:
-                    found.setdefault(who.id, (path, tensor))
+        for path, tensor in naming.tensors_in(naming.locals_of(frame), depth=1):
+            who = naming.identity_of(tensor)
+            if who is not None and who.is_inference:
+                found.setdefault(who.id, (path, tensor))
     return found
 
 

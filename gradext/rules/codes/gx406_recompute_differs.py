@@ -218,11 +218,11 @@ def _held_by(function: Any) -> set[int]:
             continue
         seen.add(id(thing))
         pending += _parts(thing)
-        for path, module in naming.modules_in(thing, "", depth=2):
-            del path
-            for _, tensor in _tensors_of(module):
-                _add(found, tensor)
-        for _, tensor in naming.tensors_in(thing, "", depth=2):
+        for _, root in naming.modules_in([("", thing)], depth=2):
+            for _, module in naming.submodules(root):
+                for _, tensor in naming.tensors_in(_own_of(module), depth=1):
+                    _add(found, tensor)
+        for _, tensor in naming.tensors_in([("", thing)], depth=2):
             _add(found, tensor)
     return found
 
@@ -261,21 +261,13 @@ def _parts(thing: Any) -> list[Any]:
     return parts
 
 
-def _tensors_of(module: Any) -> Iterator[tuple[str, Any]]:
+def _own_of(module: Any) -> list[tuple[str, Any]]:
+    """The parameters, buffers and attributes of a module."""
     from gradext.objects import naming
 
-    pending, seen = [module], set()
-    while pending:
-        at = pending.pop()
-        if id(at) in seen:
-            continue
-        seen.add(id(at))
-        for group in ("_parameters", "_buffers"):
-            yield from naming.group_of(at, group)
-        for name, value in naming.items_in(raw.dict_of(at)):
-            if not name.startswith("_"):
-                yield from naming.tensors_in(value, name, depth=1)
-        pending += [child for _, child in naming.group_of(at, "_modules")]
+    groups = [naming.group_of(module, group) for group in ("_parameters", "_buffers")]
+    held = naming.items_in(raw.dict_of(module))
+    return [*groups[0], *groups[1], *(pair for pair in held if not pair[0].startswith("_"))]
 
 
 def _state(

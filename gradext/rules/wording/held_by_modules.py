@@ -15,16 +15,7 @@ def named_modules() -> Iterator[tuple[str, Any]]:
     from gradext.objects import naming, walk
 
     for path, root in walk.modules():
-        seen: set[int] = set()
-        pending = [(path, root)]
-        while pending:
-            name, module = pending.pop()
-            if id(module) not in seen:
-                seen.add(id(module))
-                yield name, module
-                pending += [
-                    (naming.child_path(name, k), m) for k, m in naming.group_of(module, "_modules")
-                ]
+        yield from naming.submodules(root, path, last_first=True)
 
 
 def module_with(kind: str, attribute: str) -> tuple[str, bool] | None:

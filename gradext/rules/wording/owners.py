@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from gradext.base import raw
@@ -63,7 +63,7 @@ class Owners:
         roots = naming.root_modules(modules)
         self._names.know_roots(roots)
         for number, root in enumerate(roots):
-            for module in _modules_in(root, naming):
+            for _, module in naming.submodules(root):
                 for _, tensor in naming.group_of(module, "_buffers"):
                     who = naming.identity_of(tensor)
                     if who is not None:
@@ -170,15 +170,3 @@ class _Named(Sequence[str]):
 
     def _name(self, tensor: int) -> str:
         return self._names.of(tensor) or self._unnamed
-
-
-def _modules_in(root: Any, naming: Any) -> Iterable[Any]:
-    seen: set[int] = set()
-    pending = [root]
-    while pending:
-        module = pending.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        yield module
-        pending += [child for _, child in naming.group_of(module, "_modules")][::-1]

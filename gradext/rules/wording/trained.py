@@ -83,18 +83,12 @@ class Tree:
         self.name, self.root = name, root
         self.modules: dict[int, tuple[str, Any]] = {}
         self.leaves: dict[int, Leaf] = {}
-        pending = [(name, root)]
-        while pending:
-            path, module = pending.pop()
-            if id(module) in self.modules:
-                continue
+        for path, module in naming.submodules(root, name):
             self.modules[id(module)] = path, module
             for key, tensor in naming.group_of(module, "_parameters"):
                 who = naming.identity_of(tensor)
                 if who is not None:
                     self.leaves.setdefault(who.id, Leaf(naming.child_path(path, key), who))
-            below = naming.group_of(module, "_modules")
-            pending += [(naming.child_path(path, key), child) for key, child in below[::-1]]
 
 
 class Trained:

@@ -64,11 +64,12 @@ def copied_into_a_row() -> torch.Tensor:
 
 
 F = events
+IS_VIEW, TAINT_CUT = (_C.EVENT_FLAGS["flows"][name] for name in ("IS_VIEW", "TAINT_CUT"))
 CUTS: dict[str, tuple[Callable[[], Any], str, int]] = {
-    "detach": (lambda: (w * 2).detach(), "aten::detach", F.CUT | F.IS_VIEW),
+    "detach": (lambda: (w * 2).detach(), "aten::detach", F.CUT | IS_VIEW),
     "detach of a leaf": (lambda: w.detach(), "aten::detach", F.CUT | F.SOURCE_IS_LEAF),
     "detach_": (detached_in_place, "aten::detach_", F.CUT | F.WRITTEN),
-    "data": (lambda: (w * 2).data, "Tensor.data", F.CUT | F.IS_VIEW),
+    "data": (lambda: (w * 2).data, "Tensor.data", F.CUT | IS_VIEW),
     "no_grad": (under_no_grad, "aten::linear", F.CUT | F.NO_GRAD),
     "argmax": (lambda: (w * 2).argmax(), "aten::argmax", F.CUT | F.NOT_FLOATING),
     "max": (lambda: (w * 2).max(0)[1], "aten::max", F.CUT | F.NOT_FLOATING),
@@ -310,7 +311,7 @@ def test_like_functions_carry_no_value() -> None:
         flows = [recording.flow(tensor) for tensor in made]
     for flow in flows:
         assert flow is not None
-        assert not flow.flags & (events.CUT | events.TAINT_CUT)
+        assert not flow.flags & (events.CUT | TAINT_CUT)
         assert flow.parents == ()
 
 

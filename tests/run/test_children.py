@@ -57,9 +57,13 @@ FRESH = {"spawn", "forkserver", "subprocess"}
     "how", ["fork", "spawn", "forkserver", "os.fork", "os.fork os._exit", "subprocess"]
 )
 def test_children(plain, recorded, write, mistakes, with_pth, how):
-    """Two that fail, one that catches its error, one without any."""
+    """Of those that fail, those that catch their error and those without any.
+
+    Each that starts as a new program imports torch anew: there are two of these, and four forks.
+    """
     write(PARENT)
-    words = ["train.py", how, "fine", "stale", "leaf", "caught_stale"]
+    ended = ["fine", "leaf"] if how not in FRESH else []
+    words = ["train.py", how, *ended, "stale", "caught_stale"]
     env = with_pth if how in FRESH else {}
     expected = plain(*words, **env)
     found, report = recorded(*words, **env)
@@ -72,13 +76,13 @@ def test_children(plain, recorded, write, mistakes, with_pth, how):
     stale, leaf = mistakes.line("stale"), mistakes.line("leaf")
     assert told == [
         ("GX101", "error", stale),
-        ("GX102", "error", leaf),
+        *([("GX102", "error", leaf)] if ended else []),
         ("GX101", "warning", stale),
     ]
     pids = [d["pid"] for d in report["diagnoses"]]
-    assert len(set(pids)) == 3
+    assert len(set(pids)) == len(told)
     assert all(f"in the child process {pid}" in found.errors for pid in pids)
-    assert found.errors.count("docs: gradext explain") == 3
+    assert found.errors.count("docs: gradext explain") == len(told)
     assert report["exit_code"] == 0
     assert report["error"] is None  # that is the root's own
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from gradext.base import interrupts
+from gradext.base.met_before import MetBefore
 from gradext.base.package import PREFIX, is_user_file
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
@@ -116,7 +117,7 @@ class guard:
         self._wants: Any = None
         self.whole_program = False  # whether it begins before the program has made a tensor
         self.quiet = False  # under `gradext run`, whose report has what is found
-        self.counts: dict[Any, int] = {}
+        self.told = MetBefore[None]()  # by findings.places_of()
 
     def __enter__(self) -> guard:
         return self.start()
@@ -406,10 +407,9 @@ def _deliver(found: list[Diagnosis], guards: list[guard], *, may_raise: bool) ->
     keys = [findings.places_of(diagnosis) for diagnosis in found]
     for diagnosis, key in zip(found, keys, strict=True):
         for one in guards:
-            if key not in one.counts:
+            if one.told.meet(key, None):
                 one.diagnoses.append(diagnosis)
                 new.append(diagnosis)
-            one.counts[key] = one.counts.get(key, 0) + 1
     # The recording may have reported the same write already, without a guard.
     known = incidents.silent_places
     fresh = tuple(d for d, key in zip(found, keys, strict=True) if key not in known)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from gradext.base.met_before import MetBefore
 from gradext.byte_guard import guard as byte_guard
 from gradext.diagnosis import folding
 from gradext.diagnosis.model import Diagnosis
@@ -61,6 +62,7 @@ class WatchedSteps:
             raise ValueError(f"gradext: guard: {error}") from None
         self.every, self.on_finding, self.logger = every, on_finding, logger
         self.found: list[Diagnosis] = []
+        self._told = MetBefore[None]()  # by Diagnosis.key()
         self.wants_stop = False
         self._count = 0
         self._open: contextlib.ExitStack | None = None
@@ -94,8 +96,7 @@ class WatchedSteps:
             self.end()
 
     def _hear(self, incident: incidents.Incident) -> None:
-        known = {diagnosis.key() for diagnosis in self.found}
-        new = [each for each in incident.diagnoses if each.key() not in known]
+        new = [each for each in incident.diagnoses if self._told.meet(each.key(), None)]
         self.found += new
         new = folding.by_cause(new)
         if new:

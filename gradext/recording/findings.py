@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from gradext.base import package, raw
+from gradext.base.met_before import MetBefore
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
 
 if TYPE_CHECKING:
     from gradext.recording.recording import Recording
 
-MOST_PLACES = 1024  # findings that are remembered
 # Explanations of one finding, for what differs between its times: shapes, bytes, names.
 MOST_VARIANTS = 8
 _LEAD = r"(?:A \S+ \[[^]]*\] alias of |A gradient with respect to |backward\(\) of )?"
@@ -77,7 +77,7 @@ class Known:
     """The findings of one recording."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[Any, ...], list[_Variant]] = {}
+        self._places: MetBefore[list[_Variant]] = MetBefore()
 
     def recall(self, finding: Finding, live: Sequence[Any]) -> tuple[Diagnosis, ...] | None:
         """How this finding was explained the last time; None for a new one.
@@ -85,7 +85,7 @@ class Known:
         Args:
             live: the running frames, innermost first: a name must still be that tensor's.
         """
-        variants = self._places.get(finding.places, [])
+        variants = self._places.get(finding.places) or []
         for variant in variants:
             if variant.details == finding.details and _is_named(variant, finding, live):
                 if variant.text == finding.text:
@@ -98,9 +98,9 @@ class Known:
     def keep(
         self, finding: Finding, diagnoses: Sequence[Diagnosis], live: Sequence[Any] = ()
     ) -> None:
-        if finding.places not in self._places and len(self._places) >= MOST_PLACES:
-            del self._places[next(iter(self._places))]
-        variants = self._places.setdefault(finding.places, [])
+        variants: list[_Variant] = []
+        if not self._places.meet(finding.places, variants):
+            variants = self._places.get(finding.places) or variants
         del variants[MOST_VARIANTS - 1 :]
         variants.append(_variant(finding, diagnoses, live))
 

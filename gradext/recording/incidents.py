@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gradext.base import errors, forks, interrupts, package, raw
+from gradext.base.met_before import MetBefore
 from gradext.diagnosis import ignore_comments
 from gradext.diagnosis.model import Diagnosis
 from gradext.native import _C
@@ -58,7 +59,7 @@ def _mark_of(error: BaseException) -> tuple[int, int] | None:
 incidents: list[Incident] = []  # of the recordings that run; the latest _KEPT
 _KEPT = 64
 _DEEPEST = 64  # frames that tell one read of a `.grad` from another
-silent_places: set[Any] = set()  # of the silent writes that the journal alone has shown
+silent_places = MetBefore[None]()  # of the silent writes that the journal alone has shown
 _subscribers: list[Callable[[Incident], None]] = []
 _lock = threading.RLock()
 
@@ -213,7 +214,8 @@ def _silent_writes(outputs: Any, recording: Recording) -> Sequence[Diagnosis]:
         if time_share.is_lifted():
             # A guard compares the bytes themselves, when backward comes to use them.
             found = [diagnosis for diagnosis in found if diagnosis.severity == "error"]
-        silent_places.update(map(findings.places_of, found))
+        for diagnosis in found:
+            silent_places.meet(findings.places_of(diagnosis), None)
         return found
 
     return _silent(lambda: findings.of_silent_writes(outputs, recording), explain, recording)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 
 from gradext.base import errors
+from gradext.base.met_before import MetBefore
 from gradext.native import _C, torch_internals
 from gradext.recording import time_share
 
-_errors: dict[str, int] = {}
+_errors = MetBefore[None]()  # by their texts
 _lock = threading.RLock()  # a finalizer that runs within count() may fail and count, too
 _unexplained = 0
 
@@ -26,7 +27,7 @@ def count(error: BaseException, where: str) -> None:
     """Count an error of gradext's own; it is reported at the end and goes nowhere else."""
     text = f"{where}: {errors.describe(error)}"
     with _lock:
-        _errors[text] = _errors.get(text, 0) + 1
+        _errors.meet(text, None)
 
 
 def not_explained() -> None:
@@ -37,7 +38,7 @@ def not_explained() -> None:
 
 def lines() -> list[str]:
     """gradext's own errors so far, and what it left out, one line each."""
-    counted = list(_errors.items())  # another thread may add one
+    counted = _errors.counts()
     found = [text if times == 1 else f"{text} ({times} times)" for text, times in counted]
     faults, last = _C.recorder_faults()
     if faults:

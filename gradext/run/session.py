@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gradext import reporters
 from gradext._version import __version__
 from gradext.base import errors, interrupts, package, terminal, torch_import
+from gradext.base.met_before import MetBefore
 from gradext.base.text import clean
 from gradext.diagnosis import folding, ignore_comments
 from gradext.diagnosis.run_report import RunReport, together
@@ -60,8 +61,8 @@ class Session:
         self._write_early = write_early
         self._pid = self._process = os.getpid()
         self._lock = threading.RLock()
-        self._entries: dict[tuple[object, ...], Entry] = {}
-        self._more = self._met = 0
+        self._entries = self._no_entries()
+        self._met = 0
         # The entries of each thread's last error: whether the program catches it is not known yet.
         self._open: dict[int, set[tuple[object, ...]]] = {}
         self._error: str | None = None
@@ -74,7 +75,7 @@ class Session:
         self._torch_seen = False
         self._recording: Any = None
         self._joint: joint.Joint | None = None  # the other ranks, where a launcher started this
-        self._causes: set[object] = set()  # told at once
+        self._causes = MetBefore[None]()  # told at once
         self._undo: list[Callable[[], None]] = []
         self._finished = self._in_haste = False
 
@@ -290,25 +291,21 @@ class Session:
     def _add(self, entry: Entry) -> tuple[Entry | None, bool]:
         """The entry that stands for this diagnosis, None where there are too many, and if new."""
         key = entry.key()
+        is_new = self._entries.meet(key, entry, entry.count)
         known = self._entries.get(key)
         self._met += 1
         entry.met = self._met
-        if known is not None:
+        if known is not None and not is_new:
             known.met = self._met
-            known.count += entry.count
+            known.count = self._entries.count(key)
             known.error = entry.error or known.error
             known.silent &= entry.silent
             known.whom = known.whom.with_threads(entry.whom.threads)
-            return known, False
-        if len(self._entries) >= MAX_KEPT:
-            self._more += 1
-            caught = (k for k, e in self._entries.items() if not (e.silent or self._is_error(e)))
-            oldest = next(caught, None)
-            if oldest is None:
-                return None, False
-            del self._entries[oldest]
-        self._entries[key] = entry
-        return entry, True
+        return known, is_new
+
+    def _no_entries(self) -> MetBefore[Entry]:
+        """Where there are too many, a new one takes the place of an error that was caught."""
+        return MetBefore(MAX_KEPT, lambda entry: not (entry.silent or self._is_error(entry)))
 
     # --- what is told -----------------------------------------------------------------------------
 
@@ -466,8 +463,8 @@ class Session:
         self._own.clear()
         if "gradext.recording.incidents" in sys.modules:
             lines += _torch_side().own_errors.lines()
-        if self._more:
-            lines.append(f"{self._more} more diagnoses were not kept")
+        if more := self._entries.more:
+            lines.append(f"{more} more diagnoses were not kept")
         for line in lines:
             terminal.say(f"gradext: {line}")
 
@@ -541,7 +538,7 @@ class Session:
             for entry in handed.entries:
                 key = entry.key()
                 # What a child has written again includes what it had written before.
-                known = self._entries.pop(key, None)
+                known = self._entries.forget(key)
                 entry.printed = entry.told > 0 or (known is not None and known.printed)
                 entry.told = max(entry.told, 0 if known is None else known.told)
                 # A pool hands the error that its worker caught to the parent, as a text.
@@ -553,16 +550,15 @@ class Session:
         if self._process == os.getpid():
             return
         self._lock = threading.RLock()
-        self._entries = {}
+        self._entries = self._no_entries()
         self._open = {}
         self._uncaught_texts = []
         self._own = []
-        self._more = 0
         self._error = self.exit_code = None
         self._old_last = id(getattr(sys, "last_value", None))
         self._seen_main = self._interrupted = self._finished = False
         self._joint = None
-        self._causes = set()
+        self._causes = MetBefore()
         self._pid = self._process = os.getpid()
 
     @guarded

@@ -14,12 +14,13 @@ from gradext.diagnosis.run_report import together
 from gradext.run.entries import Entry, where
 
 if TYPE_CHECKING:
+    from gradext.base.met_before import MetBefore
     from gradext.run.joint import Joint
     from gradext.run.shown import Shown
 
 
 def at_once(
-    entries: Iterable[Entry], severity: Callable[[Entry], str], told: set[object]
+    entries: Iterable[Entry], severity: Callable[[Entry], str], told: MetBefore[None]
 ) -> list[Entry]:
     """The silent errors that were not told; marks them. `told`: the causes that were told before.
 
@@ -33,7 +34,8 @@ def at_once(
         cause = folding.cause(entry.diagnosis)
         if cause is None or cause not in told:
             fresh.append(entry)
-    told.update(folding.cause(entry.diagnosis) for entry in fresh)
+    for entry in fresh:
+        told.meet(folding.cause(entry.diagnosis), None)
     return fresh
 
 

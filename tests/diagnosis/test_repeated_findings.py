@@ -272,8 +272,8 @@ def test_what_the_journal_tells_of_is_not_told_again_by_a_guard(heard):
 
 
 def test_the_memory_of_findings_is_bounded(monkeypatch):
-    monkeypatch.setattr(findings, "MOST_PLACES", 3)
     known = findings.Known()
+    monkeypatch.setattr(known._places, "_most", 3)
     for number in range(9):
         known.keep(findings.Finding((number,), ()), [])
     assert len(known._places) == 3

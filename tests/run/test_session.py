@@ -118,7 +118,7 @@ def test_counts_and_bounds(session):
     report = read(session)["diagnoses"]
     assert len(report) == sessions.MAX_KEPT
     assert report[0]["culprits"][0]["line"] == 9999  # the newest is never the one left out
-    assert session._more == 51
+    assert session._entries.more == 51
 
 
 def test_a_count_in_the_file_and_in_the_text(session):

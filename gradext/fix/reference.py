@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -167,9 +168,10 @@ def _in_forward() -> bool:
     return False
 
 
-_OF_CHECKPOINT = (
-    *("use_reentrant", "context_fn", "determinism_check", "debug", "early_stop"),
-    "preserve_rng_state",
+# What computes a checkpoint again without reentering autograd; since torch 2.14 the second.
+_WITHOUT_REENTRANT = (
+    "_checkpoint_without_reentrant_generator",
+    "_checkpoint_without_reentrant_generator_impl",
 )
 
 
@@ -198,17 +200,25 @@ def no_checkpoints() -> Recomputed:
     """`checkpoint(function, ...)` calls the function: nothing is computed a second time (GX406).
 
     A copy of `checkpoint` that a module took before, and `CheckpointFunction` by itself, compute as
-    ever; the result says so. Source of the keywords: the signature of checkpoint.
+    ever; the result says so. Source of the keywords: the signature of checkpoint, where what the
+    function is given has no name of its own. Without a function it decorates one (torch 2.14).
     """
     import torch.utils.checkpoint as module
 
-    def checkpoint(function: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **{k: v for k, v in kwargs.items() if k not in _OF_CHECKPOINT})
+    parameters = signature(module.checkpoint).parameters.values()
+    own = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    own.add("preserve_rng_state")  # before torch 2.14 among the keywords of the function
+
+    def checkpoint(function: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if function is None and not args:
+            return lambda decorated: decorated
+        return function(*args, **{k: v for k, v in kwargs.items() if k not in own})
 
     module.checkpoint = checkpoint
     recomputed = Recomputed()
-    inner = "_checkpoint_without_reentrant_generator"
-    setattr(module, inner, recomputed.told_by(getattr(module, inner)))
+    for inner in _WITHOUT_REENTRANT:
+        if hasattr(module, inner):
+            setattr(module, inner, recomputed.told_by(getattr(module, inner)))
     reentrant: Any = module.CheckpointFunction
     reentrant.forward = staticmethod(recomputed.told_by(reentrant.forward))
     return recomputed

@@ -67,10 +67,6 @@ def test_quick_has_every_layer_of_every_op_in_every_mode(quick, load_script):
     assert all(row["low"] <= row["ns"] <= row["high"] for row in rows)
     assert {row["processes"] for row in rows} == {layers.PROCESSES}
     assert layers.LAUNCH not in {row["layer"] for row in rows}  # nothing is launched on a CPU
-    found = {(row["op"], row["mode"], row["layer"]): row for row in rows}
-    # What no noise can hide: a node is made, a view is tracked.
-    assert found["axpby", layers.MODES[0], layers.AUTOGRAD]["low"] > 0
-    assert found["window", "grad", layers.ADINPLACEORVIEW]["low"] > 0
 
 
 def test_the_committed_results_of_the_suites_are_what_the_schema_says():

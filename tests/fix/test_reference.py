@@ -6,6 +6,7 @@ person would write for the same meaning.
 
 from __future__ import annotations
 
+import inspect
 import json
 import textwrap
 from collections.abc import Callable, Iterator
@@ -329,16 +330,49 @@ def test_what_a_checkpoint_computes_again_is_held_against_the_first_time(
     assert added in best["diff"]
 
 
+def put_back(monkeypatch: Any) -> None:
+    """At the end of the test, what no_checkpoints() replaces."""
+    import torch.utils.checkpoint as module
+
+    inner = [(module, name) for name in reference._WITHOUT_REENTRANT if hasattr(module, name)]
+    for owner, name in ((module, "checkpoint"), *inner, (module.CheckpointFunction, "forward")):
+        monkeypatch.setattr(owner, name, owner.__dict__[name])
+
+
+def test_without_checkpoints_every_keyword_of_torchs_is_taken(monkeypatch: Any) -> None:
+    """Those of this torch, whichever they are: the function gets what is left."""
+    import torch.utils.checkpoint as module
+
+    named = [
+        name
+        for name, one in inspect.signature(module.checkpoint).parameters.items()
+        if one.kind is one.KEYWORD_ONLY
+    ]
+    assert "use_reentrant" in named
+    put_back(monkeypatch)
+    reference.no_checkpoints()
+    found = module.checkpoint(lambda *a, **k: (a, k), 1, own=2, **dict.fromkeys(named))
+    assert found == ((1,), {"own": 2})
+
+
+def test_without_checkpoints_a_decorated_function_is_itself(monkeypatch: Any) -> None:
+    import torch.utils.checkpoint as module
+
+    put_back(monkeypatch)
+    recomputed = reference.no_checkpoints()
+    x = leaf(3)
+    decorate: Any = module.checkpoint  # in this way since torch 2.14
+    decorate(use_reentrant=False)(lambda x: x * 2)(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
+    assert recomputed.doubt is None
+
+
 def test_without_checkpoints_each_function_is_called_once(monkeypatch: Any) -> None:
     import torch.utils.checkpoint as module
 
     before = module.checkpoint
-    for owner, name in (
-        (module, "checkpoint"),
-        (module, "_checkpoint_without_reentrant_generator"),
-        (module.CheckpointFunction, "forward"),
-    ):
-        monkeypatch.setattr(owner, name, owner.__dict__[name])  # put back at the end
+    put_back(monkeypatch)
     recomputed = reference.no_checkpoints()
     calls: list[Any] = []
 

@@ -23,7 +23,7 @@ class Passed(NamedTuple):
 
 PYTHONS = {
     "3.10": Passed("2026-11-29", "whole suite", "2.13.0"),
-    "3.11": Passed("2026-11-29", "whole suite", "2.13.0"),
+    "3.11": Passed("2026-12-01", "whole suite", "2.13.0"),
     "3.12": Passed("2026-11-29", "whole suite", "2.13.0"),
     "3.13": Passed("2026-11-29", "whole suite", "2.13.0"),
     # 10,298 passed; a test with a sleep and one of two signals when their rooms were run again.
@@ -31,8 +31,8 @@ PYTHONS = {
 }
 
 TORCHES = {
-    "2.13": Passed("2026-11-29", "whole suite", "3.11.7"),
-    "2.14": Passed("2026-11-29", "whole suite", "3.11.7"),
+    "2.13": Passed("2026-12-01", "whole suite", "3.11.7"),
+    "2.14": Passed("2026-12-01", "whole suite", "3.11.7"),
 }
 
 # Pythons whose frames the sources know; not a claim that any test has passed there.

@@ -128,6 +128,35 @@ def assigned_names(site: Site) -> list[str]:
     return found
 
 
+def holds_from(site: Site, path: str, line: int) -> bool:
+    """Whether the statement at the site's line has the value that `path` has at a later `line`.
+
+    Only what the function itself assigns is looked at: it has given the first name of the path a
+    value before the statement, or as an argument, and no part of the path one from there on.
+    """
+    root = re.split(r"[.\[]", path)[0]
+    scope = syntax.around(site.frame.file, site.frame.line)
+    node = statement(site)
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    within: list[ast.AST] = [one for one in around(site) if isinstance(one, functions)]
+    if node is None or scope is None or not root.isidentifier():
+        return False
+    is_known = False
+    for part in ast.walk(within[-1] if within else scope):
+        if isinstance(part, ast.arg):
+            is_known = is_known or part.arg == root
+            continue
+        kinds = (ast.Name, ast.Attribute, ast.Subscript)
+        if not isinstance(part, kinds) or not isinstance(part.ctx, ast.Store):
+            continue
+        text = ast.unparse(part)
+        if text == root and part.lineno < node.lineno:
+            is_known = True
+        if node.lineno <= part.lineno < line and re.match(rf"{re.escape(text)}(?![\w])", path):
+            return False
+    return is_known
+
+
 def names_read_again(site: Site) -> list[str]:
     """The variables that the assignment at the site's line also reads: `h` of `o, h = f(x, h)`."""
     value = getattr(statement(site), "value", None)

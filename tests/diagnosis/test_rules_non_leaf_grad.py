@@ -53,7 +53,7 @@ case(
     """,
     ("image = image.requires_grad_()\n", ""), ("    return image.unsqueeze(0)",
      "return image.unsqueeze(0).requires_grad_()"),
-    text=("`image`",), fix=("call `.retain_grad()` on what",),
+    text=("`image`",), fix=("call `image.retain_grad()` above a_batch_dimension_in_a_helper.py:6",),
 )  # fmt: skip
 case(
     "GX305", "weights_scaled_in_a_function_that_makes_them", """
@@ -70,7 +70,7 @@ case(
      "(torch.randn(fan_in, fan_out) / math.sqrt(fan_in)).requires_grad_()"),
     text=("`weight`",),
     fix=("`return (torch.randn(fan_in, fan_out) / math.sqrt(fan_in)).requires_grad_()`",
-         "call `.retain_grad()` on what"),
+         "call `weight.retain_grad()` above"),
 )  # fmt: skip
 case(
     "GX305", "flag_set_before_a_cast", """
@@ -90,6 +90,76 @@ case(
     """,
     ("x.exp()", "x.retain_grad()\nx.exp()"),
     text=("`x`",), fix=("`x.retain_grad()` after", "the leaf that it was made from"),
+)  # fmt: skip
+case(
+    "GX305", "activation_that_a_hook_keeps", """
+    class Cam:
+        def __init__(self, net, layer):
+            self.net = net
+            layer.register_forward_hook(self.keep)
+        def keep(self, module, args, output):
+            self.kept = output
+        def __call__(self, x):
+            score = self.net(x).sum()  #C
+            score.backward()
+            return self.kept.grad  #V
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    Cam(net, net[0])(torch.ones(1, 2))
+    """,
+    ("        score.backward()", "        self.kept.retain_grad()\n        score.backward()"),
+    text=("`self.kept`",),
+    fix=("call `self.kept.retain_grad()` above activation_that_a_hook_keeps.py:9",),
+)  # fmt: skip
+case(
+    "GX305", "layers_in_a_list", """
+    def forward(x, layers):
+        hidden = []
+        for layer in layers:
+            x = layer(x).tanh()  #C
+            hidden.append(x)
+        return x, hidden
+    layers = [nn.Linear(2, 2) for _ in range(2)]
+    out, hidden = forward(torch.ones(1, 2), layers)
+    out.sum().backward()
+    first = hidden[0].grad  #V
+    """,
+    ("out.sum()", "hidden[0].retain_grad()\nout.sum()"),
+    fix=("call `hidden[0].retain_grad()` above layers_in_a_list.py:9",),
+)  # fmt: skip
+case(
+    "GX305", "attention_in_a_record_of_outputs", """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, 2))
+        def forward(self, x):
+            return {"maps": (x @ self.w).softmax(-1)}  #C
+    def attribute(net, x):
+        outputs = net(x)
+        with torch.enable_grad():
+            outputs["maps"].square().sum().backward()
+        maps = outputs["maps"]
+        return maps, outputs["maps"].grad  #V
+    attribute(Net(), torch.ones(1, 2))
+    """,
+    ("    with torch.enable_grad():\n", "    outputs['maps'].retain_grad()\n    if True:\n"),
+    fix=("retain_grad()",),
+)  # fmt: skip
+case(
+    "GX305", "name_bound_below_the_backward", """
+    w = torch.ones(2, requires_grad=True)
+    class Store: pass
+    store = Store()
+    def make():
+        store.a = w.exp()  #C
+        return store.a
+    loss = make().sum()
+    loss.backward()
+    kept = store.a
+    g = kept.grad  #V
+    """,
+    ("kept = store.a", "kept = w"),
+    fix=("retain_grad()", "before backward()"),
 )  # fmt: skip
 
 

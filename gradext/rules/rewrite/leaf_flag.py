@@ -15,6 +15,12 @@ def asked_for_last(node: ast.stmt | None) -> str | None:
 
     None where nothing within the statement asks for it, or it gives out several values.
     """
+    told = leaf_of_result(node)
+    return None if told is None else f"{told[0]}: `{told[1]}`"
+
+
+def leaf_of_result(node: ast.stmt | None) -> tuple[str, str] | None:
+    """What asked_for_last() says to do, and the statement that it says to type."""
     if isinstance(node, ast.Assign):
         if len(node.targets) != 1:
             return None
@@ -22,7 +28,7 @@ def asked_for_last(node: ast.stmt | None) -> str | None:
         return None
     made = _parameter_last(node)
     if made is not None:
-        return f"make the parameter of the result: `{made}`"
+        return "make the parameter of the result", made
     change = _WithoutFlag()
     rewritten = change.visit(copy.deepcopy(node))
     value = rewritten.value
@@ -32,9 +38,7 @@ def asked_for_last(node: ast.stmt | None) -> str | None:
     text = ast.unparse(value) if tight else f"({ast.unparse(value)})"
     rewritten.value = ast.Name(f"{text}.requires_grad_()", ast.Load())
     new = ast.unparse(ast.fix_missing_locations(rewritten))
-    return (
-        f"take {change.flags[0]} off what is computed with, and make a leaf of the result: `{new}`"
-    )
+    return f"take {change.flags[0]} off what is computed with, and make a leaf of the result", new
 
 
 def _parameter_last(node: ast.Assign | ast.Return) -> str | None:

@@ -1,10 +1,13 @@
-"""A gradient that a hook or a backward formula wrote in place, although others still use it."""
+"""The `.grad` of a tensor: kept where it is no leaf, and not written while others still use it."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
+from gradext.rules.rewrite import leaf_flag
 from gradext.rules.rewrite.strategies.case import Candidate, Case, at, candidate
 from gradext.rules.rewrite.strategies.in_place import OutOfPlace
 from gradext.source.edits import Edit, Source, written
@@ -63,4 +66,59 @@ def _bound(source: Source, statement: Any) -> str | None:
     return written(source, at_node)
 
 
-STRATEGIES = (ReturnIt(),)
+class LeafOfResult:
+    """`w = (torch.zeros(3) + 1).requires_grad_()`: what comes last is the leaf."""
+
+    codes = frozenset({"GX305"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        for place, source, statement in case.statements(case.culprits[:1]):
+            node: ast.stmt | None
+            try:
+                node = ast.parse(source.code(statement)).body[0]
+            except SyntaxError:
+                node = None
+            told = leaf_flag.leaf_of_result(node)
+            if told is not None:
+                title = f"make a leaf of the result at {at(place)}"
+                yield candidate(title, source.path, [source.replace(statement, told[1])])
+
+
+class KeepGradient:
+    """`x.retain_grad()`: backward() fills the .grad of what is no leaf, too."""
+
+    codes = frozenset({"GX305"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        named = re.match(r"The \.grad of `([^`]+)` is None", case.message)
+        if named is None:
+            return
+        call = f"{named[1]}.retain_grad()"
+        for place, source, statement in case.statements(case.culprits[:1]):
+            if named[1] in _targets(source, statement):
+                edit = source.insert_lines(statement, call, after=True)
+                yield candidate(f"call `{call}` below {at(place)}", source.path, [edit])
+                return
+        calls = [place for place in case.victims if place.label.startswith("backward()")]
+        for place, source, statement in case.statements(calls):
+            edit = source.insert_lines(statement, call, after=False)
+            yield candidate(f"call `{call}` above {at(place)}", source.path, [edit])
+
+
+def _targets(source: Source, statement: Any) -> list[str]:
+    """What an assignment gives a value to, as it is written; of several at once each."""
+    import libcst as cst
+
+    found: list[str] = []
+    for target in statement.targets if isinstance(statement, cst.Assign) else ():
+        node = target.target
+        several = node.elements if isinstance(node, (cst.Tuple, cst.List)) else ()
+        found += [source.code(each.value) for each in several] or [source.code(node)]
+    return found
+
+
+STRATEGIES = (
+    LeafOfResult(),
+    KeepGradient(),
+    ReturnIt(),
+)

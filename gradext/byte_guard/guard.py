@@ -393,7 +393,10 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     elif kind == "gradient":
         found = gx403_gradient_written.gradient_written(facts, data)
     else:
-        found = gx404_overlapping_write.overlapping(facts, data)
+        overlaps = gx404_overlapping_write.overlapping(facts, data)
+        if overlaps is None:
+            return None
+        found = overlaps
     known.keep(finding, [found])
     return found
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from cases import Case, Cases, check_broken, check_mended
+import pytest
+from cases import Case, Cases, check_broken, check_mended, places, run
 
 _cases = Cases()
 case = functools.partial(_cases, guard=True)
@@ -448,3 +449,19 @@ def test_broken(case: Case) -> None:
 @_cases.broken()
 def test_mended(case: Case) -> None:
     check_mended(case)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "h.unfold(0, 4, 2).mul_(torch.hann_window(4))",
+        "h.unfold(0, 3, 1)[1].mul_(2)",
+        "torch.as_strided(h, (3, 4), (2, 1)).sigmoid_()",
+    ],
+)
+def test_what_backward_writes_of_such_a_write_is_not_told_again(write: str) -> None:
+    text = (
+        f"x = torch.ones(8, requires_grad=True)\nh = x * 2\n{write}\nh.square().sum().backward()\n"
+    )
+    ran = run(text, "overlap-in-backward", guard=True)
+    assert {(d.code, *places(d.culprits, ran.file)) for d in ran.diagnoses} == {("GX404", 3)}

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
     from gradext.recording.tables import Data
 
 
-def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis:
-    """GX404: one write through expanded or self-overlapping memory."""
+def overlapping(facts: dict[str, Any], data: Data) -> Diagnosis | None:
+    """GX404: one write through expanded or self-overlapping memory.
+
+    None for memory that a backward formula of torch's own made and wrote: the graph of such a write
+    writes so again, and the program can change nothing there.
+    """
+    stacks = [data.frames(facts[which]) for which in ("line", "made")]
+    if all(stack and stack[0].function == "_engine_run_backward" for stack in stacks):
+        return None
     op = op_names.short(facts["op"])
     sizes, strides, written = facts["sizes"], facts["strides"], facts["written_sizes"]
     label = f"{op} writes a {written} part of it"

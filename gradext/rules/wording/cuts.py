@@ -14,7 +14,7 @@ from gradext.base import op_names
 from gradext.diagnosis.model import Site
 from gradext.recording import events
 from gradext.recording.events import Birth, Flow
-from gradext.rules.rewrite import detach, grad_modes, straight_through
+from gradext.rules.rewrite import detach, grad_modes, stacked, straight_through
 from gradext.rules.wording import draws
 from gradext.source import mode_blocks, sites, statements
 
@@ -320,6 +320,10 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
         if without is not None:
             return f"take {cut.what} out at {line}: `{without}`"
         return f"take {cut.what} out at {line}, or detach a copy that the loss is not made of"
+    if cut.kind == "copy" or cut.what == "`.__float__()`":  # the latter with a dtype
+        stack = stacked.in_place_of_copy(site)
+        if stack is not None:
+            return f"use the tensors themselves at {line}, of which it copies numbers: `{stack}`"
     if cut.kind == "read":
         back = _way_back(data, cut)
         kept = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from gradext.rules.rewrite import stacked
 from gradext.rules.rewrite.strategies.case import Candidate, Case, at, candidate
 from gradext.source.edits import Edit, Source
 
@@ -56,7 +58,12 @@ def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
         if is_rebuilt and node.args and not node.args[0].star:
             given = node.args[0].value
             start, end = source.span(node)
-            if (isinstance(given, cst.Name) and _is_list(source, given)) or isinstance(
+            deep = _depth(source, given)
+            if deep > 1:
+                before, after = stacked.around(deep)
+                edits.append(Edit(start, source.outer_span(given)[0], before))
+                edits.append(Edit(source.outer_span(given)[1], end, after))
+            elif (isinstance(given, cst.Name) and _is_list(source, given)) or isinstance(
                 given, (cst.List, cst.ListComp)
             ):
                 edits.append(Edit(start, source.span(given)[0], "torch.stack("))
@@ -66,6 +73,14 @@ def _without_cuts(source: Source, statement: Any) -> list[Edit | None]:
                 edits.append(Edit(start, source.outer_span(given)[0], "("))
                 edits.append(Edit(source.outer_span(given)[1], end, ")"))
     return edits
+
+
+def _depth(source: Source, given: Any) -> int:
+    """How many lists that are written out are in each other; 0: that is not to be seen."""
+    try:
+        return stacked.depth(ast.parse(f"({source.code(given)})", mode="eval").body)
+    except SyntaxError:
+        return 0
 
 
 def _numbers_as_tensors(source: Source, given: Any) -> Iterator[Edit]:

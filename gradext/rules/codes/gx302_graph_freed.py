@@ -15,10 +15,10 @@ from gradext.diagnosis.model import Diagnosis, Site
 from gradext.recording.events import NODES
 from gradext.rules.graph_copy import Graph, Node
 from gradext.rules.rewrite import carried, detach, exchanged, leaf_flag
-from gradext.rules.wording import holders, node_sites
+from gradext.rules.wording import holders, node_sites, weight_caches
 from gradext.rules.wording.cached_results import kept_by_decorator
 from gradext.rules.wording.held_by_modules import module_with, named_modules
-from gradext.rules.wording.loops import runs_again
+from gradext.rules.wording.loops import goes_over_made, runs_again
 from gradext.rules.wording.lost_events import lost
 from gradext.source import live_frames, sites, statements
 
@@ -126,6 +126,13 @@ def freed(
         data, node, f"{op_names.of_node(node.name)} made a part of the graph that was freed"
     )
     whole = outer is None
+    block = None
+    if not whole and maker is not None:
+        stack, _ = data.node_stack(node.thread, node.sequence or 0)
+        block = weight_caches.block_around(data.frames(stack), live_frames.frames_above())
+    several = (
+        None if whole or block is not None else _several(data, graph, node, maker, (first, again))
+    )
     twice = call is not None and _adds_twice(node, call, whole, first, again)
     # `loss += task(x)` after the first call: the sum is to start anew, and both calls are meant.
     twice = twice and not (linking is not None and _is_carried_on(linking))
@@ -141,6 +148,19 @@ def freed(
         message = (
             f"backward() ran a second time through the same graph: {node.name}, and what lies "
             "below it, was freed by the first one."
+        )
+    elif block is not None:
+        culprits = sites.distinct([block[0], made, first])
+        message = (
+            f"The graph of this backward() reaches {node.name} of an earlier one that has already "
+            "been freed: a weight that `parametrize.cached()` keeps was used again with its "
+            "history."
+        )
+    elif several is not None:
+        culprits = sites.distinct([first, made, linking])
+        message = (
+            f"The graph of this backward() reaches {node.name} of an earlier one that has already "
+            "been freed: the losses of this loop, which were computed before it, share it."
         )
     else:
         culprits = sites.distinct([made, linking, first])
@@ -190,28 +210,47 @@ def freed(
         notes.append("the graph was made before the recording began")
     if not culprits and again is not None:
         culprits = (again,)
+    if twice and taken is not None and other is not None and first is not None:
+        mend = _one_too_many(taken, other, first)
+    elif block is not None:
+        mend = block[1]
+    else:
+        leaf = _leaf_instead(graph, index, (made, maker))
+        lines = (made, maker, linking, first, again)
+        mend = several or _fix(data, node, name, whole, apart, leaf, lines)
     return [
         Diagnosis(
             code="GX302",
             message=message,
             culprits=culprits,
             victims=victims,
-            fix=(
-                _one_too_many(taken, other, first)
-                if twice and taken is not None and other is not None and first is not None
-                else _fix(
-                    data,
-                    node,
-                    name,
-                    whole,
-                    apart,
-                    _leaf_instead(graph, index, (made, maker)),
-                    (made, maker, linking, first, again),
-                )
-            ),
+            fix=mend,
             notes=tuple(notes),
         )
     ]
+
+
+def _several(
+    data: Data,
+    graph: Graph,
+    node: Node,
+    maker: Site | None,
+    calls: tuple[Site | None, Site | None],
+) -> str | None:
+    """What to do where one line calls backward() on several losses that are there already."""
+    first, again = calls
+    root = next((one for one in graph.nodes if one.sequence is not None), None)
+    if root is None or first is None or again is None or maker is None:
+        return None
+    if sites.line_of(first) != sites.line_of(again):
+        return None
+    if not goes_over_made(node_sites.site_of(data, root, ""), maker, again):
+        return None
+    if runs_again(data, node.thread, 1 + (node.sequence or 0), maker):
+        return None
+    kept = carried.keeping_graph(again) or "`retain_graph=True`"
+    more = "" if _is_grad_call(again) else "; or call backward() once, on their sum"
+    return f"keep the graph for the next loss, {kept} at {sites.where(again.frame)}{more}"
 
 
 def _adds_twice(

@@ -260,6 +260,19 @@ def once(first: Site, again: Site) -> str | None:
     return f"add them, `({one} + {other}).backward()` at {where} in place of both calls"
 
 
+def keeping_graph(place: Site) -> str | None:
+    """`loss.backward(retain_graph=True)` for the line `loss.backward()`."""
+    owner = _owner_of_backward(place)
+    node = statements.statement(place)
+    call = node.value if isinstance(node, ast.Expr) else None
+    if owner is None or not isinstance(call, ast.Call):
+        return None
+    if any(word.arg in ("retain_graph", None) for word in call.keywords):
+        return None
+    given = [ast.unparse(part) for part in (*call.args, *call.keywords)]
+    return f"`{owner}.backward({', '.join([*given, 'retain_graph=True'])})`"
+
+
 def _owner_of_backward(place: Site) -> str | None:
     node = statements.statement(place)
     call = node.value if isinstance(node, ast.Expr) else None

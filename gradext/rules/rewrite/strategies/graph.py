@@ -449,6 +449,46 @@ class DetachInTheFirst:
                 return
 
 
+class KeepForTheNext:
+    """A loop over losses that share a graph: backward() keeps it for the next one."""
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        if "computed before it, share it" in case.message:
+            yield from RetainGraph().propose(case)
+
+
+class BlockWithinTheLoop:
+    """`with parametrize.cached():` stands in the loop, and keeps no weight for the next one."""
+
+    codes = frozenset({"GX302"})
+
+    def propose(self, case: Case) -> Iterator[Candidate | None]:
+        import libcst as cst
+
+        for place in case.culprits[:1]:
+            source = case.source(place)
+            block = source.compound_at(place.line) if source is not None else None
+            if source is None or not isinstance(block, cst.With):
+                continue
+            inner = block.body.body[0] if isinstance(block.body, cst.IndentedBlock) else None
+            if not isinstance(inner, (cst.For, cst.While)) or len(block.body.body) > 1:
+                continue
+            starts = source.span(block)[0], source.span(inner)[0]
+            ends = tuple(source.text.index("\n", start) for start in starts)
+            texts = [source.text[a:b].rstrip() for a, b in zip(starts, ends, strict=True)]
+            if "keeps each weight" not in place.label or inner.orelse is not None:
+                continue
+            if not all(re.search(r":\s*(#.*)?$", text) for text in texts):
+                continue  # a header of several lines
+            edits = [
+                Edit(start, start + len(mine), other)
+                for start, mine, other in zip(starts, texts, texts[::-1], strict=True)
+            ]
+            yield candidate(f"enter the block of {at(place)} in each iteration", source.path, edits)
+
+
 class RetainGraph:
     """The first backward() keeps the graph: the costliest way, and so the last."""
 
@@ -480,6 +520,8 @@ class RetainGraph:
 
 STRATEGIES = (
     OneCallLess(),
+    KeepForTheNext(),
+    BlockWithinTheLoop(),
     StartTheSumAnew(),
     DetachedReset(),
     DetachState(),

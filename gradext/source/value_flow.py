@@ -29,7 +29,6 @@ class ValueFlow:
 
     def __init__(self) -> None:
         self._lines: dict[_Place, _Line] = {}
-        self._functions: dict[int, _Function] = {}  # by id() of the node, which it holds
         self._followed: dict[tuple[_Place, ...], frozenset[str]] = {}
         self._answers: dict[tuple[tuple[_Place, ...], tuple[_Place, ...]], bool] = {}
 
@@ -154,9 +153,7 @@ class ValueFlow:
     def _read(self, frame: Frame) -> _Line:
         around = syntax.statements(frame.file, frame.line)
         scope = _scope(frame, around)
-        function = self._functions.get(id(scope))
-        if function is None:
-            function = self._functions[id(scope)] = _Function.of(scope)
+        function = _function_of(scope)
         if not around:
             return _Line(None, frozenset(), frozenset(), function)
         node = around[-1]
@@ -201,6 +198,21 @@ class _Function(NamedTuple):
                 if isinstance(part, (ast.Return, ast.Yield)) and part.value is not None
             ),
         )
+
+
+def _function_of(scope: ast.AST | None) -> _Function:
+    """_Function.of(), read once for each tree: what was read is kept in the node (syntax.py)."""
+    if scope is None:
+        return _Function.of(scope)
+    kept = vars(scope).get(_KEPT)
+    if kept is None:
+        found = _Function.of(scope)
+        setattr(scope, _KEPT, (found.statements, found.returned))  # not the node: that is a cycle
+        return found
+    return _Function(scope, *kept)
+
+
+_KEPT = "gradext_value_flow"  # an attribute of a node: ast's own functions read none but `_fields`
 
 
 class _Line(NamedTuple):

@@ -83,13 +83,14 @@ class ValueFlow:
             if ways:  # through attributes of an object: of this one, or of whose method was called
                 if not self._hands_on_its_object(deeper[0]):
                     start.clear()  # what the call returns has not got the value
-                start |= ways | _objects_called(node, ways)
+                start |= ways | _objects_called(node, ways, deeper[0].function)
         return self._closure(here, start)
 
     def _escapes(self, frames: Sequence[Frame]) -> set[str] | None:
         """How a value gets out of the functions of `frames`, outermost first: None for not at all.
 
-        An empty set: it is returned. Else the attributes of `self` that hold it.
+        An empty set: it is returned. Else the attributes of `self` that hold it, and names that are
+        `global` or `nonlocal` there.
 
         A library's function that the user's own code is called by hands on what that returns
         (Module.__call__). One in which the value left need not: a check of arguments reads truth
@@ -108,6 +109,7 @@ class ValueFlow:
                 return None
             followed = self._closure(frame, line.targets | ways)
             kept = {name for name in followed if name.startswith("self.")}
+            kept |= followed & line.function.outside
             if isinstance(line.node, ast.Return) or any(
                 not followed.isdisjoint(reads) for reads in line.function.returned
             ):
@@ -160,12 +162,19 @@ class ValueFlow:
         return _Line(node, frozenset(_reads(node)), frozenset(_targets(node)), function)
 
 
-def _objects_called(node: ast.stmt, ways: Iterable[str]) -> set[str]:
+def _objects_called(node: ast.stmt, ways: Iterable[str], function: str) -> set[str]:
     """Whose methods a statement calls: `a` of `a.f(x)`; and `net.aux` of `net(x)`, for `self.aux`.
 
-    What is called may be a function as well: then nothing reads an attribute of that name.
+    What is called may be a function as well: then nothing reads an attribute of that name. Of
+    several calls it is the one by the name of `function`, where there is one.
     """
     called = [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
+    name = function.rsplit(".", 1)[-1]
+    called = [
+        c
+        for c in called
+        if name in (getattr(c, "attr", ""), getattr(c, "id", ""))  # an Attribute, or a Name
+    ] or called
     owners = {_dotted(c.value) for c in called if isinstance(c, ast.Attribute)}
     objects = {text for text in owners if text is not None and text not in _OBJECTS}
     for text in filter(None, map(_dotted, called)):
@@ -182,6 +191,7 @@ class _Function(NamedTuple):
     node: ast.AST | None
     statements: tuple[tuple[frozenset[str], frozenset[str]], ...]  # names read, names followed on
     returned: tuple[frozenset[str], ...]  # read by each `return` and `yield`
+    outside: frozenset[str]  # names that are `global` or `nonlocal`
 
     @classmethod
     def of(cls, node: ast.AST | None) -> _Function:
@@ -197,6 +207,12 @@ class _Function(NamedTuple):
                 for part in parts
                 if isinstance(part, (ast.Return, ast.Yield)) and part.value is not None
             ),
+            frozenset(
+                name
+                for part in parts
+                if isinstance(part, (ast.Global, ast.Nonlocal))
+                for name in part.names
+            ),
         )
 
 
@@ -207,7 +223,7 @@ def _function_of(scope: ast.AST | None) -> _Function:
     kept = vars(scope).get(_KEPT)
     if kept is None:
         found = _Function.of(scope)
-        setattr(scope, _KEPT, (found.statements, found.returned))  # not the node: that is a cycle
+        setattr(scope, _KEPT, found[1:])  # not the node: that is a cycle
         return found
     return _Function(scope, *kept)
 

@@ -8,6 +8,54 @@ import pytest
 from cases import run
 
 SILENT = {
+    "leaves_of_literals_beside_numbers_that_are_compared": """
+    def check(a, b):
+        worst = (a - b).abs().max().item()
+        assert worst < 1, worst
+
+    def case(value):
+        x = torch.tensor(0.0, requires_grad=True)
+        y = torch.tensor(0.0, requires_grad=True)
+        for step in range(3):
+            x.backward(torch.tensor(value))
+            y.backward(torch.tensor(value))
+            check(x, y)
+            x.grad = y.grad = None
+
+    for value in (1.0, 3.0, 5.0):
+        case(value)
+    """,
+    "a_leaf_of_a_setting_where_a_loss_was_logged": """
+    net = nn.Linear(3, 1)
+
+    def step(x, start):
+        seen = net(x).pow(2).mean().item()
+        print(f"{seen:.3f}")
+        temperature = torch.tensor(start * 2, requires_grad=True)
+        temperature.backward()
+        return temperature.grad
+
+    for start in (0.3, 0.7):
+        step(torch.rand(2, 3), start)
+    """,
+    "a_leaf_of_a_list_in_the_loop_that_validates": """
+    class Check:
+        def __init__(self, net, sides):
+            self.net, self.sides, self.best = net, sides, 0.0
+
+        def validate(self, x):
+            self.best = max(self.best, self.net(x).sigmoid().mean().item())
+
+        def once(self):
+            self.validate(torch.rand(2, 3))
+            corner = torch.tensor([side * 3 for side in self.sides], requires_grad=True)
+            corner.backward(torch.ones(2))
+            return corner.grad
+
+    check = Check(nn.Linear(3, 1), [0.3, 0.4])
+    for _ in range(3):
+        check.once()
+    """,
     "critic_read_in_a_long_loop_and_trained_by_another_term": """
     actor, critic = nn.Linear(2, 1), nn.Linear(2, 1)
     opt = torch.optim.SGD([*actor.parameters(), *critic.parameters()], 0.1)

@@ -138,9 +138,10 @@ def _rebuilt(
 
 
 def _is_read_so(data: Data, step: Step, source: ValueFlow) -> bool:
-    """Whether the source, too, leads from where a value left to where one of its size came back.
+    """Whether the source, too, leads from where a value left to where it seems to have come back.
 
-    The recorder takes an array of the same size for what had left, which is a guess.
+    The recorder takes an array of the same size for what had left, and a value of the same function
+    (chains.linked_exit), which are guesses.
     """
     return all(
         source.leads(data.frames(left.origin.stack), data.frames(left.after.origin.stack))
@@ -148,7 +149,7 @@ def _is_read_so(data: Data, step: Step, source: ValueFlow) -> bool:
         if left.after is not None
         and isinstance(left.after.origin, Flow)
         and left.after.origin.has(events.FROM_PYTHON)
-        and left.after.origin.has(events.BY_SIZE)
+        and (left.after.origin.has(events.BY_SIZE) or left.after.is_sure > left.is_sure)
     )
 
 

@@ -6,6 +6,66 @@ from cases import Case, Cases, check_broken, check_mended
 
 case = Cases()
 
+# --- whole numbers that tell a place --------------------------------------------------------------
+
+case(
+    "GX304", "tone_looked_up_in_a_palette", """
+    tone, palette = nn.Linear(3, 1), nn.Embedding(8, 3)
+    opt = torch.optim.SGD([*tone.parameters(), *palette.parameters()], 0.1)
+    for x in torch.rand(2, 4, 3):
+        opt.zero_grad()
+        p = tone(x).sigmoid()[:, 0]
+        place = (p * 7).long()  #C
+        (palette(place) - x).square().mean().backward()  #V
+        opt.step()
+    """,
+    ("place = (p * 7).long()", "place = p.softmax(0)"),
+    ("palette(place)", "(place[:, None] * palette.weight[:4])"),
+    fix=("between two neighbours: `a[i]",),
+)  # fmt: skip
+case(
+    "GX304", "values_taken_out_of_a_table_of_constants", """
+    curve = torch.linspace(0, 1, 9) ** 2
+    net, head = nn.Linear(2, 1), nn.Linear(1, 1)
+    opt = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1)
+    def corrected(p):
+        return curve[(p * 8).clamp(0, 8).int()]  #C
+    for x in torch.rand(2, 4, 2):
+        opt.zero_grad()
+        head(corrected(net(x).sigmoid())).square().mean().backward()
+        opt.step()
+    """,
+    ("curve[(p * 8).clamp(0, 8).int()]", "p ** 2"),
+    fix=("between two neighbours: `a[i]",),
+)  # fmt: skip
+case(
+    "GX304", "frames_repeated_by_durations", """
+    enc, durations, dec = nn.Embedding(5, 4), nn.Linear(4, 1), nn.Linear(4, 2)
+    opt = torch.optim.SGD([*enc.parameters(), *durations.parameters(), *dec.parameters()], 0.1)
+    for ids in torch.randint(0, 5, (2, 6)):
+        opt.zero_grad()
+        h = enc(ids)
+        n = (durations(h).exp()[:, 0] * 2).to(torch.int64).clamp(1, 3)  #C
+        dec(h.repeat_interleave(n, 0)).square().mean().backward()
+        opt.step()
+    """,
+    ("n = (durations(h).exp()[:, 0] * 2).to(torch.int64).clamp(1, 3)",
+     "h, n = h * durations(h), torch.full((6,), 2)"),
+    fix=("a size or an index has no derivative",),
+)  # fmt: skip
+case(
+    "GX304", "rounded_values_that_are_no_index", """
+    net, head = nn.Linear(2, 3), nn.Linear(3, 1)
+    opt = torch.optim.SGD([*net.parameters(), *head.parameters()], 0.1)
+    for x in torch.rand(2, 4, 2):
+        opt.zero_grad()
+        head((net(x) * 8).int().float()).square().mean().backward()  #C
+        opt.step()
+    """,
+    ("(net(x) * 8).int().float()", "net(x)"),
+    fix=("the floating values in place of the cast",),
+)  # fmt: skip
+
 # --- decisions ------------------------------------------------------------------------------------
 
 case(

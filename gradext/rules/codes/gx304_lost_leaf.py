@@ -21,7 +21,7 @@ from gradext.recording import events
 from gradext.recording.awaited import Awaited
 from gradext.recording.events import Flow
 from gradext.rules.wording import chains
-from gradext.rules.wording.cuts import Cut, describe, fix
+from gradext.rules.wording.cuts import AT_AN_INDEX, Cut, describe, fix
 from gradext.rules.wording.lost_gradients import listed
 from gradext.rules.wording.lost_leaves import LostLeaves
 from gradext.rules.wording.owners import Owners
@@ -178,18 +178,11 @@ def _numbers(
             continue
         used = sites.site(into, label="computes on with the number, a constant")
         backward = sites.site(called, label="backward() ends at this constant")
-        mend = _WHOLE if _is_whole(cut.sites[0].frame.code) else fix(data, cut)
+        mend = AT_AN_INDEX if _is_whole(cut.sites[0].frame.code) else fix(data, cut)
         known = dataclasses.replace(cut, step=cast(Any, None))
         if used is not None:
             _C.recorder_lost_told([left.stack])
             yield sites.line_of(cut.sites[0]), Awaited(missed, _Number(known, used, backward, mend))
-
-
-_WHOLE = (
-    "a size or an index has no derivative: compute with weights that the value shapes (a soft "
-    "window, or between two neighbours: `a[i] * (1 - f) + a[i + 1] * f` with `f = p - i`), or take "
-    "it out of what is trained"
-)
 
 
 def _is_whole(code: str) -> bool:

@@ -341,7 +341,7 @@ def _of_constants(
         return None
     decides = cut.kind in _DECIDES
     say = _decided if decides else _rebuilt_value
-    mend, notes = fix(data, cut), (_READ_IN_SOURCE,) if is_read else ()
+    mend, notes = fix(data, cut, into=merge.op), (_READ_IN_SOURCE,) if is_read else ()
     known = dataclasses.replace(
         cut, step=cast(Any, None)
     )  # what waits keeps no copy of the recording

@@ -257,8 +257,37 @@ def _without_library(name: str, site: Site) -> str:
     )
 
 
-def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
-    """What mends a cut; `asks` is the call of backward() that it was found at."""
+AT_AN_INDEX = (
+    "a size or an index has no derivative: compute with weights that the value shapes (a soft "
+    "window, or between two neighbours: `a[i] * (1 - f) + a[i + 1] * f` with `f = p - i`), or take "
+    "it out of what is trained"
+)
+# Ops that take a whole number for a place or a size.
+_INDEXES = {
+    *("index", "embedding", "embedding_bag", "gather", "take", "take_along_dim", "index_select"),
+    *("index_put", "index_add", "scatter", "scatter_add", "repeat_interleave"),
+}
+
+
+def _is_index(cut: Cut, into: str | None) -> bool:
+    """Whether values that were cast to whole numbers tell a place, or how many.
+
+    `into` is the op that computes on with what came of them.
+    """
+    if op_names.bare(cut.step.origin.op) != "to_copy":
+        return False
+    nearer = cut.step.after.way() if cut.step.after is not None else ()
+    ops = [into, *(step.origin.op for step in nearer)]
+    return any(op is not None and op_names.bare(op).rstrip("_") in _INDEXES for op in ops)
+
+
+def fix(data: Data, cut: Cut, asks: Site | None = None, into: str | None = None) -> str:
+    """What mends a cut.
+
+    Args:
+        asks: the call of backward() that it was found at.
+        into: the op that computes on with the constant, where that is known.
+    """
     site = cut.sites[0] if cut.sites else None
     if site is None:
         return "compute the loss from tensors that require grad"
@@ -343,6 +372,8 @@ def fix(data: Data, cut: Cut, asks: Site | None = None) -> str:
             f"use the tensor itself at {line} (torch.stack for several) instead of {cut.what}, "
             "which copies numbers"
         )
+    if cut.kind == "integer" and _is_index(cut, into):
+        return f"at {line}: {AT_AN_INDEX}"
     if cut.kind in ("integer", "drawn"):
         op = op_names.bare(cut.step.origin.op)
         stand_in = _STAND_INS.get(op, "the values that it was made of")

@@ -81,7 +81,8 @@ class MetBefore(Generic[Kept]):
 
     def _make_room(self) -> bool:
         can_go = self._can_go
-        for key, known in list(self._met.items()) if can_go else [next(iter(self._met.items()))]:
+        # A list of them all, which no other thread can come between.
+        for key, known in list(self._met.items()):
             if can_go is None or can_go(known.kept):
                 self._met.pop(key, None)
                 return True

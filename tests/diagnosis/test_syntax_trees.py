@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gradext.base.met_before import MetBefore
 from gradext.recording import own_errors
 from gradext.source import syntax
 
@@ -77,7 +78,9 @@ def test_what_is_kept_is_bounded_and_what_was_asked_for_last_is_kept(files: list
 def test_errors_that_are_counted_while_they_are_listed(
     monkeypatch: pytest.MonkeyPatch, switching_often: None
 ) -> None:
-    long = {f"an error {number}": 1 for number in range(20_000)}
+    long = MetBefore[None](most=20_100)  # soon full: then each new one takes another's place
+    for number in range(20_000):
+        long.meet(f"an error {number}", None)
     monkeypatch.setattr(own_errors, "_errors", long)
 
     is_over = threading.Event()

@@ -37,7 +37,7 @@ def test_what_comes_from_python_is_looked_up_once_however_long_a_rollout_is(
     walk = ast.walk
     monkeypatch.setattr(ast, "walk", lambda node: looked.append(1) or walk(node))
     counts = []
-    for steps in (8, 48):
+    for steps in (8, 8, 48):  # what the first has read of the source is kept for the others
         monkeypatch.setattr(child, "PLAYED", steps)
         looked.clear()
         with gradext.record():
@@ -45,7 +45,7 @@ def test_what_comes_from_python_is_looked_up_once_however_long_a_rollout_is(
             training.play()
             training.learn()
         counts.append(len(looked))
-    assert 0 < counts[0] == counts[1]
+    assert counts[0] > counts[1] == counts[2] > 0
 
 
 def test_a_thread_counts_and_another_writes(benchmark: Any) -> None:

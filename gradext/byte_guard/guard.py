@@ -379,7 +379,7 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     live = live_frames.frames_above()
     again = known.recall(finding, live)
     if again is not None:
-        return again[0]
+        return again[0] if again else None
     # A loop that goes on finding something else each time has one cause, too.
     if sum(len(one.diagnoses) for one in _guards) >= _MOST:
         own_errors.not_explained()
@@ -395,6 +395,7 @@ def _diagnosis(kind: str, facts: dict[str, Any]) -> Diagnosis | None:
     else:
         overlaps = gx404_overlapping_write.overlapping(facts, data)
         if overlaps is None:
+            known.keep(finding, [])  # a next step copies no events to come to the same
             return None
         found = overlaps
     known.keep(finding, [found])

@@ -7,6 +7,8 @@ import functools
 import pytest
 from cases import Case, Cases, check_broken, check_mended, places, run
 
+from gradext.rules.codes import gx404_overlapping_write
+
 _cases = Cases()
 case = functools.partial(_cases, guard=True)
 
@@ -465,3 +467,21 @@ def test_what_backward_writes_of_such_a_write_is_not_told_again(write: str) -> N
     )
     ran = run(text, "overlap-in-backward", guard=True)
     assert {(d.code, *places(d.culprits, ran.file)) for d in ran.diagnoses} == {("GX404", 3)}
+
+
+def test_each_step_asks_no_more_about_what_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = gx404_overlapping_write.overlapping
+    monkeypatch.setattr(
+        gx404_overlapping_write, "overlapping", lambda *facts: asked.append(1) or real(*facts)
+    )
+    text = """
+for _ in range(6):
+    x = torch.ones(8, requires_grad=True)
+    h = x * 2
+    h.unfold(0, 4, 2).mul_(torch.hann_window(4))
+    h.square().sum().backward()
+"""
+    ran = run(text, "overlap-in-each-step", guard=True)
+    assert {d.code for d in ran.diagnoses} == {"GX404"}
+    assert len(asked) == 2  # the program's write, and the one of its backward

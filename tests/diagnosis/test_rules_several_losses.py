@@ -112,7 +112,7 @@ with parametrize.cached():  #C
     net(torch.ones(2, 3)).exp().sum().backward()
 """,
     ("    net(torch.ones(2, 3)).exp", "with parametrize.cached():\n    net(torch.ones(2, 3)).exp"),
-    fix=("within the loop, for each backward() anew",),
+    fix=("enter it anew for each backward(), `with parametrize.cached():` around one forward",),
 )  # fmt: skip
 
 test_the_line_is_named, test_the_mended_script_is_silent = named_and_mended(case)

@@ -38,13 +38,14 @@ def block_around(made: Sequence[Frame], live: Sequence[Any]) -> tuple[Site, str]
             at = dataclasses.replace(_at(place, node), column=node.col_offset)
             label = "keeps each weight as it is computed first, until the block ends"
             loop = next((n for n in around[index + 1 :] if isinstance(n, loops.LOOPS)), None)
-            within = "within the loop, for each backward() anew"
+            header = f"`with {', '.join(map(ast.unparse, node.items))}:`"
+            anew = f"enter it anew for each backward(), {header} around one forward and its own"
             if loop is not None:
-                within = f"below {sites.where(_at(place, loop))}, in the loop"
-            header = f"with {', '.join(map(ast.unparse, node.items))}:"
+                where = sites.where(_at(place, loop))
+                anew = f"enter it in each iteration, {header} below {where}, in the loop"
             mend = (
                 f"the block at {sites.where(at)} keeps the weights of its first forward, and "
-                f"backward() uses up their graph: enter it in each iteration, `{header}` {within}"
+                f"backward() uses up their graph: {anew}"
             )
             return Site(at, label=label), mend
     return None
